@@ -1,0 +1,1 @@
+"""Train, judge and compare variational autoencoders written as Pyro programs."""

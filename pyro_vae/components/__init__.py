@@ -1,0 +1,22 @@
+"""Modules that return a distribution: the vocabulary of p and q."""
+
+from pyro_vae.components.conditional import Automatic, Conditional, Family
+from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
+from pyro_vae.components.networks import MLP, Convolutional, Standardize
+from pyro_vae.components.posteriors import DiagonalNormal
+from pyro_vae.components.priors import StandardNormal, learned
+
+__all__ = [
+    "MLP",
+    "Automatic",
+    "Bernoulli",
+    "Binomial",
+    "Conditional",
+    "Convolutional",
+    "DiagonalNormal",
+    "Family",
+    "Normal",
+    "StandardNormal",
+    "Standardize",
+    "learned",
+]

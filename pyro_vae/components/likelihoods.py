@@ -1,0 +1,108 @@
+"""Likelihoods: families over data, each a normalised density or probability mass."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.components.conditional import Distribution, Family, Shape, positive
+
+__all__ = ["Bernoulli", "Binomial", "Normal"]
+
+# A mean of exactly 0 or 1 in the training data must not start a logit at infinity.
+_SMALLEST_PROBABILITY = 1e-3
+
+
+class Bernoulli(Family):
+    r"""Independent binary values, :math:`\prod_d \theta_d^{x_d} (1 - \theta_d)^{1 - x_d}`.
+
+    Raw numbers are logits. For data in {0, 1}: grey values have to be binarised first.
+    """
+
+    def __init__(self, event_shape: Shape) -> None:
+        super().__init__(event_shape, raw_shape=(1, *event_shape))
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the Bernoulli with logits ``raw``, ``[*batch, 1, *event_shape]``."""
+        if raw is None:
+            raise ValueError("Bernoulli needs its raw parameters")
+        axis = -1 - len(self.event_shape)
+        return dist.Bernoulli(logits=raw.squeeze(axis)).to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return the logits of ``mean``."""
+        probability = mean.clamp(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+        return torch.logit(probability).unsqueeze(0)
+
+
+class Binomial(Family):
+    r"""Independent counts out of ``total_count``, :math:`\binom{n}{x} \theta^x (1 - \theta)^{n-x}`.
+
+    Exact for grey values that count something, such as the black cells in each block of a scan.
+    Raw numbers are logits.
+
+    Args:
+        event_shape: The shape of one datum.
+        total_count: The largest value, n.
+    """
+
+    def __init__(self, event_shape: Shape, *, total_count: int = 16) -> None:
+        super().__init__(event_shape, raw_shape=(1, *event_shape))
+        if total_count < 1:
+            raise ValueError(f"total_count={total_count}: a Binomial counts up to 1 or more")
+        self.total_count = total_count
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the Binomial with logits ``raw``, ``[*batch, 1, *event_shape]``."""
+        if raw is None:
+            raise ValueError("Binomial needs its raw parameters")
+        logits = raw.squeeze(-1 - len(self.event_shape))
+        return dist.Binomial(self.total_count, logits=logits).to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return the logits of ``mean / total_count``."""
+        probability = (mean / self.total_count).clamp(
+            _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY
+        )
+        return torch.logit(probability).unsqueeze(0)
+
+    def extra_repr(self) -> str:
+        """Show the event's shape and the largest count."""
+        return f"event_shape={self.event_shape}, total_count={self.total_count}"
+
+
+class Normal(Family):
+    r"""Independent real values, :math:`\prod_d N(x_d; \mu_d, \sigma_d^2)`.
+
+    Raw numbers are locations, and scales unless ``scale`` fixes them. A predicted scale is
+    bounded below, since a density over data that lie on a grid has no upper bound otherwise.
+
+    Args:
+        event_shape: The shape of one datum.
+        scale: A fixed scale, in the units of the data; None: predicted for every dimension.
+        min_scale: The smallest predicted scale.
+    """
+
+    def __init__(
+        self, event_shape: Shape, *, scale: float | None = None, min_scale: float = 1e-3
+    ) -> None:
+        super().__init__(event_shape, raw_shape=(2 if scale is None else 1, *event_shape))
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale={scale}: the scale of a Normal is positive")
+        if not min_scale > 0:
+            raise ValueError(f"min_scale={min_scale}: the smallest scale is positive")
+        self.scale = scale
+        self.min_scale = min_scale
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the Normal of ``raw``, ``[*batch, 1 or 2, *event_shape]``."""
+        if raw is None:
+            raise ValueError("Normal needs its raw parameters")
+        loc, *raw_scale = raw.unbind(-1 - len(self.event_shape))
+        scale = positive(raw_scale[0], floor=self.min_scale) if raw_scale else self.scale
+        return dist.Normal(loc, scale).to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return the location ``mean``, with a scale of one where it is predicted."""
+        return torch.stack([mean, torch.zeros_like(mean)][: self.raw_shape[0]])

@@ -1,0 +1,182 @@
+"""Stochastic variational inference: one optimiser over all parameters of a program."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from pyro.params.param_store import normalize_param_name
+from torch import Tensor
+
+from pyro_vae.inference.program import Program
+
+__all__ = ["SVI", "Optim"]
+
+Optim = Callable[[Iterable[Any]], torch.optim.Optimizer]
+
+
+class SVI:
+    """A drop-in for ``pyro.infer.SVI`` that steps one torch optimiser over all parameters.
+
+    Parameters come from the modules that ``model`` and ``guide`` are (or are methods of) and from
+    the ``pyro.param`` and ``pyro.module`` statements they run; two programs in one process never
+    share any. Losses keep Pyro's convention: negative bounds, summed over the data plate.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        optim: Builds a torch optimiser from parameters, such as
+            ``functools.partial(torch.optim.Adam, lr=1e-3)``; or a ``pyro.optim`` object, whose
+            constructor and arguments (clipping and schedules included) are taken over.
+        loss: A ``pyro.infer.ELBO`` object, or a function ``loss(model, guide, *args)``.
+        clip_norm: The largest norm of the gradient over all parameters; None for no bound.
+
+    Raises:
+        TypeError: If ``optim`` or ``loss`` is no such object.
+        ValueError: If ``clip_norm`` is not positive.
+
+    References:
+        Stochastic Variational Inference (Hoffman, Blei, Wang & Paisley, 2013)
+        Automated Variational Inference in Probabilistic Programming (Wingate & Weber, 2013)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: Optim | PyroOptim,
+        loss: ELBO | Callable[..., Any],
+        *,
+        clip_norm: float | None = None,
+    ) -> None:
+        if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
+            raise TypeError(
+                f"optim={optim!r}: expected a function from parameters to a torch optimiser, such "
+                "as functools.partial(torch.optim.Adam, lr=1e-3), or a pyro.optim object"
+            )
+        if not (isinstance(loss, ELBO) or callable(loss)):
+            raise TypeError(f"loss={loss!r}: expected a pyro.infer.ELBO object or a function")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm={clip_norm}: the largest gradient norm is positive")
+        self.program = Program(model, guide)
+        self.loss = loss
+        self.clip_norm = clip_norm
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.scheduler: Any = None
+        self._optim = optim
+        self._parameters: dict[str, Tensor] = {}
+        self._known: set[int] = set()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the parameters found so far, unconstrained, by name."""
+        return dict(self._parameters)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one gradient step; return the loss, negative and summed over the data plate."""
+        loss = self.loss_and_grads(*args, **kwargs)
+        self.apply_gradients()
+        return loss
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss without gradients; nothing is changed."""
+        loss = self.loss.loss if isinstance(self.loss, ELBO) else self.loss
+        with torch.no_grad(), self.program.running():
+            return _to_float(loss(self.program.model, self.program.guide, *args, **kwargs))
+
+    def loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss and add its gradient to every parameter's ``grad``."""
+        with self.program.running(), poutine.trace(param_only=True) as capture:
+            loss = self._loss_and_grads(*args, **kwargs)
+        found = self.program.parameters() if self.optimizer is None else {}
+        for name, site in capture.trace.nodes.items():
+            value = site["value"]
+            leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+            if id(leaf) not in self._known and leaf.requires_grad:
+                found.setdefault(name, leaf)
+        self._adopt(found)
+        return _to_float(loss)
+
+    def apply_gradients(self) -> None:
+        """Clip the gradients, let the optimiser step, and clear them."""
+        if self.optimizer is None:
+            raise RuntimeError("there are no parameters: call loss_and_grads first")
+        parameters = [p for p in self._parameters.values() if p.grad is not None]
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        if isinstance(self._optim, PyroOptim):
+            _clip_as_pyro(self._optim, self._parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
+        model, guide = self.program.model, self.program.guide
+        if isinstance(self.loss, ELBO):
+            return self.loss.loss_and_grads(model, guide, *args, **kwargs)
+        loss = self.loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss
+
+    def _adopt(self, found: dict[str, Tensor]) -> None:
+        new: dict[str, Tensor] = {}
+        for name, parameter in found.items():
+            if id(parameter) not in self._known:
+                self._known.add(id(parameter))
+                new[name] = parameter
+        if not new:
+            return
+        self._parameters.update(new)
+        if self.optimizer is None:
+            self.optimizer, self.scheduler = _build(self._optim, new)
+            return
+        for group in _groups(self._optim, new):
+            self.optimizer.add_param_group(group)
+
+
+def _to_float(loss: Any) -> Any:
+    if isinstance(loss, tuple):
+        return type(loss)(_to_float(part) for part in loss)
+    return loss.item() if isinstance(loss, Tensor) else loss
+
+
+def _build(optim: Any, parameters: dict[str, Tensor]) -> tuple[torch.optim.Optimizer, Any]:
+    if not isinstance(optim, PyroOptim):
+        return optim(_groups(optim, parameters)), None
+    constructor, arguments = optim.pt_optim_constructor, optim.pt_optim_args
+    if isinstance(arguments, dict) and "optimizer" in arguments:
+        # A pyro.optim scheduler: {"optimizer": class, "optim_args": {...}, **scheduler arguments}.
+        rest = {k: v for k, v in arguments.items() if k not in ("optimizer", "optim_args")}
+        inner = arguments["optimizer"](_groups(optim, parameters), **arguments["optim_args"])
+        return inner, constructor(inner, **rest)
+    shared = arguments if isinstance(arguments, dict) else {}
+    return constructor(_groups(optim, parameters), **shared), None
+
+
+def _groups(optim: Any, parameters: dict[str, Tensor]) -> list[dict[str, Any]]:
+    per_parameter = isinstance(optim, PyroOptim) and callable(optim.pt_optim_args)
+    if not per_parameter:
+        return [{"params": list(parameters.values())}]
+    return [{"params": [p], **_arguments(optim, name)} for name, p in parameters.items()]
+
+
+def _arguments(optim: PyroOptim, name: str) -> dict[str, Any]:
+    if len(inspect.signature(optim.pt_optim_args).parameters) == 1:
+        return optim.pt_optim_args(normalize_param_name(name))
+    module, _, parameter = normalize_param_name(name).rpartition(".")
+    return optim.pt_optim_args(module, parameter)
+
+
+def _clip_as_pyro(optim: PyroOptim, parameters: dict[str, Tensor]) -> None:
+    """Apply the object's ``clip_args``, to each parameter by itself as Pyro does."""
+    for name, parameter in parameters.items():
+        clip = optim.pt_clip_args
+        if callable(clip):
+            module, _, stripped = normalize_param_name(name).rpartition(".")
+            clip = clip(module, stripped)
+        if clip and parameter.grad is not None:
+            optim._clip_grad(parameter, **clip)

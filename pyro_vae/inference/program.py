@@ -1,0 +1,362 @@
+"""A Pyro model and guide as one object: its parameters, its convention, and its traces.
+
+The convention is all that fitting and evaluation rely on: a plate named "data" at dim -1 holds
+one row per datum, at least one site in it is observed, and the guide has every latent site.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+__all__ = ["Layout", "Program", "ProgramError"]
+
+
+class ProgramError(ValueError):
+    """A model or guide that breaks the convention; the message says which line to change."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one run of a program showed.
+
+    Attributes:
+        latents: The latent sites, in the order of the guide.
+        observed: The observed site that holds the data.
+        max_plate_nesting: The depth of the innermost plate, 1 where "data" is the only one.
+        vectorizes: Whether an extra dimension of particles on the left leaves every
+            log-density what it is one particle at a time.
+    """
+
+    latents: tuple[str, ...]
+    observed: str
+    max_plate_nesting: int
+    vectorizes: bool
+
+
+class Program:
+    """A model and a guide, run so that no other program in the process is touched.
+
+    PyroModules keep their own parameters. ``pyro.param`` and ``pyro.module`` statements in plain
+    functions use Pyro's store, as always, but under a name of their own where another program
+    already has that name.
+
+    Args:
+        model: Declares p(x, z); a function, a module, or a method of one.
+        guide: Declares q(z | x), likewise.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+        for role, function in (("model", model), ("guide", guide)):
+            if not callable(function):
+                raise ProgramError(f"the {role} is {function!r}: expected a function or a module")
+        self.model = model
+        self.guide = guide
+        self.modules = tuple(dict.fromkeys([*_modules(model), *_modules(guide)]))
+        self._reachable = tuple(
+            dict.fromkeys([*self.modules, *_closure_modules(model), *_closure_modules(guide)])
+        )
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the modules' trainable parameters by name, each once."""
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        for place, module in enumerate(self.modules):
+            prefix = f"{place}." if len(self.modules) > 1 else ""
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    found.setdefault(id(parameter), (prefix + name, parameter))
+        return dict(found.values())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run Pyro statements of this program: parameters stay local to it."""
+        for module in self._reachable:
+            _prepare_local_parameters(module)
+        with pyro.settings.context(module_local_params=True), _OwnNames(self.model, self.guide):
+            yield
+
+    @contextmanager
+    def evaluating(self, *, seed: int | None = None) -> Iterator[None]:
+        """Run without gradients, in evaluation mode, and leave no trace in any random state.
+
+        Args:
+            seed: Seeds the random numbers inside; None goes on from the current state.
+        """
+        was_training = [m for root in self._reachable for m in root.modules() if m.training]
+        for module in self._reachable:
+            module.eval()
+        try:
+            with torch.random.fork_rng(_cuda_devices()), torch.no_grad(), self.running():
+                if seed is not None:
+                    torch.manual_seed(seed)
+                yield
+        finally:
+            for module in was_training:
+                module.training = True
+
+    def traces(
+        self, *args: Any, num_particles: int | None = None, max_plate_nesting: int = 1
+    ) -> tuple[Trace, Trace]:
+        """Run the guide, then the model on its samples; call inside ``running``.
+
+        Args:
+            args: What model and guide are called with.
+            num_particles: Adds a leading dimension of that many samples; None adds none.
+            max_plate_nesting: The depth of the program's innermost plate.
+        """
+        with ExitStack() as stack:
+            if num_particles is not None:
+                dim = -1 - max_plate_nesting
+                stack.enter_context(pyro.plate("particles", num_particles, dim=dim))
+            guide_trace = poutine.trace(self.guide).get_trace(*args)
+            replayed = poutine.replay(self.model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*args)
+        return model_trace, guide_trace
+
+    def check(self, *args: Tensor) -> Layout:
+        """Run the program once on a few rows and hold it against the convention.
+
+        Args:
+            args: A batch: the data, and labels where the program takes them.
+
+        Raises:
+            ProgramError: If the program breaks the convention; names the site and the line.
+        """
+        rows = tuple(arg[:3] for arg in args)
+        with self.evaluating(seed=0), pyro.validation_enabled(False):
+            model_trace, guide_trace = self._first_traces(rows)
+            _check_sites(self, model_trace, guide_trace)
+            latents = tuple(name for name, _ in _latent_sites(guide_trace))
+            observed = _data_site(self, model_trace, len(rows[0]))
+            for trace, function in ((model_trace, self.model), (guide_trace, self.guide)):
+                _check_plates(trace, function, len(rows[0]))
+            nesting = _plate_nesting(model_trace, guide_trace)
+            vectorizes = self._vectorizes(rows, nesting)
+        return Layout(latents, observed, nesting, vectorizes)
+
+    def _first_traces(self, rows: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
+        try:
+            return self.traces(*rows)
+        except (TypeError, ValueError, RuntimeError) as error:
+            shapes = ", ".join(str(tuple(row.shape)) for row in rows)
+            reason = " ".join(str(error).split())
+            raise ProgramError(
+                f"the program cannot be run on a batch of shape {shapes}: {reason}"
+            ) from error
+
+    def _vectorizes(self, rows: tuple[Tensor, ...], nesting: int) -> bool:
+        # Two particles at once, then each alone at the same values: the densities must agree.
+        num_particles = 2
+        try:
+            together = self.traces(*rows, num_particles=num_particles, max_plate_nesting=nesting)
+            for particle in range(num_particles):
+                if not _agrees(self, rows, together, particle, nesting):
+                    return False
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
+        return True
+
+
+class _OwnNames(Messenger):
+    """Give each program its own parameters in Pyro's store, whatever names others have taken.
+
+    A name belongs to the program that used it first, for as long as that program's functions
+    live; and a module's parameter is never exchanged for another tensor of the same name.
+    """
+
+    _owners: ClassVar[weakref.WeakKeyDictionary[Any, set[str]]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        super().__init__()
+        self.keys = [getattr(f, "__self__", f) for f in functions]
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["fn"] != pyro.get_param_store().get_param:
+            return  # a PyroModule's own parameter: it never reaches the store
+        name, *rest = msg["args"]
+        initial = rest[0] if rest else None
+        own, number = name, 1
+        while self._taken(own, initial):
+            number += 1
+            own = f"{name}#{number}"
+        msg["name"], msg["args"] = own, (own, *rest)
+        for key in self.keys:
+            self._owners.setdefault(key, set()).add(own)
+
+    def _taken(self, name: str, initial: Any) -> bool:
+        store = pyro.get_param_store()
+        if name not in store:
+            return False
+        if isinstance(initial, nn.Parameter):
+            return store._params[name] is not initial
+        mine = any(name in self._owners.get(key, ()) for key in self.keys)
+        return not mine and any(name in names for names in self._owners.values())
+
+
+def _modules(function: Any) -> Iterator[nn.Module]:
+    if isinstance(function, nn.Module):
+        yield function
+    elif isinstance(getattr(function, "__self__", None), nn.Module):
+        yield function.__self__
+    elif isinstance(function, functools.partial):
+        yield from _modules(function.func)
+
+
+def _closure_modules(function: Any) -> Iterator[nn.Module]:
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        for value in [*variables.nonlocals.values(), *variables.globals.values()]:
+            yield from _modules(value)
+
+
+def _prepare_local_parameters(root: nn.Module) -> None:
+    # Pyro creates this state only if the setting was on when the module was built.
+    for module in root.modules():
+        if isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state"):
+            module._pyro_context.param_state = {"params": {}, "constraints": {}}
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def _latent_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and not _is_subsample(site):
+            yield name, site
+
+
+def _observed_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"] and not _is_subsample(site):
+            yield name, site
+
+
+def _is_subsample(site: Any) -> bool:
+    return bool(poutine.util.site_is_subsample(site))
+
+
+def _check_sites(program: Program, model_trace: Trace, guide_trace: Trace) -> None:
+    in_model = dict(_latent_sites(model_trace))
+    in_guide = dict(_latent_sites(guide_trace))
+    for name in in_model:
+        if name not in in_guide:
+            line = line_of(program.model, name)
+            raise ProgramError(
+                f"the guide has no site {name!r}, which the model samples{line}: "
+                f"add pyro.sample({name!r}, ...) to the guide"
+            )
+    auxiliary = {n for n, s in in_guide.items() if s["infer"].get("is_auxiliary")}
+    for name in in_guide:
+        if name not in in_model and name not in auxiliary:
+            line = line_of(program.guide, name)
+            raise ProgramError(
+                f"the guide samples {name!r}{line}, which the model does not have: "
+                f"remove it from the guide or add pyro.sample({name!r}, ...) to the model"
+            )
+
+
+def _data_site(program: Program, trace: Trace, num_rows: int) -> str:
+    observed = dict(_observed_sites(trace))
+    if not observed:
+        raise ProgramError(
+            "the model observes nothing: give the data to its site, as in "
+            'pyro.sample("x", ..., obs=x)'
+        )
+    in_plate = [name for name, site in observed.items() if _in_data_plate(site)]
+    if not in_plate:
+        name = next(iter(observed))
+        raise ProgramError(
+            f"the observed site {name!r}{line_of(program.model, name)} is not in a plate named "
+            f'"data": write it inside `with pyro.plate("data", len(x)):`'
+        )
+    return "x" if "x" in in_plate else in_plate[0]
+
+
+def _in_data_plate(site: Any) -> bool:
+    return any(frame.name == "data" and frame.dim == -1 for frame in site["cond_indep_stack"])
+
+
+def _check_plates(trace: Trace, function: Callable[..., Any], num_rows: int) -> None:
+    for name, site in [*_latent_sites(trace), *_observed_sites(trace)]:
+        line = line_of(function, name)
+        if not _in_data_plate(site):
+            raise ProgramError(
+                f'the site {name!r}{line} is outside the plate "data": every site belongs to a '
+                f'datum; write it inside `with pyro.plate("data", len(x)):`, innermost at dim -1'
+            )
+        frames = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim}
+        expected = tuple(frames.get(dim, 1) for dim in range(min(frames), 0))
+        shape = tuple(site["fn"].batch_shape)
+        if shape != expected:
+            extra = len(shape) - len(expected)
+            fix = f".to_event({extra})" if extra > 0 else ".to_event(...)"
+            raise ProgramError(
+                f"the distribution at site {name!r}{line} has batch shape {shape} where its plates "
+                f"say {expected}: declare the dimensions of one datum with {fix}"
+            )
+
+
+def _plate_nesting(*traces: Trace) -> int:
+    dims = [
+        -frame.dim
+        for trace in traces
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return max(dims)
+
+
+def _agrees(
+    program: Program,
+    rows: tuple[Tensor, ...],
+    together: tuple[Trace, Trace],
+    particle: int,
+    nesting: int,
+) -> bool:
+    model_trace, guide_trace = together
+    alone = guide_trace.copy()
+    for name, site in list(_latent_sites(alone)):
+        value = site["value"]
+        if value.dim() < nesting + 1 + len(site["fn"].event_shape):
+            return False
+        alone.nodes[name] = {**site, "value": value[particle]}
+    for function, expected in ((program.guide, guide_trace), (program.model, model_trace)):
+        trace = poutine.trace(poutine.replay(function, trace=alone)).get_trace(*rows)
+        for name, site in [*_latent_sites(trace), *_observed_sites(trace)]:
+            log_prob = expected.nodes[name]["fn"].log_prob(expected.nodes[name]["value"])
+            if log_prob.dim() == nesting + 1:
+                log_prob = log_prob[particle]
+            single = site["fn"].log_prob(site["value"])
+            if not torch.allclose(log_prob, single, rtol=1e-3, atol=1e-4):
+                return False
+    return True
+
+
+def line_of(function: Callable[..., Any], site: str) -> str:
+    """Say where a site is declared, as ``" (file.py:12)"``; nothing where it cannot be found."""
+    target = function.forward if isinstance(function, nn.Module) else function
+    try:
+        lines, first = inspect.getsourcelines(target)
+        file = inspect.getsourcefile(target) or ""
+    except (OSError, TypeError):
+        return ""
+    for number, line in enumerate(lines, start=first):
+        if f'"{site}"' in line or f"'{site}'" in line:
+            return f" ({file.rsplit('/', 1)[-1]}:{number})"
+    return ""

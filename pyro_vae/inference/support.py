@@ -1,0 +1,118 @@
+"""Data held against the support of the likelihood that is to score them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.inference.program import Layout, Program
+
+__all__ = ["check_support"]
+
+_CHUNK_ELEMENTS = 2**24
+
+
+def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
+    """Check every observation against the support of the observed site's distribution.
+
+    Args:
+        program: The model and the guide.
+        layout: What ``program.check`` found.
+        data: All observations, ``[N, *event_shape]``, and labels where the program takes them.
+
+    Raises:
+        ValueError: If a value lies outside; names the site, the value, its index, how many there
+            are and what would fit.
+    """
+    x, *rest = data
+    with program.evaluating(seed=0):
+        guide_trace = poutine.trace(program.guide).get_trace(x[:1], *(r[:1] for r in rest))
+        replayed = poutine.replay(program.model, trace=guide_trace)
+        site = poutine.trace(replayed).get_trace(x[:1], *(r[:1] for r in rest)).nodes
+    fn = site[layout.observed]["fn"]
+    try:
+        support = _of_one_datum(fn.support)
+    except (AttributeError, NotImplementedError):
+        return
+    rows = max(1, _CHUNK_ELEMENTS // max(1, x[:1].numel()))
+    for start in range(0, len(x), rows):
+        chunk = x[start : start + rows]
+        inside = support.check(chunk)
+        if not bool(inside.all()):
+            raise ValueError(_message(layout.observed, fn, support, x, chunk, inside, start))
+
+
+def _of_one_datum(support: Any) -> Any:
+    """Drop event dimensions and the batch dimension of bounds: a check of single values."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bounds = {
+        name: bound[0]
+        for name, bound in vars(support).items()
+        if isinstance(bound, Tensor) and bound.dim() > 0
+    }
+    if not bounds:
+        return support
+    single = object.__new__(type(support))
+    single.__dict__.update(vars(support), **bounds)
+    return single
+
+
+def _message(
+    name: str, fn: Any, support: Any, x: Tensor, chunk: Tensor, inside: Tensor, start: int
+) -> str:
+    outside = ~inside
+    first = outside.nonzero()[0]
+    value = chunk[tuple(first)]
+    shown = f"{value.item():g}" if value.dim() == 0 else "a row"
+    index = (int(first[0]) + start, *(int(i) for i in first[1:]))
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    family = type(fn).__name__
+    return (
+        f"the data do not fit the likelihood: site {name!r} is {family}, whose values are "
+        f"{_described(support)}, but the value at index {index} is {shown} "
+        f"(data range {x.min().item():g} to {x.max().item():g}); {_advice(support, x)}"
+    )
+
+
+def _described(support: Any) -> str:
+    if support is constraints.boolean:
+        return "0 or 1"
+    bounds = [_bound(getattr(support, name, None)) for name in ("lower_bound", "upper_bound")]
+    if isinstance(support, constraints.integer_interval):
+        return f"the integers {bounds[0]} to {bounds[1]}"
+    if isinstance(support, constraints.interval):
+        return f"from {bounds[0]} to {bounds[1]}"
+    return str(support)
+
+
+def _bound(bound: Any) -> str:
+    if bound is None:
+        return "?"
+    largest = bound.max().item() if isinstance(bound, Tensor) else bound
+    return f"{largest:g}"
+
+
+def _advice(support: Any, x: Tensor) -> str:
+    grey = bool((x >= 0).all()) and bool((x <= 1).all())
+    integers = bool((x == x.round()).all()) and bool((x >= 0).all())
+    if support is constraints.boolean and grey:
+        return (
+            "grey values: binarise them (--observation Binarize), or choose a likelihood for real "
+            "values (--likelihood Normal)"
+        )
+    if support is constraints.boolean and integers:
+        count = int(x.max().item())
+        return (
+            f"levels 0..{count}: binarise them (--observation Binarize), or count them "
+            f"(--likelihood Binomial --likelihood.total_count {count})"
+        )
+    if isinstance(support, constraints.integer_interval) and integers:
+        return f"raise the largest count to {int(x.max().item())} or more"
+    if isinstance(support, constraints.integer_interval) and grey:
+        return "give the stored integers (--observation AsFloat), or use --likelihood Normal"
+    return "choose a likelihood with these values (--likelihood Normal fits any real number)"

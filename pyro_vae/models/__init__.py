@@ -1,0 +1,5 @@
+"""Short Pyro programs: a model, a guide, and nothing else of weight."""
+
+from pyro_vae.models.vae import VAE
+
+__all__ = ["VAE"]
