@@ -152,36 +152,23 @@ class Automatic(Family):
         num_categories: int | None = None,
         **constants: Any,
     ) -> None:
-        self_distribution = _distribution_class(distribution)
-        free = _free_parameters(self_distribution, constants)
-        event_dim = _event_dim(self_distribution)
         shape = _checked_shape("event_shape", event_shape)
-        if len(shape) < event_dim:
-            raise ValueError(
-                f"{self_distribution.__name__} is a distribution over arrays of at least "
-                f"{event_dim} dimension(s); event_shape={shape} has {len(shape)}"
-            )
-        shapes = {
-            name: _parameter_shape(constraint, shape, event_dim, num_categories, name)
-            for name, constraint in free.items()
-        }
-        links = {name: _link(constraint) for name, constraint in free.items()}
-        raw_shapes = {name: links[name].inverse_shape(size) for name, size in shapes.items()}
-        elementwise = all(raw[: len(shape)] == shape for raw in raw_shapes.values())
-        self_layout = _Layout(raw_shapes, shape if elementwise else ())
-        super().__init__(shape, self_layout.raw_shape)
-        self.distribution = self_distribution
+        chosen = _distribution_class(distribution)
+        free = _free_parameters(chosen, constants)
+        links = {name: _link(chosen, name, constraint) for name, constraint in free.items()}
+        layout, event_dim = _fit_layout(chosen, shape, free, links, num_categories, constants)
+        super().__init__(shape, layout.raw_shape)
+        self.distribution = chosen
         self.constants = constants
-        self._links = links
-        self._layout = self_layout
+        self._links = nn.ModuleDict(links)
+        self._layout = layout
         self._reinterpreted = len(shape) - event_dim
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution whose raw parameters are ``raw``, ``[*batch, *raw_shape]``."""
         if raw is None:
             raise ValueError(f"{self.distribution.__name__} needs its raw parameters")
-        parts = self._layout.split(raw)
-        parameters = {name: self._links[name](part) for name, part in parts.items()}
+        parameters = self._layout.parameters(raw, self._links)
         return self.distribution(**parameters, **self.constants).to_event(self._reinterpreted)
 
     def extra_repr(self) -> str:
@@ -198,7 +185,8 @@ class _Layout:
     """
 
     def __init__(self, raw_shapes: dict[str, Shape], event_shape: Shape) -> None:
-        self.event_shape = event_shape
+        elementwise = all(raw[: len(event_shape)] == event_shape for raw in raw_shapes.values())
+        self.event_shape = event_shape = event_shape if elementwise else ()
         self.trailing = {n: s[len(event_shape) :] for n, s in raw_shapes.items()}
         self.sizes = {n: math.prod(s) for n, s in self.trailing.items()}
         self.raw_shape = (sum(self.sizes.values()), *event_shape)
@@ -212,6 +200,9 @@ class _Layout:
             else piece.squeeze(axis)
             for (name, trailing), piece in zip(self.trailing.items(), pieces, strict=True)
         }
+
+    def parameters(self, raw: Tensor, links: Any) -> dict[str, Tensor]:
+        return {name: links[name](part) for name, part in self.split(raw).items()}
 
 
 class _SoftplusLink(nn.Module):
@@ -234,7 +225,7 @@ class _TransformLink(nn.Module):
         return tuple(self.transform.inverse_shape(torch.Size(shape)))
 
 
-def _link(constraint: constraints.Constraint) -> Any:
+def _link(distribution: Any, name: str, constraint: constraints.Constraint) -> nn.Module:
     base = constraint
     while isinstance(base, constraints.independent):
         base = base.base_constraint
@@ -244,7 +235,13 @@ def _link(constraint: constraints.Constraint) -> Any:
         isinstance(base, half_line) and isinstance(lower, (int, float)) and lower == 0
     ):
         return _SoftplusLink()
-    return _TransformLink(constraint)
+    try:
+        return _TransformLink(constraint)
+    except NotImplementedError:
+        raise ValueError(
+            f"{distribution.__name__}: no transform leads from real numbers to {name!r} "
+            f"({constraint}): give it as a constant, {name}=..., or write a Family"
+        ) from None
 
 
 def _distribution_class(distribution: str | type) -> Any:
@@ -258,6 +255,7 @@ def _distribution_class(distribution: str | type) -> Any:
 
 _ALTERNATIVES = (
     ("logits", "probs"),
+    ("gate_logits", "gate"),
     ("scale_tril", "covariance_matrix", "precision_matrix"),
 )
 
@@ -266,10 +264,17 @@ def _free_parameters(
     distribution: Any, constants: dict[str, Any]
 ) -> dict[str, constraints.Constraint]:
     arguments = inspect.signature(distribution.__init__).parameters
-    table = distribution.arg_constraints
+    table = getattr(distribution, "arg_constraints", None)
     if not isinstance(table, dict):
         raise ValueError(
-            f"{distribution.__name__} declares no parameters in arg_constraints: write a Family"
+            f"{distribution.__name__} does not declare parameters of a fixed range in "
+            "arg_constraints: write a Family"
+        )
+    unknown = [name for name in constants if name not in arguments]
+    if unknown:
+        raise ValueError(
+            f"{distribution.__name__} has no argument {unknown[0]!r}: its arguments are "
+            f"{', '.join(list(arguments)[1:])}"
         )
     excluded = set(constants)
     for group in _ALTERNATIVES:
@@ -277,6 +282,12 @@ def _free_parameters(
         chosen = next((name for name in offered if name in constants), (offered or [""])[0])
         excluded |= set(offered) - {chosen}
     free = {n: c for n, c in table.items() if n in arguments and n not in excluded}
+    dependent = [n for n, c in free.items() if constraints.is_dependent(c)]
+    if dependent:
+        raise ValueError(
+            f"{distribution.__name__} does not say which values {dependent[0]!r} may take: give it "
+            f"as a constant, {dependent[0]}=..., or write a Family"
+        )
     discrete = [name for name, constraint in free.items() if constraint.is_discrete]
     if discrete:
         raise ValueError(
@@ -288,31 +299,71 @@ def _free_parameters(
     return free
 
 
-def _event_dim(distribution: Any) -> int:
-    support = distribution.support
-    if isinstance(support, property):
-        # A support that depends on the parameters: of those, only the base can be inspected.
-        names = {"Multinomial": 1, "OneHotCategorical": 1, "OneHotCategoricalStraightThrough": 1}
-        return names.get(distribution.__name__, 0)
-    return int(support.event_dim)
+def _fit_layout(
+    distribution: Any,
+    shape: Shape,
+    free: dict[str, constraints.Constraint],
+    links: dict[str, Any],
+    num_categories: int | None,
+    constants: dict[str, Any],
+) -> tuple[_Layout, int]:
+    """Find how many of the last axes are the distribution's own event, by building one of each."""
+    reasons = []
+    for event_dim in range(len(shape) + 1):
+        try:
+            sizes = {
+                name: _parameter_shape(constraint.event_dim, shape, event_dim, num_categories)
+                for name, constraint in free.items()
+            }
+            raw_shapes = {name: links[name].inverse_shape(size) for name, size in sizes.items()}
+            layout = _Layout(raw_shapes, shape)
+            _check_example(distribution, layout, links, constants, shape, event_dim)
+        except (ValueError, TypeError, RuntimeError, IndexError, AssertionError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reasons.append(f"with {event_dim} event dimension(s): {reason}")
+        else:
+            return layout, event_dim
+    raise ValueError(
+        f"{distribution.__name__} cannot be a family over event_shape={shape}, "
+        f"{'; '.join(reasons)}: give what is missing as a constant, or write a Family"
+    )
 
 
 def _parameter_shape(
-    constraint: constraints.Constraint,
-    event_shape: Shape,
-    event_dim: int,
-    num_categories: int | None,
-    name: str,
+    parameter_dim: int, shape: Shape, event_dim: int, num_categories: int | None
 ) -> Shape:
-    extra = constraint.event_dim - event_dim
-    if extra <= 0:
-        # A parameter of lower rank than the event is shared along the event's last axes.
-        return event_shape[: len(event_shape) + extra] if extra and event_dim else event_shape
-    if event_dim == 0:
-        if num_categories is None:
-            raise ValueError(f"{name} holds one number per category: give num_categories=...")
-        return (*event_shape, num_categories)
-    return (*event_shape, event_shape[-1])
+    batch, event = shape[: len(shape) - event_dim], shape[len(shape) - event_dim :]
+    if parameter_dim <= event_dim:
+        return (*batch, *event[:parameter_dim])
+    if event_dim:
+        return (*shape, *[event[-1]] * (parameter_dim - event_dim))
+    if num_categories is None:
+        raise ValueError("a parameter holds one number per category, so num_categories is needed")
+    return (*shape, *[num_categories] * parameter_dim)
+
+
+def _check_example(
+    distribution: Any,
+    layout: _Layout,
+    links: dict[str, Any],
+    constants: dict[str, Any],
+    shape: Shape,
+    event_dim: int,
+) -> None:
+    raw = torch.zeros(layout.raw_shape, requires_grad=True)
+    example = distribution(**layout.parameters(raw, links), **constants)
+    found = tuple(example.batch_shape + example.event_shape)
+    if found != shape or len(example.event_shape) != event_dim:
+        raise ValueError(f"one draw has shape {found}")
+    support = example.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bounds = [bound for bound in vars(support).values() if isinstance(bound, Tensor)]
+    if any(bound.requires_grad for bound in bounds):
+        raise ValueError("its support moves with its parameters, so data would fall outside")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        if not bool(example.log_prob(example.sample()).isfinite().all()):
+            raise ValueError("its own draws have no finite log-density")
 
 
 def _checked_shape(name: str, shape: Shape) -> Shape:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyro
@@ -90,7 +93,10 @@ class Program:
 
     @contextmanager
     def evaluating(self, *, seed: int | None = None) -> Iterator[None]:
-        """Run without gradients, in evaluation mode, and leave no trace in any random state.
+        """Run without gradients, in evaluation mode, and leave everything as it was.
+
+        Random states, training modes, buffers and parameters are put back, also those that a
+        first run creates.
 
         Args:
             seed: Seeds the random numbers inside; None goes on from the current state.
@@ -99,7 +105,12 @@ class Program:
         for module in self._reachable:
             module.eval()
         try:
-            with torch.random.fork_rng(_cuda_devices()), torch.no_grad(), self.running():
+            with (
+                torch.random.fork_rng(_cuda_devices()),
+                torch.no_grad(),
+                _unchanged_parameters(self._reachable),
+                self.running(),
+            ):
                 if seed is not None:
                     torch.manual_seed(seed)
                 yield
@@ -137,12 +148,13 @@ class Program:
         """
         rows = tuple(arg[:3] for arg in args)
         with self.evaluating(seed=0), pyro.validation_enabled(False):
-            model_trace, guide_trace = self._first_traces(rows)
-            _check_sites(self, model_trace, guide_trace)
+            with _Lines():
+                model_trace, guide_trace = self._first_traces(rows)
+            _check_sites(model_trace, guide_trace)
             latents = tuple(name for name, _ in _latent_sites(guide_trace))
-            observed = _data_site(self, model_trace, len(rows[0]))
-            for trace, function in ((model_trace, self.model), (guide_trace, self.guide)):
-                _check_plates(trace, function, len(rows[0]))
+            observed = _data_site(model_trace)
+            for trace in (guide_trace, model_trace):
+                _check_plates(trace, len(rows[0]))
             nesting = _plate_nesting(model_trace, guide_trace)
             vectorizes = self._vectorizes(rows, nesting)
         return Layout(latents, observed, nesting, vectorizes)
@@ -150,11 +162,10 @@ class Program:
     def _first_traces(self, rows: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
         try:
             return self.traces(*rows)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:
             shapes = ", ".join(str(tuple(row.shape)) for row in rows)
-            reason = " ".join(str(error).split())
             raise ProgramError(
-                f"the program cannot be run on a batch of shape {shapes}: {reason}"
+                f"the program cannot be run on a batch of shape {shapes}: {_reason(error)}"
             ) from error
 
     def _vectorizes(self, rows: tuple[Tensor, ...], nesting: int) -> bool:
@@ -173,15 +184,16 @@ class Program:
 class _OwnNames(Messenger):
     """Give each program its own parameters in Pyro's store, whatever names others have taken.
 
-    A name belongs to the program that used it first, for as long as that program's functions
-    live; and a module's parameter is never exchanged for another tensor of the same name.
+    A name belongs to the pair of functions that used it first, for as long as they live and the
+    store holds it; and a module's parameter is never exchanged for another of the same name.
     """
 
-    _owners: ClassVar[weakref.WeakKeyDictionary[Any, set[str]]] = weakref.WeakKeyDictionary()
+    _owners: ClassVar[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
-    def __init__(self, *functions: Callable[..., Any]) -> None:
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
         super().__init__()
-        self.keys = [getattr(f, "__self__", f) for f in functions]
+        by_guide = self._owners.setdefault(_identity(model), weakref.WeakKeyDictionary())
+        self.names: set[str] = by_guide.setdefault(_identity(guide), set())
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["fn"] != pyro.get_param_store().get_param:
@@ -193,17 +205,82 @@ class _OwnNames(Messenger):
             number += 1
             own = f"{name}#{number}"
         msg["name"], msg["args"] = own, (own, *rest)
-        for key in self.keys:
-            self._owners.setdefault(key, set()).add(own)
+        if own not in pyro.get_param_store():
+            for names in self._all_names():
+                names.discard(own)  # the store was cleared: whoever had it has it no more
+        self.names.add(own)
 
     def _taken(self, name: str, initial: Any) -> bool:
         store = pyro.get_param_store()
         if name not in store:
             return False
-        if isinstance(initial, nn.Parameter):
+        if _IN_MODULE in name and isinstance(initial, nn.Parameter):
             return store._params[name] is not initial
-        mine = any(name in self._owners.get(key, ()) for key in self.keys)
-        return not mine and any(name in names for names in self._owners.values())
+        return name not in self.names and any(name in names for names in self._all_names())
+
+    def _all_names(self) -> Iterator[set[str]]:
+        for by_guide in list(self._owners.values()):
+            yield from list(by_guide.values())
+
+
+_IN_MODULE = "$$$"  # stands between the names of a pyro.module and of its parameter
+
+
+class _Lines(Messenger):
+    """Note at every sample site which line of the program it stands in."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and _is_machinery(frame):
+            frame = frame.f_back
+        msg["infer"] = {**msg["infer"], "line": f" ({_line(frame, frame.f_lineno)})"}
+
+
+def _is_machinery(frame: Any) -> bool:
+    package, *rest = frame.f_globals.get("__name__", "").split(".")
+    ours = package == "pyro_vae" and rest[:1] != ["models"]
+    return ours or package in ("pyro", "torch", "contextlib", "functools")
+
+
+def _line(frame: Any, number: int) -> str:
+    return f"{Path(frame.f_code.co_filename).name}:{number}"
+
+
+def _reason(error: BaseException) -> str:
+    """Say on one line what went wrong, at which site and in which line of the program."""
+    while error.__cause__ is not None:
+        error = error.__cause__  # handlers raise anew with a table of shapes
+    place = {}
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "pyro.primitives" and "name" in frame.f_locals:
+            place["site"] = f"at site {frame.f_locals['name']!r}"
+        elif not _is_machinery(frame):
+            place["line"] = f"({_line(frame, number)})"
+    said = " ".join(str(error).split()) or type(error).__name__
+    advice = ""
+    if said.startswith("Shape mismatch inside plate"):
+        advice = "; size the plate by len(x), and declare the dimensions of one datum by .to_event"
+    return f"{' '.join([*place.values(), ''])}{said}{advice}".strip()
+
+
+@contextmanager
+def _unchanged_parameters(roots: tuple[nn.Module, ...]) -> Iterator[None]:
+    store = pyro.get_param_store()
+    state = store.get_state()
+    modules = [module for root in roots for module in root.modules()]
+    parameters = [dict(module._parameters) for module in modules]
+    try:
+        yield
+    finally:
+        store.clear()
+        store.set_state(state)
+        for module, before in zip(modules, parameters, strict=True):
+            for name in set(module._parameters) - set(before):
+                delattr(module, name)
+
+
+def _identity(function: Any) -> Any:
+    return getattr(function, "__self__", function)
 
 
 def _modules(function: Any) -> Iterator[nn.Module]:
@@ -249,64 +326,72 @@ def _is_subsample(site: Any) -> bool:
     return bool(poutine.util.site_is_subsample(site))
 
 
-def _check_sites(program: Program, model_trace: Trace, guide_trace: Trace) -> None:
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     in_model = dict(_latent_sites(model_trace))
     in_guide = dict(_latent_sites(guide_trace))
-    for name in in_model:
+    for name, site in in_model.items():
         if name not in in_guide:
-            line = line_of(program.model, name)
             raise ProgramError(
-                f"the guide has no site {name!r}, which the model samples{line}: "
+                f"the guide has no site {name!r}, which the model samples{line_of(site)}: "
                 f"add pyro.sample({name!r}, ...) to the guide"
             )
-    auxiliary = {n for n, s in in_guide.items() if s["infer"].get("is_auxiliary")}
-    for name in in_guide:
-        if name not in in_model and name not in auxiliary:
-            line = line_of(program.guide, name)
+    for name, site in in_guide.items():
+        if name not in in_model and not site["infer"].get("is_auxiliary"):
             raise ProgramError(
-                f"the guide samples {name!r}{line}, which the model does not have: "
+                f"the guide samples {name!r}{line_of(site)}, which the model does not have: "
                 f"remove it from the guide or add pyro.sample({name!r}, ...) to the model"
             )
 
 
-def _data_site(program: Program, trace: Trace, num_rows: int) -> str:
+def _data_site(trace: Trace) -> str:
     observed = dict(_observed_sites(trace))
     if not observed:
+        latents = "".join(f" {name!r}{line_of(site)}" for name, site in _latent_sites(trace))
         raise ProgramError(
-            "the model observes nothing: give the data to its site, as in "
-            'pyro.sample("x", ..., obs=x)'
+            "the model observes nothing"
+            + (f", it only samples{latents}" if latents else "")
+            + ': give the data to its site, as in pyro.sample("x", ..., obs=x)'
         )
-    in_plate = [name for name, site in observed.items() if _in_data_plate(site)]
+    in_plate = [name for name, site in observed.items() if _data_frame(site)]
     if not in_plate:
-        name = next(iter(observed))
-        raise ProgramError(
-            f"the observed site {name!r}{line_of(program.model, name)} is not in a plate named "
-            f'"data": write it inside `with pyro.plate("data", len(x)):`'
-        )
+        name, site = next(iter(observed.items()))
+        raise ProgramError(_outside(name, site))
     return "x" if "x" in in_plate else in_plate[0]
 
 
-def _in_data_plate(site: Any) -> bool:
-    return any(frame.name == "data" and frame.dim == -1 for frame in site["cond_indep_stack"])
+def _data_frame(site: Any) -> Any:
+    frames = [f for f in site["cond_indep_stack"] if f.name == "data" and f.dim == -1]
+    return frames[0] if frames else None
 
 
-def _check_plates(trace: Trace, function: Callable[..., Any], num_rows: int) -> None:
+def _outside(name: str, site: Any) -> str:
+    plates = ", ".join(repr(frame.name) for frame in site["cond_indep_stack"] if frame.vectorized)
+    return (
+        f'the site {name!r}{line_of(site)} is not in the plate "data" at dim -1'
+        + (f" (its plates: {plates})" if plates else "")
+        + ': every site belongs to a datum; write it inside `with pyro.plate("data", len(x)):`'
+    )
+
+
+def _check_plates(trace: Trace, num_rows: int) -> None:
     for name, site in [*_latent_sites(trace), *_observed_sites(trace)]:
-        line = line_of(function, name)
-        if not _in_data_plate(site):
+        frame = _data_frame(site)
+        if frame is None:
+            raise ProgramError(_outside(name, site))
+        if frame.size != num_rows:
             raise ProgramError(
-                f'the site {name!r}{line} is outside the plate "data": every site belongs to a '
-                f'datum; write it inside `with pyro.plate("data", len(x)):`, innermost at dim -1'
+                f'the plate "data" of site {name!r}{line_of(site)} has size {frame.size} for a '
+                f'batch of {num_rows}: batches differ in size, write pyro.plate("data", len(x))'
             )
-        frames = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim}
+        frames = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
         expected = tuple(frames.get(dim, 1) for dim in range(min(frames), 0))
         shape = tuple(site["fn"].batch_shape)
         if shape != expected:
             extra = len(shape) - len(expected)
             fix = f".to_event({extra})" if extra > 0 else ".to_event(...)"
             raise ProgramError(
-                f"the distribution at site {name!r}{line} has batch shape {shape} where its plates "
-                f"say {expected}: declare the dimensions of one datum with {fix}"
+                f"the distribution at site {name!r}{line_of(site)} has batch shape {shape} where "
+                f"its plates say {expected}: declare the dimensions of one datum with {fix}"
             )
 
 
@@ -348,15 +433,6 @@ def _agrees(
     return True
 
 
-def line_of(function: Callable[..., Any], site: str) -> str:
-    """Say where a site is declared, as ``" (file.py:12)"``; nothing where it cannot be found."""
-    target = function.forward if isinstance(function, nn.Module) else function
-    try:
-        lines, first = inspect.getsourcelines(target)
-        file = inspect.getsourcefile(target) or ""
-    except (OSError, TypeError):
-        return ""
-    for number, line in enumerate(lines, start=first):
-        if f'"{site}"' in line or f"'{site}'" in line:
-            return f" ({file.rsplit('/', 1)[-1]}:{number})"
-    return ""
+def line_of(site: Any) -> str:
+    """Say where a site was declared, as ``" (file.py:12)"``, if ``check`` ran the program."""
+    return str(site["infer"].get("line", ""))

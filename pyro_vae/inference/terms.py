@@ -25,7 +25,8 @@ class SiteTerms:
     Attributes:
         log_p: Of every site of the model.
         log_q: Of every latent site of the guide.
-        values: The latents, ``[S, B, *event_shape]``.
+        values: The latents, ``[S, B, *event_shape]``; ``[S, B, K, *event_shape]`` for a site in a
+            plate of K inside the datum.
     """
 
     log_p: dict[str, Tensor]
@@ -111,8 +112,12 @@ def _per_datum(log_density: Tensor, shape: tuple[int, int], nesting: int) -> Ten
 
 
 def _values(site: Any, shape: tuple[int, int], nesting: int) -> Tensor:
+    """Bring the data axis, the last of the batch, to the front: ``[S, B, ..., *event_shape]``."""
     value = site["value"]
     batch_dims = value.dim() - len(site["fn"].event_shape)
     if batch_dims <= nesting:
-        value = value.unsqueeze(0)
-    return value
+        value, batch_dims = value.unsqueeze(0), batch_dims + 1
+    value = value.movedim(batch_dims - 1, 1)
+    inner = {f.dim for f in site["cond_indep_stack"] if f.vectorized} - {-1, -1 - nesting}
+    absent = [2 + batch_dims - 1 + dim for dim in range(2 - batch_dims, -1) if dim not in inner]
+    return value.squeeze(absent) if absent else value

@@ -1,0 +1,166 @@
+"""``fit``: the training loop, on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+
+from pyro_vae.datasets import Dataset, from_arrays
+from pyro_vae.engine import checkpoint
+from pyro_vae.engine.data import AsFloat, Observation
+from pyro_vae.engine.progress import Bar, Clock, stop_requests
+from pyro_vae.engine.svi import Optim
+from pyro_vae.engine.training import Training, adam, cuda_index, resolve_device
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.schedules import Cosine, Schedule
+
+__all__ = ["Fit", "Interrupted", "fit"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run at the end of a step, after its checkpoint was written.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a finished run did.
+
+    Attributes:
+        history: One record per epoch; ``*_nats`` are means per datum.
+        epochs: The number of epochs run.
+        steps: The number of gradient steps taken.
+        seconds: Time spent training, over all resumptions.
+        best_epoch: The epoch whose validation ELBO was the largest.
+    """
+
+    history: list[dict[str, Any]]
+    epochs: int
+    steps: int
+    seconds: float
+    best_epoch: int
+
+
+def fit(
+    model: Any,
+    guide: Any,
+    data: Any = None,
+    *,
+    objective: ELBO | None = None,
+    optim: Optim = adam,
+    schedule: Schedule | None = None,
+    observation: Observation | None = None,
+    epochs: int = 30,
+    batch_size: int = 128,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    out: Path | str | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 30.0,
+    progress: bool = False,
+    log_tensorboard: bool = False,
+) -> Fit:
+    """Train a program on data: ``fit(vae, data)`` or ``fit(model, guide, data)``.
+
+    Args:
+        model: An object with methods ``model`` and ``guide``; or the model alone.
+        guide: The guide; left out where the first argument has both.
+        data: A ``Dataset``, or an array ``[N, *event_shape]``, or a pair of array and labels.
+        objective: Any Pyro ELBO; ``Trace_ELBO()`` unless given.
+        optim: Builds a torch optimiser from parameters; Adam at 1e-3 unless given.
+        schedule: The factor of the learning rate; half a cosine wave to zero unless given.
+        observation: How stored rows become observations; as they are, unless given.
+        epochs: Passes over the training data; 0 trains nothing.
+        batch_size: Data per step; the last batch of an epoch may be smaller.
+        clip_norm: The largest gradient norm of the loss per datum.
+        patience: Stop after so many epochs without a better validation ELBO, and go back to the
+            best weights.
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        seed: Of permutations and noise. The global random state is left as it was.
+        out: A folder for checkpoints and ``metrics.jsonl``; nothing is written unless given.
+        resume: Go on from the checkpoint in ``out``, to the same bits.
+        checkpoint_seconds: The least time between checkpoints.
+        progress: Show a progress bar.
+        log_tensorboard: Write TensorBoard scalars to ``out/tensorboard``.
+
+    Raises:
+        ValueError: If an argument is unusable or the data do not fit the likelihood.
+        ProgramError: If the program breaks the convention.
+        TrainingError: If a loss is not finite.
+        Interrupted: If SIGINT or SIGTERM came; the checkpoint is written.
+    """
+    if data is None:
+        model, guide, data = getattr(model, "model", model), getattr(model, "guide", None), guide
+    _check_settings(epochs, batch_size, patience, seed, checkpoint_seconds)
+    device = resolve_device(device)
+    random = torch.random.fork_rng(devices=cuda_index(device))
+    folder = None if out is None else Path(out)
+    with random, stop_requests() as stop, _locked(folder):
+        torch.manual_seed(seed)
+        run = Training(
+            Program(model, guide), _dataset(data), objective or Trace_ELBO(), optim,
+            schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
+            patience, device, seed, folder, log_tensorboard,
+        )  # fmt: skip
+        if resume:
+            run.restore()
+        bar = Bar(run, enabled=progress)
+        clock = Clock(run.progress, checkpoint_seconds)
+        while not run.finished:
+            for batch in run.batches.epoch(run.progress.epoch, start=run.progress.position):
+                run.step(batch)
+                bar.step()
+                if stop.signum or clock.due():
+                    run.save()
+                if stop.signum:
+                    bar.close()
+                    raise Interrupted(stop.signum, run.goodbye())
+            run.end_epoch()
+            bar.epoch()
+        clock.stop()
+        run.finish()
+        bar.close()
+    done = run.progress
+    return Fit(done.history, done.epoch, done.step, done.seconds, done.best_epoch)
+
+
+def _check_settings(
+    epochs: int, batch_size: int, patience: int | None, seed: int, checkpoint_seconds: float
+) -> None:
+    if epochs < 0:
+        raise ValueError(f"epochs={epochs}: give 0 or more")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give 1 or more")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience={patience}: give 1 or more epochs, or None")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed}: give an integer from 0 to 2**63 - 1")
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds={checkpoint_seconds}: give 0 or more")
+
+
+def _dataset(data: Any) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    return from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
+
+
+@contextmanager
+def _locked(folder: Path | None) -> Iterator[None]:
+    with nullcontext() if folder is None else checkpoint.lock(folder):
+        yield

@@ -1,0 +1,118 @@
+"""What a person at the terminal sees and says: the bar, the clock, and requests to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from pyro_vae.engine.training import Progress, Training
+
+__all__ = ["Bar", "Clock", "Stop", "stop_requests"]
+
+
+@dataclass
+class Stop:
+    """The signal that asked the run to stop; 0 while none did."""
+
+    signum: int = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a flag that the loop looks at between steps.
+
+    A parameter is then never left half-updated. A second signal interrupts at once.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(signum: int, frame: Any) -> None:
+        if stop.signum:
+            raise KeyboardInterrupt
+        stop.signum = signum
+
+    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Clock:
+    """Counts training time into the run's progress and says when a checkpoint is due."""
+
+    def __init__(self, progress: Progress, checkpoint_seconds: float) -> None:
+        self.progress, self.interval = progress, checkpoint_seconds
+        self.last = self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Count the time since the last call; say whether a checkpoint is due."""
+        self.stop()
+        if self.last - self.saved < self.interval:
+            return False
+        self.saved = self.last
+        return True
+
+    def stop(self) -> None:
+        """Count the time since the last call."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.last
+        self.last = now
+
+
+class Bar:
+    """A progress bar on a terminal, a line for every tenth of the run elsewhere."""
+
+    def __init__(self, run: Training, *, enabled: bool) -> None:
+        self.run, self.enabled = run, enabled
+        batches = run.batches.num_batches
+        done = run.progress.epoch * batches + run.progress.position
+        on_terminal = enabled and sys.stderr.isatty()
+        self.lines = enabled and not on_terminal
+        self.bar = tqdm(
+            total=run.epochs * batches, initial=done, unit="step", disable=not on_terminal,
+            mininterval=0.2, dynamic_ncols=True,
+            bar_format="{desc} |{bar}| {postfix[0]}{elapsed}, {remaining} left",
+            postfix=[""],
+        )  # fmt: skip
+        self._describe()
+
+    def step(self) -> None:
+        """Show one more step."""
+        self.bar.update()
+
+    def epoch(self) -> None:
+        """Show the numbers of the epoch that has ended."""
+        self._describe()
+        epoch, epochs = self.run.progress.epoch, self.run.epochs
+        if self.lines and (epoch * 10 // epochs != (epoch - 1) * 10 // epochs):
+            print(f"epoch {epoch}/{epochs}: {self._numbers()}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal to others."""
+        self.bar.close()
+
+    def _describe(self) -> None:
+        if not self.bar.disable:
+            epoch = min(self.run.progress.epoch + 1, self.run.epochs)
+            self.bar.set_description_str(f"epoch {epoch}/{self.run.epochs}", refresh=False)
+            numbers = self._numbers()
+            self.bar.postfix = [f"{numbers}, " if numbers else ""]
+
+    def _numbers(self) -> str:
+        if not self.run.progress.history:
+            return ""
+        last = self.run.progress.history[-1]
+        train, validation = last["train_nats"], last["validation_elbo_nats"]
+        return f"train {train:.2f}, validation ELBO {validation:.2f} nats per datum"

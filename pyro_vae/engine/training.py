@@ -1,0 +1,424 @@
+"""The parts of a training run, its stages, and the state that a killed run goes on from."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+
+from pyro_vae.datasets import Data, Dataset
+from pyro_vae.engine import checkpoint, metrics
+from pyro_vae.engine.data import OBSERVATION_SEED, Batches, Observation, observe_once
+from pyro_vae.engine.svi import SVI, Optim
+from pyro_vae.inference.program import Layout, Program, ProgramError
+from pyro_vae.inference.schedules import Schedule
+from pyro_vae.inference.support import check_support
+from pyro_vae.inference.terms import site_terms
+
+__all__ = [
+    "Progress",
+    "Training",
+    "TrainingError",
+    "adam",
+    "load_weights",
+    "resolve_device",
+    "takes_labels",
+]
+
+_VALIDATION_ROWS = 1000
+adam = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+class TrainingError(ValueError):
+    """Training met a number that is not finite; the last good checkpoint is kept."""
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that is neither weights nor random state."""
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    waited: int = 0
+    best_epoch: int = 0
+    best_nats: float = -math.inf
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Training:
+    """The parts of a run and its state; each method is one stage of the loop."""
+
+    def __init__(
+        self,
+        program: Program,
+        data: Dataset,
+        objective: ELBO,
+        optim: Optim,
+        schedule: Schedule,
+        observation: Observation,
+        epochs: int,
+        batch_size: int,
+        clip_norm: float | None,
+        patience: int | None,
+        device: torch.device,
+        seed: int,
+        out: Path | None,
+        log_tensorboard: bool,
+    ) -> None:
+        for module in program.modules:
+            module.to(device)
+            module.train()
+        self.program, self.schedule, self.epochs = program, schedule, epochs
+        self.patience, self.out, self.device, self.seed = patience, out, device, seed
+        self.with_labels = takes_labels(program.model)
+        _check_labels(self.with_labels, data)
+        self.batches = Batches(
+            data.train, observation, batch_size=batch_size, seed=seed, device=device,
+            with_labels=self.with_labels,
+        )  # fmt: skip
+        self.validation = _arguments(
+            observe_once(data.validation, observation, seed=OBSERVATION_SEED + 1, device=device),
+            self.with_labels,
+        )
+        self.layout = program.check(*self.validation)
+        check_support(program, self.layout, *self.validation)
+        clip = None if clip_norm is None else clip_norm * batch_size
+        self.svi = SVI(
+            program.model, program.guide, optim, _nested(objective, self.layout), clip_norm=clip
+        )
+        self._find_parameters(data.train, observation)
+        self.rates = [group["lr"] for group in self._optimizer.param_groups]
+        self.progress = Progress()
+        self.train_nats = metrics.Mean()
+        self.best: dict[str, Any] | None = None
+        self.settings = {
+            "epochs": epochs, "batch_size": batch_size, "seed": seed, "patience": patience,
+            "clip_norm": clip_norm, "objective": type(objective).__name__,
+            "optimizer": type(self._optimizer).__name__, "learning_rates": self.rates,
+            "schedule": repr(schedule), "observation": repr(observation),
+            "data": data.fingerprint(),
+        }  # fmt: skip
+        self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
+        self.board = metrics.tensorboard(out / "tensorboard") if out and log_tensorboard else None
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.svi.optimizer is None:
+            raise ProgramError("the program has no trainable parameters: nothing can be fitted")
+        return self.svi.optimizer
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done or patience has run out."""
+        stopped = self.patience is not None and self.progress.waited >= self.patience
+        return self.progress.epoch >= self.epochs or stopped
+
+    def _find_parameters(self, train: Data, observation: Observation) -> None:
+        """Run once, under validation and aside from the random state, to meet all parameters."""
+        few = observe_once(
+            Data(train.x[:3], None if train.labels is None else train.labels[:3]),
+            observation, seed=self.seed, device=self.device,
+        )  # fmt: skip
+        batch = _arguments(few, self.with_labels)
+        check_support(self.program, self.layout, *batch)
+        buffers = [m.state_dict() for m in self.program.modules]
+        before = copy.deepcopy(buffers)
+        with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):
+            self.svi.loss_and_grads(*batch)
+        for module, state in zip(self.program.modules, before, strict=True):
+            module.load_state_dict(state, strict=False)
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def step(self, batch: tuple[Tensor, ...]) -> None:
+        """Take one gradient step, unless its loss is not finite."""
+        state = self.progress
+        factor = self.schedule(state.step / max(1, self.epochs * self.batches.num_batches))
+        for group, rate in zip(self._optimizer.param_groups, self.rates, strict=False):
+            group["lr"] = rate * factor
+        with pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Encountered NaN")
+            loss = self.svi.loss_and_grads(*batch)
+        value = loss[0] if isinstance(loss, tuple) else loss
+        if not math.isfinite(value):
+            raise TrainingError(self._explain(batch, value))
+        self.svi.apply_gradients()
+        self.train_nats.add(-value / len(batch[0]), len(batch[0]))
+        state.step += 1
+        state.position += 1
+
+    def end_epoch(self) -> None:
+        """Judge on the validation set, write the record, and see whether it is the best so far."""
+        state = self.progress
+        record = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "train_nats": self.train_nats.compute(),
+            **self.validate(),
+        }
+        if not math.isfinite(record["validation_elbo_nats"]):
+            raise TrainingError(self._explain(self.validation, record["validation_elbo_nats"]))
+        state.history.append(record)
+        for log in (self.metrics, self.board):
+            if log is not None:
+                log.append(record)
+        state.epoch, state.position = state.epoch + 1, 0
+        self.train_nats = metrics.Mean()
+        self._keep_best(record["validation_elbo_nats"])
+
+    def _keep_best(self, elbo_nats: float) -> None:
+        state = self.progress
+        state.waited += 1
+        if elbo_nats > state.best_nats:
+            state.best_nats, state.best_epoch, state.waited = elbo_nats, state.epoch, 0
+            if self.patience is not None:
+                self.best = copy.deepcopy(self._weights())
+
+    def validate(self) -> dict[str, float]:
+        """Return the ELBO on the validation set, split into rate and distortion."""
+        rate, distortion = metrics.Mean(), metrics.Mean()
+        with self.program.evaluating(seed=self.seed + 2):
+            for rows in _chunks(self.validation, _VALIDATION_ROWS):
+                terms = site_terms(self.program, self.layout, *rows)
+                rate.add(terms.rate.mean(), len(rows[0]))
+                distortion.add(terms.distortion.mean(), len(rows[0]))
+        nats = {"rate": rate.compute(), "distortion": distortion.compute()}
+        return {
+            "validation_elbo_nats": -nats["rate"] - nats["distortion"],
+            "validation_rate_nats": nats["rate"],
+            "validation_distortion_nats": nats["distortion"],
+        }
+
+    def finish(self) -> None:
+        """Go back to the best weights where patience asks for them, and write the last state."""
+        if self.best is not None:
+            _load(self.svi, self.best)
+        if self.board is not None:
+            self.board.close()
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder for it."""
+        if self.out is not None:
+            checkpoint.save(self.out / "checkpoints", self.state(), step=self.progress.step)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed run needs."""
+        return {
+            "weights": self._weights(),
+            "best": self.best,
+            "optimizer": self._optimizer.state_dict(),
+            "random": checkpoint.random_state(),
+            "progress": vars(self.progress),
+            "train_nats": self.train_nats.state(),
+            "settings": self.settings,
+            "environment": _environment(self.device),
+        }
+
+    def restore(self) -> None:
+        """Take up the state of the newest checkpoint."""
+        if self.out is None:
+            raise ValueError("resume=True needs out=..., the folder of the run to go on with")
+        path = checkpoint.latest(self.out / "checkpoints")
+        if path is None:
+            # Killed before the first checkpoint: the run starts again, to the same bits.
+            self._rewrite_metrics()
+            return
+        state = checkpoint.load(path)
+        _check_same("settings", state["settings"], self.settings, path)
+        _warn_if_other(state["environment"], _environment(self.device))
+        _load(self.svi, state["weights"])
+        self.best = state["best"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        checkpoint.set_random_state(state["random"])
+        self.progress = Progress(**state["progress"])
+        self.train_nats.load(state["train_nats"])
+        self._rewrite_metrics()
+
+    def _rewrite_metrics(self) -> None:
+        """Leave in the file what the restored history holds: later epochs are run again."""
+        if self.metrics is not None:
+            metrics.truncate(self.metrics.path, step=-1)
+            for record in self.progress.history:
+                self.metrics.append(record)
+
+    def goodbye(self) -> str:
+        """Say where an interrupted run stands."""
+        state = self.progress
+        where = f"stopped in epoch {state.epoch + 1} at step {state.step}"
+        if self.out is None:
+            return where
+        return f"{where}; go on with: pyro-vae train --resume {self.out}"
+
+    def _weights(self) -> dict[str, Any]:
+        inside = {id(p) for p in self.program.parameters().values()}
+        return {
+            "modules": [module.state_dict() for module in self.program.modules],
+            "parameters": {
+                n: p.detach() for n, p in self.svi.parameters.items() if id(p) not in inside
+            },
+        }
+
+    def _explain(self, batch: tuple[Tensor, ...], value: float) -> str:
+        state = self.progress
+        culprits = _non_finite_sites(self.program, self.layout, batch)
+        kept = checkpoint.latest(self.out / "checkpoints") if self.out else None
+        where = f"at {' and '.join(culprits)}" if culprits else "in the objective"
+        good = f"; the last good checkpoint is {kept}" if kept else ""
+        return (
+            f"the loss is {value} at step {state.step + 1} (epoch {state.epoch + 1}), {where}: "
+            f"lower the learning rate or set a gradient norm (--clip-norm 100){good}"
+        )
+
+
+def takes_labels(model: Callable[..., Any]) -> bool:
+    """Whether a program is called with data and labels, or with data alone."""
+    parameters = inspect.signature(model).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in kinds and p.default is p.empty]
+    return len(needed) > 1
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device; "auto" takes CUDA, then Apple's MPS, then the CPU."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    available = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + available
+    if str(device) == "auto":
+        return torch.device(available[0])
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    known = {*available, *(name.split(":")[0] for name in available)}
+    if chosen is None or str(chosen) not in known:
+        raise ValueError(f"device={str(device)!r} is not here; choose from {', '.join(available)}")
+    return chosen
+
+
+def load_weights(model: Any, guide: Any, run: Path | str, *args: Tensor) -> dict[str, Any]:
+    """Load the newest checkpoint's weights of a run folder into a program.
+
+    Args:
+        model: The model that was trained.
+        guide: The guide that was trained.
+        run: The run folder.
+        args: A batch; one gradient is taken on it to meet parameters that appear late.
+
+    Returns:
+        The checkpoint's progress: epoch, step, seconds and history.
+
+    Raises:
+        FileNotFoundError: If the run has no checkpoint.
+        CheckpointError: If it is damaged or of another model.
+    """
+    path = checkpoint.latest(Path(run) / "checkpoints")
+    if path is None:
+        raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
+    state = checkpoint.load(path)
+    svi = SVI(model, guide, adam, Trace_ELBO())
+    with torch.random.fork_rng():
+        svi.loss_and_grads(*args)
+    for parameter in svi.parameters.values():
+        parameter.grad = None
+    _load(svi, state["weights"])
+    return state["progress"]
+
+
+def _load(svi: SVI, weights: dict[str, Any]) -> None:
+    modules = svi.program.modules
+    if len(modules) != len(weights["modules"]):
+        raise checkpoint.CheckpointError(
+            f"the checkpoint holds {len(weights['modules'])} module(s), the program {len(modules)}"
+        )
+    for module, state in zip(modules, weights["modules"], strict=True):
+        checkpoint.load_strictly(module, state)
+    inside = {id(p) for p in svi.program.parameters().values()}
+    outside = {n: p for n, p in svi.parameters.items() if id(p) not in inside}
+    if outside.keys() != weights["parameters"].keys():
+        raise checkpoint.CheckpointError(
+            f"the checkpoint's parameters are {sorted(weights['parameters'])}, the program's are "
+            f"{sorted(outside)}"
+        )
+    with torch.no_grad():
+        for name, parameter in outside.items():
+            parameter.copy_(weights["parameters"][name])
+
+
+def _check_labels(with_labels: bool, data: Dataset) -> None:
+    if with_labels and data.train.labels is None:
+        raise ValueError("the program takes labels, but the data have none: give (x, labels)")
+
+
+def _arguments(data: Data, with_labels: bool) -> tuple[Tensor, ...]:
+    if with_labels and data.labels is not None:
+        return (data.x, data.labels)
+    return (data.x,)
+
+
+def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:
+    for start in range(0, len(args[0]), rows):
+        yield tuple(arg[start : start + rows] for arg in args)
+
+
+def _nested(objective: ELBO, layout: Layout) -> ELBO:
+    # An ELBO that has to guess the nesting runs the program once more and moves the random state.
+    if isinstance(objective, ELBO) and objective.max_plate_nesting == math.inf:
+        objective = copy.copy(objective)
+        objective.max_plate_nesting = layout.max_plate_nesting
+    return objective
+
+
+def _non_finite_sites(program: Program, layout: Layout, batch: tuple[Tensor, ...]) -> list[str]:
+    if not all(bool(torch.isfinite(arg).all()) for arg in batch if arg.is_floating_point()):
+        return ["the data"]
+    with program.evaluating(), pyro.validation_enabled(False):
+        terms = site_terms(program, layout, *batch)
+    tables = (("p", terms.log_p), ("q", terms.log_q))
+    return [
+        f"site {name!r} (log {letter})"
+        for letter, table in tables
+        for name, log_density in table.items()
+        if not bool(torch.isfinite(log_density).all())
+    ]
+
+
+def cuda_index(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+    }
+
+
+def _check_same(what: str, saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    differing = [key for key in now if saved.get(key) != now[key]]
+    if differing:
+        pairs = "; ".join(f"{key}: {saved.get(key)!r} then, {now[key]!r} now" for key in differing)
+        raise checkpoint.CheckpointError(
+            f"{path} is of a run with other {what} ({pairs}): repeat them, or start a new run"
+        )
+
+
+def _warn_if_other(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    pairs = [f"{k}: {saved.get(k)} then, {now[k]} now" for k in now if saved.get(k) != now[k]]
+    if pairs:
+        warnings.warn(f"resuming, but not to the same bits ({'; '.join(pairs)})", stacklevel=3)
