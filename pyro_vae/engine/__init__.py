@@ -1,1 +1,23 @@
-"""TBD."""
+"""Fit a program fast, and so that it can be killed at any moment."""
+
+from pyro_vae.engine.checkpoint import CheckpointError
+from pyro_vae.engine.data import AsFloat, Binarize, Dequantize, Observation, Rescale
+from pyro_vae.engine.loop import Fit, Interrupted, fit
+from pyro_vae.engine.svi import SVI
+from pyro_vae.engine.training import TrainingError, load_weights, resolve_device
+
+__all__ = [
+    "SVI",
+    "AsFloat",
+    "Binarize",
+    "CheckpointError",
+    "Dequantize",
+    "Fit",
+    "Interrupted",
+    "Observation",
+    "Rescale",
+    "TrainingError",
+    "fit",
+    "load_weights",
+    "resolve_device",
+]

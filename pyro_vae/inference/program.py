@@ -108,8 +108,8 @@ class Program:
             with (
                 torch.random.fork_rng(_cuda_devices()),
                 torch.no_grad(),
-                _unchanged_parameters(self._reachable),
                 self.running(),
+                _unchanged_parameters(self._reachable),
             ):
                 if seed is not None:
                     torch.manual_seed(seed)
@@ -184,8 +184,8 @@ class Program:
 class _OwnNames(Messenger):
     """Give each program its own parameters in Pyro's store, whatever names others have taken.
 
-    A name belongs to the pair of functions that used it first, for as long as they live and the
-    store holds it; and a module's parameter is never exchanged for another of the same name.
+    A name belongs to the pair of functions that used it first, as long as they live and the store
+    holds that very parameter; and a module's parameter is never exchanged for another one.
     """
 
     _owners: ClassVar[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
@@ -193,11 +193,11 @@ class _OwnNames(Messenger):
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
         super().__init__()
         by_guide = self._owners.setdefault(_identity(model), weakref.WeakKeyDictionary())
-        self.names: set[str] = by_guide.setdefault(_identity(guide), set())
+        self.mine = by_guide.setdefault(_identity(guide), weakref.WeakValueDictionary())
 
     def _pyro_param(self, msg: Any) -> None:
-        if msg["fn"] != pyro.get_param_store().get_param:
-            return  # a PyroModule's own parameter: it never reaches the store
+        if not _in_store(msg):
+            return
         name, *rest = msg["args"]
         initial = rest[0] if rest else None
         own, number = name, 1
@@ -205,22 +205,24 @@ class _OwnNames(Messenger):
             number += 1
             own = f"{name}#{number}"
         msg["name"], msg["args"] = own, (own, *rest)
-        if own not in pyro.get_param_store():
-            for names in self._all_names():
-                names.discard(own)  # the store was cleared: whoever had it has it no more
-        self.names.add(own)
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if _in_store(msg):
+            self.mine[msg["name"]] = pyro.get_param_store()._params[msg["name"]]
 
     def _taken(self, name: str, initial: Any) -> bool:
-        store = pyro.get_param_store()
-        if name not in store:
+        held = pyro.get_param_store()._params.get(name)
+        if held is None:
             return False
         if _IN_MODULE in name and isinstance(initial, nn.Parameter):
-            return store._params[name] is not initial
-        return name not in self.names and any(name in names for names in self._all_names())
+            return held is not initial
+        owned = [owned for by_guide in self._owners.values() for owned in by_guide.values()]
+        return self.mine.get(name) is not held and any(o.get(name) is held for o in owned)
 
-    def _all_names(self) -> Iterator[set[str]]:
-        for by_guide in list(self._owners.values()):
-            yield from list(by_guide.values())
+
+def _in_store(msg: Any) -> bool:
+    # A PyroModule's own parameter makes a statement too, but never reaches the store.
+    return bool(msg["fn"] == pyro.get_param_store().get_param)
 
 
 _IN_MODULE = "$$$"  # stands between the names of a pyro.module and of its parameter
@@ -267,16 +269,26 @@ def _reason(error: BaseException) -> str:
 def _unchanged_parameters(roots: tuple[nn.Module, ...]) -> Iterator[None]:
     store = pyro.get_param_store()
     state = store.get_state()
-    modules = [module for root in roots for module in root.modules()]
-    parameters = [dict(module._parameters) for module in modules]
+    tables = [table for root in roots for module in root.modules() for table in _tables(module)]
+    before = [dict(table()) for table in tables]
     try:
         yield
     finally:
         store.clear()
         store.set_state(state)
-        for module, before in zip(modules, parameters, strict=True):
-            for name in set(module._parameters) - set(before):
-                delattr(module, name)
+        for table, names in zip(tables, before, strict=True):
+            for name in set(table()) - set(names):
+                del table()[name]
+
+
+def _tables(module: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Give the tables in which a module keeps parameters, also those made at their first use."""
+    yield lambda: module._parameters
+    if isinstance(module, PyroModule):
+        context = module._pyro_context
+        yield lambda: module._pyro_params
+        yield lambda: context.param_state["params"]
+        yield lambda: context.param_state["constraints"]
 
 
 def _identity(function: Any) -> Any:

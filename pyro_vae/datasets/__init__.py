@@ -1,0 +1,66 @@
+"""Named data sets, files, arrays and image folders as tensors with fixed splits.
+
+Rows are kept as they are stored (unscaled, the smallest integer type that holds them), together
+with the number of levels that they can take, because that decides which likelihood is exact for
+them. Scaling, binarising and dequantising happen later, on the training device.
+
+Every mistake in a file or an array is one line that names the file, the value and the cure.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from pyro_vae.datasets.arrays import Data, Dataset, Shape, from_arrays
+from pyro_vae.datasets.files import MAPPED_BYTES, load_file, load_folder
+from pyro_vae.datasets.published import NAMES, load_named
+
+__all__ = ["MAPPED_BYTES", "NAMES", "Data", "Dataset", "Shape", "from_arrays", "load"]
+
+
+def load(name: str | Path, *, root: Path | None = None) -> Dataset:
+    """Load a data set by name, or a user's own file or folder.
+
+    * `digits`: scikit-learn's bundled 1,797 scans, 8x8, integers 0..16; split 1,437/180/180.
+    * `mnist`, `fashion_mnist`, `kmnist`: 28x28, 0..255; the last 10,000 training images are the
+      validation set. Read from `<root>/<Folder>/raw/*-ubyte` or `*-ubyte.gz` (torchvision's
+      layout), and downloaded there by torchvision where they are missing.
+    * `emnist`: the balanced split, turned upright, 47 classes; validation is the last 18,800.
+    * `cifar10`, `svhn`: 3x32x32, 0..255; the last 5,000 training images are the validation set.
+      torchvision reads CIFAR-10 from pickles, after it has compared their MD5 sums with the
+      published ones; no other file is ever unpickled.
+    * a `.npy` file of one array, split as in `from_arrays`. Above `MAPPED_BYTES` it stays on disk
+      (mapped) and is split in file order, 80/10/10, which a warning says.
+    * a `.npz` file: `train`, `validation` (or `valid`), `test` with optional `train_labels` ...;
+      or `x` (or `images`, `data`) with optional `y` (or `labels`); or one array of any name.
+    * a folder of images of one size and mode, in sorted order; subfolders are class labels, unless
+      they are named `train`, `validation` (or `valid`) and `test`: then they are the splits.
+
+    Args:
+        name: one of `NAMES`, or a path. A name wins over a file of that name; write `./mnist`.
+        root: where named data sets lie or are downloaded to; `data` if not given.
+
+    Raises:
+        FileNotFoundError: a path that does not exist; a data set that cannot be downloaded.
+        ValueError: an unknown name, or data that are corrupt, of the wrong shape or not numeric.
+    """
+    key = str(name).lower().replace("-", "").replace("_", "")
+    known = next((known for known in NAMES if known.replace("_", "") == key), None)
+    if known is not None:
+        return load_named(known, Path("data") if root is None else Path(root).expanduser())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return load_folder(path)
+    if path.is_file():
+        return load_file(path)
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; named data sets: {', '.join(NAMES)}"
+        )
+    near = difflib.get_close_matches(str(name).lower(), NAMES, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(
+        f"unknown data set {str(name)!r}.{hint} Known: {', '.join(NAMES)}; "
+        "or the path of a .npy or .npz file or of a folder of images"
+    )

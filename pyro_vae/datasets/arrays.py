@@ -1,0 +1,285 @@
+"""A user's arrays as a data set: checked, stored compactly, split."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Data", "Dataset", "Shape", "checked_labels", "from_arrays", "from_splits"]
+
+Shape = tuple[int, ...]
+_CHANNELS = (1, 3, 4)
+_CHUNK_BYTES = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Rows as stored, unscaled.
+
+    Attributes:
+        x: `[N, *event_shape]`; uint8, int16 or int32 for integer data, else float32.
+        labels: `[N]` int64 class labels, or None.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three fixed, disjoint parts of one data set.
+
+    Attributes:
+        name: what it is called in tables and run folders.
+        train: the rows to fit.
+        validation: the rows to choose by.
+        test: the rows to report.
+        levels: integer data take the values `0..levels` (digits 16, images 255, binary data 1);
+            None for real-valued data.
+    """
+
+    name: str
+    train: Data
+    validation: Data
+    test: Data
+    levels: int | None
+
+    @property
+    def event_shape(self) -> Shape:
+        """Shape of one datum; images are channel-first, `(1, 28, 28)`."""
+        return tuple(self.train.x.shape[1:])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the dtype, shape and bytes of the rows and labels of the three parts."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            for tensor in (part.x, part.labels):
+                if tensor is None:
+                    digest.update(b"none")
+                    continue
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                for _, chunk in _chunks(tensor.detach().cpu().numpy()):
+                    digest.update(np.ascontiguousarray(chunk).data)
+        return digest.hexdigest()
+
+
+def from_arrays(
+    x: Any,
+    labels: Any | None = None,
+    *,
+    name: str = "array",
+    levels: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Split a user's array 80/10/10 by a permutation that depends on `seed` and N alone.
+
+    Booleans and floats that are all 0 or 1 become uint8 with one level; other integers `>= 0` keep
+    an integer type, with as many levels as their largest value (255 for uint8 images, and for any
+    uint8 array with a value above 127); everything else becomes float32, real-valued.
+
+    Args:
+        x: numpy array, tensor or nested list: `(N, D)`, `(N, H, W)` or `(N, C, H, W)` with 1, 3
+            or 4 channels. It is neither modified nor shared. `(N, H, W)` becomes `(N, 1, H, W)`.
+        labels: `(N,)` integers `>= 0`.
+        name: what messages and tables call it.
+        levels: the largest value that the data can take; found from the data if not given.
+        seed: of the permutation.
+
+    Raises:
+        ValueError: text or objects, a wrong shape, no or too few rows, NaN or infinite values,
+            values outside `0..levels`, labels that do not fit.
+    """
+    rows = _rows(x, name)
+    classes = checked_labels(labels, len(rows), name)
+    if len(rows) < 3:
+        count = "one datum" if len(rows) == 1 else f"{len(rows)} data"
+        raise ValueError(
+            f"{name}: {count}, but training, validation and test need a row each: give 3 or more"
+        )
+    (stored,), found = _store(name, {name: rows}, levels)
+    parts = _split(len(rows), seed, in_order=isinstance(rows, np.memmap))
+    train, validation, test = (
+        Data(stored[part], None if classes is None else classes[part]) for part in parts
+    )
+    return Dataset(name, train, validation, test, found)
+
+
+def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
+    """Index of the training, validation and test rows."""
+    held = max(1, round(num_rows / 10))
+    first, second = num_rows - 2 * held, num_rows - held
+    if in_order:
+        return [slice(first), slice(first, second), slice(second, None)]
+    # The legacy generator: numpy promises that its stream never changes, so splits do not either.
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(num_rows))
+    return [order[:first], order[first:second], order[second:]]
+
+
+def from_splits(
+    name: str, parts: Mapping[str, tuple[Any, Any | None]], levels: int | None = None
+) -> Dataset:
+    """A data set from given `train`, `validation` and `test` pairs of rows and labels."""
+    rows = {f"{name} {part}": _rows(x, f"{name} {part}") for part, (x, _) in parts.items()}
+    classes = [
+        checked_labels(labels, len(array), where)
+        for (where, array), (_, labels) in zip(rows.items(), parts.values(), strict=True)
+    ]
+    shapes = {where: array.shape[1:] for where, array in rows.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{where} {shape}" for where, shape in shapes.items())
+        raise ValueError(f"{name}: the splits differ in shape: {listed}; make them the same")
+    stored, found = _store(name, rows, levels)
+    train, validation, test = map(Data, stored, classes)
+    return Dataset(name, train, validation, test, found)
+
+
+def _array(values: Any, where: str) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    try:
+        array = values if isinstance(values, np.ndarray) else np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{where}: rows of different lengths; give a rectangular array") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{where}: dtype {array.dtype} is not numeric; give an array of integers or floats"
+        )
+    return array
+
+
+def _rows(values: Any, where: str) -> np.ndarray:
+    """The values as `(N, *event_shape)`, images channel-first; a view where possible."""
+    array = _array(values, where)
+    shape = array.shape
+    if array.ndim < 2:
+        raise ValueError(
+            f"{where}: shape {shape}, expected (N, ...): one row per datum; "
+            "a single column is x.reshape(-1, 1)"
+        )
+    if array.size == 0:
+        raise ValueError(f"{where}: empty, shape {shape}; give at least 3 rows of at least 1 value")
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 2 or (array.ndim == 4 and shape[1] in _CHANNELS):
+        return array
+    if array.ndim == 4 and shape[3] in _CHANNELS:
+        raise ValueError(
+            f"{where}: shape {shape} reads as {shape[1]} channels of {shape[2]}x{shape[3]} pixels, "
+            f"or as {shape[1]}x{shape[2]} images with {shape[3]} channels last; images are "
+            "channel-first: use x.transpose(0, 3, 1, 2)"
+        )
+    raise ValueError(
+        f"{where}: shape {shape}, expected (N, D), (N, H, W) or (N, C, H, W) with 1, 3 or 4 "
+        "channels; x.reshape(len(x), -1) makes vectors of anything"
+    )
+
+
+def checked_labels(labels: Any | None, num_rows: int, where: str) -> Tensor | None:
+    """Labels as int64 `(N,)`, or None; ValueError where they do not fit the rows."""
+    if labels is None:
+        return None
+    array = _array(labels, f"labels of {where}")
+    if array.ndim != 1:
+        raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},)")
+    if len(array) != num_rows:
+        raise ValueError(f"{where}: {len(array)} labels for {num_rows} rows; give one label a row")
+    if array.dtype.kind == "f" or array.min() < 0:
+        raise ValueError(
+            f"labels of {where}: {array.dtype} from {array.min()} to {array.max()}, "
+            "expected integers >= 0; number the classes from 0"
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+class _Range(NamedTuple):
+    low: float
+    high: float
+    whole: bool
+
+
+def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of rows of bounded size, so that mapped files are read without filling memory."""
+    step = max(1, _CHUNK_BYTES * len(array) // max(1, array.nbytes))
+    return ((begin, array[begin : begin + step]) for begin in range(0, len(array), step))
+
+
+def _scan(array: np.ndarray, where: str) -> _Range:
+    """Smallest and largest value, and whether all are whole numbers; refuses NaN and infinity."""
+    low, high, whole = math.inf, -math.inf, True
+    num_bad, first = 0, None
+    for begin, chunk in _chunks(array):
+        if chunk.dtype.kind == "f":
+            bad = ~np.isfinite(chunk)
+            if bad.any():
+                num_bad += int(bad.sum())
+                index = tuple(int(i) for i in np.argwhere(bad)[0])
+                first = first or (begin + index[0], *index[1:])
+                continue
+            whole = whole and bool((chunk == np.floor(chunk)).all())
+        low, high = min(low, chunk.min().item()), max(high, chunk.max().item())
+    if first is not None:
+        raise ValueError(
+            f"{where}: {num_bad} NaN or infinite values, the first at index {first}; "
+            "clean or mask them"
+        )
+    return _Range(low, high, whole)
+
+
+def _store(
+    name: str, arrays: Mapping[str, np.ndarray], levels: int | None
+) -> tuple[list[Tensor], int | None]:
+    """The arrays as tensors of one dtype, and the levels that they take together."""
+    lows, highs, whole = zip(*(_scan(a, where) for where, a in arrays.items()), strict=True)
+    span = _Range(min(lows), max(highs), all(whole))
+    levels = _levels(name, list(arrays.values()), span, levels)
+    if levels is None and max(-span.low, span.high) > float(np.finfo(np.float32).max):
+        raise ValueError(
+            f"{name}: values from {span.low:g} to {span.high:g} do not fit in 32-bit floats; "
+            "rescale them"
+        )
+    integer = "u1" if (levels or 0) <= 255 else "i2" if (levels or 0) <= 32767 else "i4"
+    dtype = np.dtype("f4" if levels is None else integer)
+    return [_tensor(array, dtype) for array in arrays.values()], levels
+
+
+def _levels(name: str, arrays: list[np.ndarray], span: _Range, levels: int | None) -> int | None:
+    if levels is not None:
+        if levels < 1 or span.low < 0 or span.high > levels or not span.whole:
+            raise ValueError(
+                f"{name}: values from {span.low:g} to {span.high:g}"
+                f"{'' if span.whole else ', not all whole'}; levels={levels} takes whole numbers "
+                f"from 0 to {levels}"
+            )
+        return levels
+    integer = all(array.dtype.kind != "f" for array in arrays)
+    if span.low < 0 or not span.whole or (not integer and span.high > 1):
+        return None
+    if span.high > np.iinfo(np.int32).max:
+        raise ValueError(f"{name}: integers up to {span.high} exceed 32 bits; rescale to floats")
+    pixels = all(array.dtype == np.uint8 for array in arrays) and span.high > 1
+    if pixels and (arrays[0].ndim > 2 or span.high > 127):
+        return 255
+    return max(1, int(span.high))
+
+
+def _tensor(array: np.ndarray, dtype: np.dtype) -> Tensor:
+    """The array as a tensor, shared where it can be; a mapped file stays on disk if torch can."""
+    if isinstance(array, np.memmap) and array.dtype in map(np.dtype, ("u1", "i2", "i4", "f4")):
+        dtype = array.dtype
+    with warnings.catch_warnings():
+        # Rows are only ever read. A copy-on-write map, which torch would not warn about, is
+        # refused by Linux for files larger than memory.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))

@@ -1,0 +1,181 @@
+"""Published data sets by name: scikit-learn's digits, and what torchvision downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import math
+import socket
+import sys
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyro_vae.datasets.arrays import Dataset, checked_labels, from_arrays, from_splits
+from pyro_vae.datasets.files import reason_of
+
+__all__ = ["NAMES", "load_named"]
+
+NAMES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "svhn")
+"""The data sets that `load` knows by name."""
+
+
+class _Idx(NamedTuple):
+    """Where torchvision keeps one relative of MNIST."""
+
+    folder: str
+    train: str = "train"
+    test: str = "t10k"
+    num_validation: int = 10_000
+
+
+_IDX = {
+    "mnist": _Idx("MNIST"),
+    "fashion_mnist": _Idx("FashionMNIST"),
+    "kmnist": _Idx("KMNIST"),
+    "emnist": _Idx("EMNIST", "emnist-balanced-train", "emnist-balanced-test", 18_800),
+}
+
+
+def load_named(name: str, root: Path) -> Dataset:
+    """Load a data set of `NAMES` from below `root`, downloading it where it is missing."""
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return from_arrays(digits.images, digits.target, name=name, levels=16)
+    if name in _IDX:
+        return _load_idx(name, root, _IDX[name])
+    return _load_colour(name, root)
+
+
+def _load_idx(name: str, root: Path, files: _Idx) -> Dataset:
+    folder = root / files.folder / "raw"
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    stems = [f"{part}-{kind}" for part in (files.train, files.test) for kind in kinds]
+    missing = [stem for stem in stems if _idx_path(folder, stem) is None]
+    if missing:
+        options = {"split": "balanced"} if name == "emnist" else {}
+        placed = [Path(files.folder) / "raw" / stem for stem in stems]
+        wanted = f"{', '.join(f'{stem}.gz' for stem in missing)} in {folder}"
+        _download(
+            name,
+            root,
+            placed,
+            wanted,
+            lambda tv, at: getattr(tv, files.folder)(at, download=True, **options),
+        )
+    train, classes, test, test_classes = (_read_idx(folder, stem) for stem in stems)
+    if name == "emnist":
+        train, test = train.transpose(0, 2, 1), test.transpose(0, 2, 1)
+    held = _held_out(name, train, classes, files.num_validation)
+    return from_splits(name, {**held, "test": (test, test_classes)}, levels=255)
+
+
+def _idx_path(folder: Path, stem: str) -> Path | None:
+    return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
+
+
+def _read_idx(folder: Path, stem: str) -> np.ndarray:
+    """The array in an idx file, plain or gzipped; every count in its header is checked."""
+    path = _idx_path(folder, stem)
+    assert path is not None
+    rank = int(stem.split("idx")[1][0])
+    start = 4 + 4 * rank
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(_delete(path, f"not a readable gzip file ({reason_of(error)})")) from None
+    if len(raw) < start or raw[:4] != bytes((0, 0, 8, rank)):
+        raise ValueError(_delete(path, f"not an idx{rank} file of bytes (starts {raw[:4]!r})"))
+    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", rank, 4))
+    if len(raw) - start != math.prod(shape):
+        raise ValueError(
+            _delete(path, f"holds {len(raw) - start:,} bytes where its header says {shape}")
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+
+
+def _delete(path: Path, what: str) -> str:
+    return f"{path}: {what}; delete it and download again"
+
+
+def _held_out(name: str, x: np.ndarray, labels: np.ndarray, held: int) -> dict[str, Any]:
+    if len(x) <= held:
+        raise ValueError(f"{name}: {len(x):,} training images, expected more than {held:,}")
+    # Checked before the split, where the two counts are those of the files.
+    checked_labels(labels, len(x), f"{name} train")
+    return {"train": (x[:-held], labels[:-held]), "validation": (x[-held:], labels[-held:])}
+
+
+def _cifar10(torchvision: Any, root: str | Path, **options: bool) -> list[Any]:
+    return [torchvision.CIFAR10(root, train=train, **options) for train in (True, False)]
+
+
+def _svhn(torchvision: Any, root: str | Path, **options: bool) -> list[Any]:
+    return [torchvision.SVHN(root, split, **options) for split in ("train", "test")]
+
+
+def _load_colour(name: str, root: Path) -> Dataset:
+    """CIFAR-10 or SVHN, whose files torchvision holds against their published MD5 sums."""
+    if name == "cifar10":
+        read, folder = _cifar10, "cifar-10-batches-py"
+        files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+        wanted = f"the folder {folder} of cifar-10-python.tar.gz in {root}"
+    else:
+        read, folder, files = _svhn, ".", ("train_32x32.mat", "test_32x32.mat")
+        wanted = f"{', '.join(files)} in {root}"
+    placed = [Path(folder) / file for file in files]
+    if not all((root / path).is_file() for path in placed):
+        _download(name, root, placed, wanted, lambda tv, at: read(tv, at, download=True))
+    from torchvision import datasets as torchvision_datasets
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, about the way CIFAR's old pickles are made
+            train, test = read(torchvision_datasets, root)
+    except Exception as error:  # whatever the damage, the cure is the same
+        raise ValueError(_delete(root / folder, f"corrupt ({reason_of(error)})")) from None
+    (x, classes), tested = _pixels(train), _pixels(test)
+    return from_splits(name, {**_held_out(name, x, classes, 5_000), "test": tested}, levels=255)
+
+
+def _pixels(images: Any) -> tuple[np.ndarray, np.ndarray]:
+    data = images.data if images.data.shape[1] == 3 else images.data.transpose(0, 3, 1, 2)
+    return data, np.asarray(images.labels if hasattr(images, "labels") else images.targets)
+
+
+def _download(
+    name: str, root: Path, files: list[Path], wanted: str, fetch: Callable[[Any, str], Any]
+) -> None:
+    """Let torchvision download into a temporary folder, then move `files` to `root`, whole."""
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    timeout = socket.getdefaulttimeout()
+    try:
+        from torchvision import datasets as torchvision_datasets
+
+        root.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary,
+            contextlib.redirect_stdout(sys.stderr),
+        ):
+            socket.setdefaulttimeout(30.0)  # torchvision sets none, and would wait for ever
+            fetch(torchvision_datasets, temporary)
+            for file in files:
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                (Path(temporary) / file).replace(root / file)
+    except Exception as error:  # torchvision, urllib, ssl, zipfile and tarfile: dozens of kinds
+        raise FileNotFoundError(
+            f"{name} is not in {root} and cannot be downloaded ({reason_of(error)}): "
+            f"place {wanted}, or pass --data-root with the folder that holds it"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+        for folder in created:
+            with contextlib.suppress(OSError):  # not empty: the download succeeded
+                folder.rmdir()

@@ -1,0 +1,325 @@
+"""How stored rows become observations, and how batches are drawn.
+
+Rows stay as they are stored (usually uint8) on the training device; each batch is gathered there
+and then *observed*: scaled, binarised or dequantised. Training rows are observed anew at every
+visit, validation and test rows once, with a seed of their own (`observe_once`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Rows
+
+from pyro_vae.datasets import Data
+
+__all__ = [
+    "OBSERVATION_SEED",
+    "AsFloat",
+    "Batches",
+    "Binarize",
+    "Dequantize",
+    "Observation",
+    "Rescale",
+    "observe_once",
+]
+
+OBSERVATION_SEED = 0
+"""Seed of the training rows that are drawn once: of the data, not of a run, so that runs compare.
+The validation and test rows take the next two, so that no two parts share their noise."""
+
+_CHUNK_BYTES = 2**26
+
+
+class Observation:
+    """Stored rows to what the model sees, a float tensor of the same shape.
+
+    Each is built from ``levels``, the largest value that integer data take.
+    """
+
+    levels: int | None
+
+    @property
+    def once(self) -> bool:
+        """Whether the training rows, too, are observed only once, before training."""
+        return False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Observe rows `[B, *event_shape]`; noise comes from the global generator of `x.device`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AsFloat(Observation):
+    """x as it is, in the default float type: counts under a Binomial or Poisson, real data.
+
+    Attributes:
+        levels: the largest value that x takes; None for real data.
+    """
+
+    levels: int | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Observe rows, without noise."""
+        return x.to(torch.get_default_dtype())
+
+
+@dataclass(frozen=True)
+class Rescale(Observation):
+    """x / levels, in `[0, 1]`.
+
+    Attributes:
+        levels: the largest value that x takes.
+    """
+
+    levels: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Observe rows, without noise."""
+        return _float_or_integer(x) / self.levels
+
+
+@dataclass(frozen=True)
+class Binarize(Observation):
+    """Draws of Bernoulli(x / levels).
+
+    Attributes:
+        levels: the largest value that x takes.
+        resample: True: drawn anew at every visit (dynamic binarisation; "On the Quantitative
+            Analysis of Deep Belief Networks", Salakhutdinov and Murray, 2008). False: the whole
+            training set is drawn once (static), as validation and test sets always are.
+    """
+
+    levels: int
+    resample: bool = True
+
+    @property
+    def once(self) -> bool:
+        """Whether the training rows are drawn once, before training."""
+        return not self.resample
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Observe rows; the noise is from the global generator of their device."""
+        probs = _float_or_integer(x) / self.levels
+        # Four times as fast on a CPU as torch.bernoulli; exact at 0 and 1, as U is in [0, 1).
+        return torch.rand(probs.shape, dtype=probs.dtype, device=probs.device).lt_(probs)
+
+
+@dataclass(frozen=True)
+class Dequantize(Observation):
+    """(x + U) / (levels + 1), U uniform on [0, 1): integers made continuous, in `[0, 1)`.
+
+    The expected log-density of the result, minus D log(levels + 1), bounds the log-probability of
+    the D integers from below (Jensen); in the other direction, a discrete ELBO plus
+    D log(levels + 1) compares with densities on `[0, 1]`.
+
+    References:
+        "RNADE: The real-valued neural autoregressive density-estimator", Uria, Murray and
+        Larochelle, 2013. "A note on the evaluation of generative models", Theis, van den Oord and
+        Bethge, 2016.
+
+    Attributes:
+        levels: the largest value that x takes.
+    """
+
+    levels: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Observe rows; the noise is from the global generator of their device."""
+        noise = torch.rand(x.shape, device=x.device)
+        # Rounding x + U up to x + 1 would leave the bin, and [0, 1) with it at x = levels.
+        noise.clamp_(max=1 - (self.levels + 1) * torch.finfo(noise.dtype).eps)
+        return noise.add_(x).div_(self.levels + 1)
+
+
+def _float_or_integer(x: Tensor) -> Tensor:
+    # An integer divides to the default float type in one pass, without a copy.
+    return x.to(torch.get_default_dtype()) if x.is_floating_point() else x
+
+
+def observe_once(
+    data: Data,
+    observation: Observation,
+    *,
+    seed: int,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+) -> Data:
+    """All rows, observed once and moved to a device.
+
+    Drawn on the CPU from a generator state of its own, so the result depends on the rows and the
+    seed alone, not on the device, and no global generator moves. Beside the result, memory stays
+    bounded, also for rows that are mapped from disk.
+
+    Args:
+        data: the stored rows.
+        observation: how they become what the model sees.
+        seed: of the draws; another one for each part of a data set.
+        device: where the observed rows go.
+        dtype: type to keep them in; the observation's own if not given.
+
+    Returns:
+        Rows `[N, *event_shape]`, which share no memory with `data.x`, and the same labels.
+
+    Raises:
+        ValueError: rows outside the levels of the observation.
+    """
+    _check_levels(data.x, observation)
+    row_bytes = max(1, data.x[0].numel() * 8)
+    observed: Tensor | None = None
+    begin = 0
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also reseed the accelerators, which fork_rng does not restore.
+        torch.default_generator.manual_seed(seed)
+        for rows in data.x.split(max(1, _CHUNK_BYTES // row_bytes)):
+            chunk = observation(rows.cpu())
+            if observed is None:
+                observed = torch.empty(data.x.shape, dtype=dtype or chunk.dtype)
+            observed[begin : begin + len(rows)] = chunk
+            begin += len(rows)
+    assert observed is not None
+    return Data(observed.to(device), None if data.labels is None else data.labels.to(device))
+
+
+def _check_levels(x: Tensor, observation: Observation) -> None:
+    levels = getattr(observation, "levels", None)
+    if levels is None:
+        return
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high > levels:
+        raise ValueError(
+            f"{observation} takes values from 0 to {levels}, the data go from {low} to {high}; "
+            "give it the data's own number of levels"
+        )
+
+
+class Batches:
+    """The training rows on the device, drawn in a permutation that depends on (seed, epoch) alone.
+
+    Rows of up to `memory_budget` bytes live on the device. Beyond that, or where the device has no
+    room for them, they are streamed from where they are through a `DataLoader`: the same batches
+    and, under the same state of the global generator, the same bits.
+
+    Args:
+        data: the stored training rows.
+        observation: how each batch becomes what the model sees, on the device. One that observes
+            `once` is applied here to all rows, which then need host memory, streamed or not.
+        batch_size: rows a batch; the last batch of an epoch may be smaller.
+        seed: of the permutations; with the epoch it fixes them.
+        device: where batches are wanted.
+        memory_budget: bytes of stored rows up to which they are kept on the device; 2 GiB.
+        with_labels: yield `(x, labels)` rather than `(x,)`.
+
+    Attributes:
+        num_batches: batches an epoch, a smaller last one included.
+        resident: whether the rows live on the device.
+
+    Raises:
+        ValueError: a batch size outside 1..N; no labels where they are asked for; rows outside the
+            levels of the observation.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        observation: Observation,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        memory_budget: int = 2 * 2**30,
+        with_labels: bool = False,
+    ) -> None:
+        if not 1 <= batch_size <= len(data):
+            raise ValueError(
+                f"batch size {batch_size} with {len(data)} training rows; "
+                f"choose one from 1 to {len(data)}"
+            )
+        if with_labels and data.labels is None:
+            raise ValueError("labels are asked for, but the data have none")
+        if observation.once:
+            dtype = torch.uint8 if isinstance(observation, Binarize) else None
+            data, observation = (
+                observe_once(data, observation, seed=OBSERVATION_SEED, device="cpu", dtype=dtype),
+                AsFloat(),
+            )
+        else:
+            _check_levels(data.x, observation)
+        self._observation = observation
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = torch.device(device)
+        self._tensors = (
+            [data.x, data.labels] if with_labels and data.labels is not None else [data.x]
+        )
+        self.num_batches = -(-len(data) // batch_size)
+        self.resident = data.x.nbytes <= memory_budget and self._move()
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Batches `start`, `start + 1`, ... of an epoch: `(x,)` or `(x, labels)`, x observed.
+
+        Batches before `start` cost nothing and draw nothing: given the global generator's state at
+        that point, the rest of the epoch is what it would have been.
+
+        Raises:
+            ValueError: a start outside `0..num_batches`.
+        """
+        if not 0 <= start <= self.num_batches:
+            raise ValueError(f"start {start} of an epoch of {self.num_batches} batches")
+        order = _permutation(len(self._tensors[0]), self._seed, epoch)[start * self._batch_size :]
+        if len(order) == 0:
+            return iter(())
+        return self._gathered(order) if self.resident else self._streamed(order)
+
+    def _move(self) -> bool:
+        try:
+            self._tensors = [tensor.to(self._device) for tensor in self._tensors]
+        except torch.OutOfMemoryError:
+            size = self._tensors[0].nbytes / 2**30
+            warnings.warn(
+                f"no room on {self._device} for {size:.2f} GiB of training rows: they are streamed "
+                "from the host, with the same results",
+                stacklevel=3,
+            )
+            return False
+        return True
+
+    def _gathered(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        for index in order.to(self._device).split(self._batch_size):
+            x, *labels = (tensor.index_select(0, index) for tensor in self._tensors)
+            yield (self._observation(x), *labels)
+
+    def _streamed(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        loader: DataLoader[list[Tensor]] = DataLoader(
+            _Gather(self._tensors),
+            batch_size=None,  # the sampler gives whole batches, gathered in one call
+            sampler=order.split(self._batch_size),
+            generator=torch.Generator(),  # without one it would draw from the global generator
+        )
+        for batch in loader:
+            x, *labels = (tensor.to(self._device) for tensor in batch)
+            yield (self._observation(x), *labels)
+
+
+class _Gather(Rows[list[Tensor]]):
+    """Rows by whole batches of indices."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, index: Tensor) -> list[Tensor]:
+        return [tensor.index_select(0, index) for tensor in self._tensors]
+
+
+def _permutation(num_rows: int, seed: int, epoch: int) -> Tensor:
+    # Hashed, since seed + epoch would give neighbouring seeds the same permutations; drawn on the
+    # CPU, so that every device sees the same order.
+    digest = hashlib.sha256(f"permutation {seed} {epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    return torch.randperm(num_rows, generator=generator)
