@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
@@ -106,12 +108,10 @@ def fit(
     """
     if data is None:
         model, guide, data = getattr(model, "model", model), getattr(model, "guide", None), guide
-    _check_settings(epochs, batch_size, patience, seed, checkpoint_seconds)
+    _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
     device = resolve_device(device)
-    random = torch.random.fork_rng(devices=cuda_index(device))
     folder = None if out is None else Path(out)
-    with random, stop_requests() as stop, _locked(folder):
-        torch.manual_seed(seed)
+    with _own_random_state(seed, device), stop_requests() as stop, _locked(folder):
         run = Training(
             Program(model, guide), _dataset(data), objective or Trace_ELBO(), optim,
             schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
@@ -140,12 +140,19 @@ def fit(
 
 
 def _check_settings(
-    epochs: int, batch_size: int, patience: int | None, seed: int, checkpoint_seconds: float
+    epochs: int,
+    batch_size: int,
+    clip_norm: float | None,
+    patience: int | None,
+    seed: int,
+    checkpoint_seconds: float,
 ) -> None:
     if epochs < 0:
         raise ValueError(f"epochs={epochs}: give 0 or more")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give 1 or more")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm={clip_norm}: the largest gradient norm is positive")
     if patience is not None and patience < 1:
         raise ValueError(f"patience={patience}: give 1 or more epochs, or None")
     if not 0 <= seed < 2**63:
@@ -164,3 +171,18 @@ def _dataset(data: Any) -> Dataset:
 def _locked(folder: Path | None) -> Iterator[None]:
     with nullcontext() if folder is None else checkpoint.lock(folder):
         yield
+
+
+@contextmanager
+def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed all generators that a program may use, and leave them afterwards as they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=cuda_index(device)):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
@@ -93,7 +94,8 @@ class SVI:
         """Return the loss and add its gradient to every parameter's ``grad``."""
         with self.program.running(), poutine.trace(param_only=True) as capture:
             loss = self._loss_and_grads(*args, **kwargs)
-        found = self.program.parameters() if self.optimizer is None else {}
+        known = self.program.parameters() if self.optimizer is None else {}
+        found: dict[str, Tensor] = dict(known)
         for name, site in capture.trace.nodes.items():
             value = site["value"]
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
@@ -147,14 +149,14 @@ def _to_float(loss: Any) -> Any:
 def _build(optim: Any, parameters: dict[str, Tensor]) -> tuple[torch.optim.Optimizer, Any]:
     if not isinstance(optim, PyroOptim):
         return optim(_groups(optim, parameters)), None
-    constructor, arguments = optim.pt_optim_constructor, optim.pt_optim_args
-    if isinstance(arguments, dict) and "optimizer" in arguments:
-        # A pyro.optim scheduler: {"optimizer": class, "optim_args": {...}, **scheduler arguments}.
-        rest = {k: v for k, v in arguments.items() if k not in ("optimizer", "optim_args")}
-        inner = arguments["optimizer"](_groups(optim, parameters), **arguments["optim_args"])
-        return inner, constructor(inner, **rest)
-    shared = arguments if isinstance(arguments, dict) else {}
-    return constructor(_groups(optim, parameters), **shared), None
+    shared = optim.pt_optim_args if isinstance(optim.pt_optim_args, dict) else {}
+    optimizer = optim.pt_optim_constructor(_groups(optim, parameters), **shared)
+    if not isinstance(optim, PyroLRScheduler):
+        return optimizer, None
+    scheduler = optim.pt_scheduler_constructor(optimizer, **optim.kwargs)
+    # Pyro scripts step the pyro.optim object, which hands on to the schedulers it holds.
+    optim.optim_objs = {next(iter(parameters.values())): scheduler}
+    return optimizer, scheduler
 
 
 def _groups(optim: Any, parameters: dict[str, Tensor]) -> list[dict[str, Any]]:

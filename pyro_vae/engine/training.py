@@ -378,8 +378,9 @@ def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]
 def _nested(objective: ELBO, layout: Layout) -> ELBO:
     # An ELBO that has to guess the nesting runs the program once more and moves the random state.
     if isinstance(objective, ELBO) and objective.max_plate_nesting == math.inf:
+        particles = objective.vectorize_particles and objective.num_particles > 1
         objective = copy.copy(objective)
-        objective.max_plate_nesting = layout.max_plate_nesting
+        objective.max_plate_nesting = layout.max_plate_nesting + particles
     return objective
 
 

@@ -10,20 +10,20 @@ import functools
 import inspect
 import sys
 import traceback
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+
+from pyro_vae.inference.parameters import OwnNames, prepare_local_parameters, unchanged_parameters
 
 __all__ = ["Layout", "Program", "ProgramError"]
 
@@ -87,8 +87,8 @@ class Program:
     def running(self) -> Iterator[None]:
         """Run Pyro statements of this program: parameters stay local to it."""
         for module in self._reachable:
-            _prepare_local_parameters(module)
-        with pyro.settings.context(module_local_params=True), _OwnNames(self.model, self.guide):
+            prepare_local_parameters(module)
+        with pyro.settings.context(module_local_params=True), OwnNames(self.model, self.guide):
             yield
 
     @contextmanager
@@ -109,7 +109,7 @@ class Program:
                 torch.random.fork_rng(_cuda_devices()),
                 torch.no_grad(),
                 self.running(),
-                _unchanged_parameters(self._reachable),
+                unchanged_parameters(self._reachable),
             ):
                 if seed is not None:
                     torch.manual_seed(seed)
@@ -150,11 +150,12 @@ class Program:
         with self.evaluating(seed=0), pyro.validation_enabled(False):
             with _Lines():
                 model_trace, guide_trace = self._first_traces(rows)
+            observed = _data_site(model_trace)
             _check_sites(model_trace, guide_trace)
             latents = tuple(name for name, _ in _latent_sites(guide_trace))
-            observed = _data_site(model_trace)
             for trace in (guide_trace, model_trace):
                 _check_plates(trace, len(rows[0]))
+            _check_full_sizes(model_trace, guide_trace)
             nesting = _plate_nesting(model_trace, guide_trace)
             vectorizes = self._vectorizes(rows, nesting)
         return Layout(latents, observed, nesting, vectorizes)
@@ -181,53 +182,6 @@ class Program:
         return True
 
 
-class _OwnNames(Messenger):
-    """Give each program its own parameters in Pyro's store, whatever names others have taken.
-
-    A name belongs to the pair of functions that used it first, as long as they live and the store
-    holds that very parameter; and a module's parameter is never exchanged for another one.
-    """
-
-    _owners: ClassVar[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
-
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
-        super().__init__()
-        by_guide = self._owners.setdefault(_identity(model), weakref.WeakKeyDictionary())
-        self.mine = by_guide.setdefault(_identity(guide), weakref.WeakValueDictionary())
-
-    def _pyro_param(self, msg: Any) -> None:
-        if not _in_store(msg):
-            return
-        name, *rest = msg["args"]
-        initial = rest[0] if rest else None
-        own, number = name, 1
-        while self._taken(own, initial):
-            number += 1
-            own = f"{name}#{number}"
-        msg["name"], msg["args"] = own, (own, *rest)
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        if _in_store(msg):
-            self.mine[msg["name"]] = pyro.get_param_store()._params[msg["name"]]
-
-    def _taken(self, name: str, initial: Any) -> bool:
-        held = pyro.get_param_store()._params.get(name)
-        if held is None:
-            return False
-        if _IN_MODULE in name and isinstance(initial, nn.Parameter):
-            return held is not initial
-        owned = [owned for by_guide in self._owners.values() for owned in by_guide.values()]
-        return self.mine.get(name) is not held and any(o.get(name) is held for o in owned)
-
-
-def _in_store(msg: Any) -> bool:
-    # A PyroModule's own parameter makes a statement too, but never reaches the store.
-    return bool(msg["fn"] == pyro.get_param_store().get_param)
-
-
-_IN_MODULE = "$$$"  # stands between the names of a pyro.module and of its parameter
-
-
 class _Lines(Messenger):
     """Note at every sample site which line of the program it stands in."""
 
@@ -252,47 +206,17 @@ def _reason(error: BaseException) -> str:
     """Say on one line what went wrong, at which site and in which line of the program."""
     while error.__cause__ is not None:
         error = error.__cause__  # handlers raise anew with a table of shapes
-    place = {}
+    site = line = ""
     for frame, number in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__") == "pyro.primitives" and "name" in frame.f_locals:
-            place["site"] = f"at site {frame.f_locals['name']!r}"
+            site = f"at site {frame.f_locals['name']!r} "
         elif not _is_machinery(frame):
-            place["line"] = f"({_line(frame, number)})"
+            line = f"({_line(frame, number)}) "
     said = " ".join(str(error).split()) or type(error).__name__
     advice = ""
     if said.startswith("Shape mismatch inside plate"):
         advice = "; size the plate by len(x), and declare the dimensions of one datum by .to_event"
-    return f"{' '.join([*place.values(), ''])}{said}{advice}".strip()
-
-
-@contextmanager
-def _unchanged_parameters(roots: tuple[nn.Module, ...]) -> Iterator[None]:
-    store = pyro.get_param_store()
-    state = store.get_state()
-    tables = [table for root in roots for module in root.modules() for table in _tables(module)]
-    before = [dict(table()) for table in tables]
-    try:
-        yield
-    finally:
-        store.clear()
-        store.set_state(state)
-        for table, names in zip(tables, before, strict=True):
-            for name in set(table()) - set(names):
-                del table()[name]
-
-
-def _tables(module: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Give the tables in which a module keeps parameters, also those made at their first use."""
-    yield lambda: module._parameters
-    if isinstance(module, PyroModule):
-        context = module._pyro_context
-        yield lambda: module._pyro_params
-        yield lambda: context.param_state["params"]
-        yield lambda: context.param_state["constraints"]
-
-
-def _identity(function: Any) -> Any:
-    return getattr(function, "__self__", function)
+    return f"{site}{line}{said}{advice}"
 
 
 def _modules(function: Any) -> Iterator[nn.Module]:
@@ -309,13 +233,6 @@ def _closure_modules(function: Any) -> Iterator[nn.Module]:
         variables = inspect.getclosurevars(function)
         for value in [*variables.nonlocals.values(), *variables.globals.values()]:
             yield from _modules(value)
-
-
-def _prepare_local_parameters(root: nn.Module) -> None:
-    # Pyro creates this state only if the setting was on when the module was built.
-    for module in root.modules():
-        if isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state"):
-            module._pyro_context.param_state = {"params": {}, "constraints": {}}
 
 
 def _cuda_devices() -> list[int]:
@@ -358,11 +275,10 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 def _data_site(trace: Trace) -> str:
     observed = dict(_observed_sites(trace))
     if not observed:
-        latents = "".join(f" {name!r}{line_of(site)}" for name, site in _latent_sites(trace))
+        latents = ", ".join(f"{name!r}{line_of(site)}" for name, site in _latent_sites(trace))
         raise ProgramError(
-            "the model observes nothing"
-            + (f", it only samples{latents}" if latents else "")
-            + ': give the data to its site, as in pyro.sample("x", ..., obs=x)'
+            f"the model observes nothing (it samples {latents or 'nothing'}): give the data to "
+            'their site, as in pyro.sample("x", ..., obs=x)'
         )
     in_plate = [name for name, site in observed.items() if _data_frame(site)]
     if not in_plate:
@@ -404,6 +320,25 @@ def _check_plates(trace: Trace, num_rows: int) -> None:
             raise ProgramError(
                 f"the distribution at site {name!r}{line_of(site)} has batch shape {shape} where "
                 f"its plates say {expected}: declare the dimensions of one datum with {fix}"
+            )
+        if site["value"].shape != site["fn"].shape():
+            raise ProgramError(
+                f"the values at site {name!r}{line_of(site)} have shape "
+                f"{tuple(site['value'].shape)}, those of its distribution "
+                f"{tuple(site['fn'].shape())}: make the network's output fit the data"
+            )
+
+
+def _check_full_sizes(*traces: Trace) -> None:
+    sites = [item for t in traces for item in (*_latent_sites(t), *_observed_sites(t))]
+    (first, known), *others = sites
+    full_size = _data_frame(known).full_size
+    for name, site in others:
+        if _data_frame(site).full_size != full_size:
+            raise ProgramError(
+                f'the plate "data" stands for {full_size} data at site {first!r}{line_of(known)}, '
+                f"but for {_data_frame(site).full_size} at site {name!r}{line_of(site)}: write "
+                'pyro.plate("data", len(x)) in model and guide'
             )
 
 

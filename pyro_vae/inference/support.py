@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
@@ -16,7 +17,7 @@ _CHUNK_ELEMENTS = 2**24
 
 
 def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
-    """Check every observation against the support of the observed site's distribution.
+    """Check that every observation is finite and in the support of its site's distribution.
 
     Args:
         program: The model and the guide.
@@ -28,7 +29,8 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
             are and what would fit.
     """
     x, *rest = data
-    with program.evaluating(seed=0):
+    # Validation would stop at the encoder's NaN, before the data that caused it are named.
+    with program.evaluating(seed=0), pyro.validation_enabled(False):
         guide_trace = poutine.trace(program.guide).get_trace(x[:1], *(r[:1] for r in rest))
         replayed = poutine.replay(program.model, trace=guide_trace)
         site = poutine.trace(replayed).get_trace(x[:1], *(r[:1] for r in rest)).nodes
@@ -40,9 +42,21 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
     rows = max(1, _CHUNK_ELEMENTS // max(1, x[:1].numel()))
     for start in range(0, len(x), rows):
         chunk = x[start : start + rows]
+        if not bool(chunk.isfinite().all()):
+            raise ValueError(_not_finite(layout.observed, x, chunk, start))
         inside = support.check(chunk)
         if not bool(inside.all()):
             raise ValueError(_message(layout.observed, fn, support, x, chunk, inside, start))
+
+
+def _not_finite(name: str, x: Tensor, chunk: Tensor, start: int) -> str:
+    first = chunk.isfinite().logical_not().nonzero()[0]
+    index = (int(first[0]) + start, *(int(i) for i in first[1:]))
+    count = int(x.isfinite().logical_not().sum())
+    return (
+        f"the data are not all finite: site {name!r} is given {chunk[tuple(first)].item():g} at "
+        f"index {index}, and {count} such value(s) in all: repair or leave out these data"
+    )
 
 
 def _of_one_datum(support: Any) -> Any:

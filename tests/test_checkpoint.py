@@ -1,0 +1,762 @@
+"""A checkpoint is the old state or the new one, to the bit, or a message; never anything else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pyro_vae.engine import checkpoint
+from pyro_vae.engine.checkpoint import (
+    CheckpointError,
+    create_run_folder,
+    latest,
+    load,
+    load_strictly,
+    lock,
+    random_state,
+    replace_file,
+    save,
+    set_random_state,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+FILES = ("tensors.safetensors", "state.json", "manifest.json")
+DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
+    *(torch.complex128, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+
+
+def a_state(value: float = 1.0) -> dict:
+    return {
+        "weights": {"w": torch.full((5, 3), float(value))},
+        "step": int(value),
+        7: (value, [None]),
+    }
+
+
+def same(left: object, right: object) -> bool:
+    """Equality to the bit, of types too; written apart from the code under test."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, torch.Tensor):
+        alike = left.dtype == right.dtype and left.shape == right.shape
+        return alike and raw(left) == raw(right)
+    if isinstance(left, dict):
+        return len(left) == len(right) and all(
+            same(a, b) and same(left[a], right[b]) for a, b in zip(left, right, strict=True)
+        )
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, float):
+        return struct.pack("d", left) == struct.pack("d", right) or left != left != right != right
+    return left == right
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def forge(path: Path, *, manifest: dict | None = None, **contents: bytes) -> None:
+    """Replace parts of a checkpoint as an attacker would: with hashes that agree."""
+    record = json.loads((path / "manifest.json").read_text())
+    for name, data in (
+        (n, contents[n.split(".")[0]]) for n in FILES if n.split(".")[0] in contents
+    ):
+        (path / name).write_bytes(data)
+        record["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    record.update(manifest or {})
+    del record["sha256"]
+    canonical = json.dumps(record, sort_keys=True).encode()
+    record["sha256"] = hashlib.sha256(canonical).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(record))
+
+
+def child(action) -> int:
+    """Return the exit status of ``action`` in a child process; 99 for an exception."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            action()
+            os._exit(0)
+        os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# Round trips --------------------------------------------------------------------------------------
+
+
+@st.composite
+def tensors(draw) -> torch.Tensor:
+    shape = draw(st.lists(st.integers(0, 3), max_size=3))
+    dtype = draw(st.sampled_from(DTYPES))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    values = torch.randn(shape, generator=generator, dtype=torch.float64).mul(100)
+    tensor = values.to(dtype)
+    return tensor.transpose(0, -1) if draw(st.booleans()) and shape else tensor
+
+
+LEAVES = (
+    st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text() | tensors()
+)
+KEYS = st.text() | st.integers() | st.sampled_from(["$tuple", "$tensor", "$float", "$", "a/b"])
+STATES = st.dictionaries(
+    KEYS,
+    st.recursive(
+        LEAVES,
+        lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(KEYS, inner),
+        max_leaves=15,
+    ),
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(state=STATES)
+def test_every_state_comes_back_to_the_bit(tmp_path_factory, state):
+    folder = tmp_path_factory.mktemp("round")
+    assert same(load(save(folder, state, step=3)), state)
+
+
+def test_the_awkward_states_come_back(tmp_path):
+    shared = torch.arange(6.0)
+    state = {
+        "__metadata__": shared,
+        "shared": [shared[:3], shared[3:], shared.reshape(2, 3).T, shared.expand(2, 6)],
+        "a": {"b": torch.ones(1)},
+        "a/b": torch.zeros(2),
+        "collisions": [{"$tuple": [1]}, {"$dict": [], "x": 1}, {1: "int", "1": "str"}, {True: 0}],
+        "numbers": [-0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.inf, -math.inf, math.nan],
+        "grad": nn.Parameter(torch.ones(2)),
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "empty": [{}, [], (), "", torch.empty(0, 3)],
+    }
+    loaded = load(save(tmp_path, state, step=0))
+    expected = state | {"grad": torch.ones(2), "conjugate": torch.tensor([1 - 2j])}
+    assert same(loaded, expected)
+    loaded["shared"][0].add_(1)  # memory of its own, and writable
+    assert same(loaded["shared"][1], shared[3:])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({1, 2}, "a set at '/x/0'"),
+        (np.zeros(2), "a ndarray at"),
+        (1 << 5000, "over 4096 bits"),
+        ({1.5: 0}, "key of type float"),
+        ({1 << 5000: 0}, "key of type int"),
+        (torch.zeros(2).to_sparse(), "only dense"),
+        (torch.zeros(2, device="meta"), "only dense"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_by_place(tmp_path, value, message):
+    with pytest.raises(CheckpointError, match=message):
+        save(tmp_path, {"x": [value]}, step=1)
+    cyclic: dict = {}
+    cyclic["self"] = cyclic
+    with pytest.raises(CheckpointError, match="nested over"):
+        save(tmp_path, cyclic, step=1)
+    assert not list(tmp_path.iterdir())
+
+
+def schedules(optimizer):
+    yield torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)
+    yield torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_optimizer_and_its_schedule_go_on_to_the_same_bits(tmp_path, which):
+    def build():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+        return module, optimizer, list(schedules(optimizer))[which]
+
+    def advance(module, optimizer, schedule):
+        for _ in range(5):
+            optimizer.zero_grad()
+            module(torch.randn(6, 3)).square().sum().backward()
+            optimizer.step()
+            schedule.step()
+
+    straight = build()
+    advance(*straight)
+    names = ("module", "optimizer", "schedule")
+    state = {n: part.state_dict() for n, part in zip(names, straight, strict=True)}
+    save(tmp_path, state | {"random": random_state()}, step=5)
+    advance(*straight)
+
+    resumed = build()
+    state = load(latest(tmp_path))
+    load_strictly(resumed[0], state["module"])
+    resumed[1].load_state_dict(state["optimizer"])
+    resumed[2].load_state_dict(state["schedule"])
+    set_random_state(state["random"])
+    advance(*resumed)
+    for one, other in zip(straight, resumed, strict=True):
+        assert same(plain(one.state_dict()), plain(other.state_dict()))
+
+
+def plain(value):
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+# Writing: killed, interrupted, out of space -------------------------------------------------------
+
+BEYOND = 3
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+def with_fault_at(moment: int, fault, folder: Path, action) -> None:
+    """Run ``action`` and call ``fault(handle)`` before its ``moment``-th change of the disk.
+
+    The process ends with the status BEYOND where there are not that many.
+    """
+    seen = 0
+
+    def count(handle: int | None = None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == moment:
+            fault(handle)
+
+    def hook(event: str, args: tuple) -> None:
+        if event in EVENTS and (event != "open" or str(args[0]).startswith(str(folder))):
+            count()
+
+    fsync = os.fsync
+    os.fsync = lambda handle: (count(handle), fsync(handle))
+    sys.addaudithook(hook)
+    action()
+    if seen < moment:
+        os._exit(BEYOND)
+
+
+def kill(handle: int | None) -> None:
+    if handle is not None:  # before a sync, only half of the file may be there
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle, os.fstat(handle).st_size // 2)
+    os._exit(137)
+
+
+def raises(error: BaseException):
+    def fault(_):
+        raise error
+
+    return fault
+
+
+def prepare(folder: Path, before: tuple[int, ...]) -> list[dict]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for step in before:
+        save(folder, a_state(step), step=step)
+    return [a_state(before[-1])] if before else []
+
+
+SCENES = {"first": (), "next": (3, 4), "again": (3, 5)}
+
+
+@pytest.mark.parametrize("before", SCENES.values(), ids=SCENES)
+def test_killed_at_any_moment_leaves_the_old_state_or_the_new(tmp_path, before):
+    folder, new = tmp_path / "run", a_state(99)
+    seen, status, moment = set(), 137, 0
+    while status == 137:
+        moment += 1
+        old = prepare(folder, before)
+        action = partial(save, folder, new, step=5, keep=1)
+        status = child(partial(with_fault_at, moment, kill, folder, action))
+        found = latest(folder)
+        state = load(found) if found else None
+        assert state is not None or not before
+        assert state is None or any(same(state, known) for known in [*old, new])
+        seen.add("new" if same(state, new) else "old")
+        save(folder, a_state(6), step=6, keep=1)
+        assert os.listdir(folder) == ["step-000000006"]  # the next save clears up  # noqa: PTH208
+    assert status == BEYOND
+    assert moment > 12
+    assert seen == {"old", "new"}
+
+
+@pytest.mark.parametrize("before", SCENES.values(), ids=SCENES)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
+def test_a_failure_at_any_moment_leaves_no_half_checkpoint(tmp_path, error, before):
+    folder, new = tmp_path / "run", a_state(99)
+
+    def action():
+        try:
+            save(folder, new, step=5, keep=2)
+        except type(error) as caught:
+            os._exit(1 if matches(caught) else 2)
+
+    def matches(caught):
+        text = str(caught)
+        told = "No space" in text and "bytes and" in text and "\n" not in text
+        return isinstance(caught, KeyboardInterrupt) or (told and caught.errno == errno.ENOSPC)
+
+    results: list[int] = []
+    while BEYOND not in results:
+        old = prepare(folder, before)
+        results.append(
+            child(partial(with_fault_at, len(results) + 1, raises(error), folder, action))
+        )
+        state = load(found) if (found := latest(folder)) else None
+        assert results[-1] in (0, 1, BEYOND)
+        assert (state is None and not before) or any(same(state, s) for s in [*old, new])
+        if results[-1] == 1 and not same(state, new):
+            assert not list(folder.glob(".tmp-*"))
+    assert results.count(1) > 8
+
+
+@pytest.mark.parametrize("limit", [0, 50, 700])
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, limit):
+    save(tmp_path, a_state(1), step=1)
+
+    def action():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(OSError, match=r"step-000000002.*step-000000001 is intact") as caught:
+            save(tmp_path, {"big": torch.zeros(1000)}, step=2)
+        assert caught.value.errno == errno.EFBIG
+
+    assert child(action) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+    assert same(load(tmp_path / "step-000000001"), a_state(1))
+
+
+def test_everything_is_on_disk_before_it_is_in_place(tmp_path, monkeypatch):
+    calls = []
+    fsync, rename = os.fsync, os.rename
+    where = "/proc/self/fd/{}"
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc to name open files")
+    monkeypatch.setattr(
+        os, "fsync", lambda h: (calls.append(Path(where.format(h)).readlink().name), fsync(h))
+    )
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append(f"-> {b.name}"), rename(a, b)))
+    save(tmp_path, a_state(), step=1)
+    temporary = f".tmp-step-000000001-{os.getpid()}"
+    assert calls == [*FILES, temporary, "-> step-000000001", tmp_path.name]
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=r"cannot write checkpoint '.*file/step-0.*none came before"):
+        save(tmp_path / "file", a_state(), step=1)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_only_the_newest_are_kept_and_never_less_than_what_was_written(tmp_path):
+    for step in (1, 20, 3, 100, 1_000_000_000_0):
+        save(tmp_path, a_state(step), step=step, keep=3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-000000020", "step-000000100", "step-10000000000"]
+    written = save(tmp_path, a_state(5), step=5, keep=1)
+    assert same(load(written), a_state(5))
+
+
+@pytest.mark.parametrize("arguments", [{"step": -1}, {"step": 1, "keep": 0}, {"step": 10**18}])
+def test_steps_and_counts_are_checked(tmp_path, arguments):
+    with pytest.raises(ValueError, match="got step="):
+        save(tmp_path, {}, **arguments)
+
+
+def test_temporary_folders_of_the_living_are_left_alone(tmp_path):
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    for pid in (gone, os.getppid(), os.getpid()):
+        (tmp_path / f".tmp-step-000000001-{pid}").mkdir()
+    save(tmp_path, a_state(), step=2)
+    assert [path.name for path in tmp_path.glob(".tmp*")] == [f".tmp-step-000000001-{os.getppid()}"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path, status, moment, seen = tmp_path / "a.json", 137, 0, set()
+    while status == 137:
+        moment += 1
+        path.write_bytes(b"old")
+        action = partial(replace_file, path, b"the new content")
+        status = child(partial(with_fault_at, moment, kill, tmp_path, action))
+        seen.add(path.read_bytes())
+    assert (status, seen) == (BEYOND, {b"old", b"the new content"})
+    replace_file(path, b"")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(OSError, match=r"cannot write '.*a.json/b'"):
+        replace_file(path / "b", b"")
+
+
+# Reading: order, damage, malice -------------------------------------------------------------------
+
+
+def test_the_latest_is_the_highest_step_whatever_the_clock_says(tmp_path):
+    assert latest(tmp_path) is None
+    assert latest(tmp_path / "absent") is None
+    for step in (9, 10):
+        os.utime(save(tmp_path, a_state(step), step=step), (2_000_000_000 - step * 10**8,) * 2)
+    (tmp_path / "step-000000999").mkdir()  # no manifest
+    shutil.copytree(tmp_path / "step-000000009", tmp_path / ".tmp-step-000000998-1")
+    shutil.copytree(tmp_path / "step-000000009", tmp_path / "step-997")
+    assert latest(tmp_path) == tmp_path / "step-000000010"
+    (tmp_path / "step-000000010").rename(tmp_path / "step-000000010.old")  # killed while replacing
+    assert same(load(latest(tmp_path)), a_state(10))
+
+
+@pytest.fixture
+def pair(tmp_path) -> Path:
+    save(tmp_path, a_state(1), step=1)
+    return save(tmp_path, a_state(2), step=2)
+
+
+def is_told(path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert name in message
+    assert f"delete {str(path)!r} to resume from step-000000001" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_bit_is_found(pair, name):
+    path = pair / name
+    good = path.read_bytes()
+    bits = range(8 * len(good))
+    for bit in random.Random(0).sample(bits, 300):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        is_told(pair, name)
+    path.write_bytes(good)
+    assert same(load(pair), a_state(2))
+
+
+def test_the_expected_and_the_actual_hash_are_told(pair):
+    path = pair / "tensors.safetensors"
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    is_told(pair, expected)
+    is_told(pair, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_truncation_is_found(pair, name):
+    good = (pair / name).read_bytes()
+    for length in {len(good) * k // 20 for k in range(20)} | {len(good) - 1}:
+        (pair / name).write_bytes(good[:length])
+        is_told(pair, name)
+    (pair / name).unlink()
+    is_told(pair, f"{name} is missing")
+
+
+def test_what_is_no_checkpoint_is_called_so(tmp_path, pair):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        load(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match=r"holds no manifest.json; did you mean '.*002'"):
+        load(tmp_path)
+    (pair / "notes.txt").write_text("extra files are nobody's business")
+    assert same(load(pair), a_state(2))
+
+
+def test_a_newer_format_says_upgrade(pair):
+    forge(pair, manifest={"format": 2, "version": "9.9\n", "files": {"other": 1}})
+    with pytest.raises(CheckpointError, match=r"newer pyro_vae \('9\.9\\n', format 2.*--upgrade"):
+        load(pair)
+
+
+def header(text: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(8)
+
+
+def entry(shape: str, end: int, dtype: str = "F32") -> bytes:
+    return f'{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{end}]}}}}'.encode()
+
+
+PICKLE = b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94."
+HOSTILE = {
+    "pickle for tensors": {"tensors": PICKLE},
+    "pickle for the state": {"state": PICKLE},
+    "deep JSON": {"state": b"[" * 200_000 + b"]" * 200_000},
+    "deep dicts": {"state": b'{"$tuple":[' * 5000 + b"]}" * 5000},
+    "5,000 digits": {"state": b'{"x":' + b"9" * 5000 + b"}"},
+    "NaN": {"state": b'{"x":NaN}'},
+    "no dict": {"state": b"[]"},
+    "not UTF-8": {"state": b'{"x":"\xff\xfe"}'},
+    "unknown tag": {"state": b'{"x":{"$class":"os.system"}}'},
+    "tag and more": {"state": b'{"x":{"$tuple":[],"y":1}}'},
+    "absent tensor": {"state": b'{"x":{"$tensor":"nowhere"}}'},
+    "list as a name": {"state": b'{"x":{"$tensor":[]}}'},
+    "list as a key": {"state": b'{"x":{"$dict":[[[],1]]}}'},
+    "no pairs": {"state": b'{"x":{"$dict":null}}'},
+    "float": {"state": b'{"x":{"$float":"1"}}'},
+    "huge header": {"tensors": header(b"{}", 2**63)},
+    "long header": {"tensors": header(b"{}", 10**8)},
+    "huge tensor": {"tensors": header(entry("[1000000000000]", 4 * 10**12))},
+    "overflow": {"tensors": header(entry("[4611686018427387904,4]", 8))},
+    "unknown type": {"tensors": header(entry("[2]", 8, "F99"))},
+    "deep header": {"tensors": header(b'{"a":' * 5000 + b"}" * 5000)},
+    "path outside": {"manifest": {"files": {"../step-000000001/state.json": {"size": 1}}}},
+    "absolute path": {"manifest": {"files": {"/etc/passwd": {"size": 1}}}},
+    "no files": {"manifest": {"files": []}},
+    "sizes": {"manifest": {"files": {"tensors.safetensors": 1, "state.json": {"size": 1}}}},
+    "format": {"manifest": {"format": "1"}},
+    "format as bool": {"manifest": {"format": True}},
+}
+
+
+@pytest.mark.parametrize("parts", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_content_is_refused_in_one_line(pair, parts):
+    forge(pair, **parts)
+    start = time.perf_counter()
+    is_told(pair, "is damaged")
+    assert time.perf_counter() - start < 2
+
+
+def test_a_file_outside_is_not_even_read(pair):
+    outside = pair.parent / "step-000000001" / "state.json"
+    data = outside.read_bytes()
+    files = json.loads((pair / "manifest.json").read_text())["files"]
+    true = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for name in (f"../{outside.parent.name}/state.json", str(outside)):
+        forge(pair, manifest={"files": files | {name: true}})
+        is_told(pair, "manifest.json does not name")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[" * 60_000,
+        b'{"sha256":' + b"9" * 5000 + b"}",
+        b"[]",
+        b"null",
+        b"{}",
+        PICKLE,
+        bytes(10**6),
+    ],
+)
+def test_a_hostile_manifest_is_refused(pair, manifest):
+    (pair / "manifest.json").write_bytes(manifest)
+    is_told(pair, "manifest.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_links_and_pipes_are_not_followed(pair, name, tmp_path):
+    (pair / name).rename(tmp_path / name)
+    (pair / name).symlink_to(tmp_path / name)
+    is_told(pair, f"{name} cannot be read")
+    (pair / name).unlink()
+    os.mkfifo(pair / name)
+    is_told(pair, f"{name} is not a regular file")
+    (pair / name).unlink()
+    (pair / name).mkdir()
+    is_told(pair, name)
+
+
+def test_a_sparse_file_of_terabytes_is_refused(pair, monkeypatch):
+    size = 1 << 42
+    with (pair / "tensors.safetensors").open("r+b") as file:
+        try:
+            file.truncate(size)
+        except OSError:
+            pytest.skip("the file system has no sparse files of this size")
+    is_told(pair, f"has {size} bytes")
+
+
+def test_nothing_is_unpickled(pair, monkeypatch):
+    import pickle
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, raises(AssertionError("unpickled")))
+    monkeypatch.setattr(torch, "load", raises(AssertionError("torch.load")))
+    assert same(load(pair), a_state(2))
+
+
+def test_other_tools_can_read_the_tensors(pair):
+    stored = safetensors.torch.load_file(pair / "tensors.safetensors")
+    assert list(stored) == ["/weights/w"]
+    assert same(stored["/weights/w"], torch.full((5, 3), 2.0))
+
+
+# Random states ------------------------------------------------------------------------------------
+
+
+def draws() -> list[float]:
+    return [
+        torch.randn(()).item(),
+        np.random.standard_normal(),
+        random.gauss(0, 1),
+        random.random(),
+    ]
+
+
+def test_random_numbers_go_on_where_they_stopped(tmp_path):
+    draws()  # an odd number of normals leaves the spare one of numpy and Python in the state
+    save(tmp_path, random_state(), step=1)
+    expected = draws()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    set_random_state(load(latest(tmp_path)))
+    assert draws() == expected
+
+
+@pytest.mark.parametrize("name", ["torch", "cuda", "mps", "numpy", "python"])
+@pytest.mark.parametrize("malformed", [False, True])
+def test_no_part_of_the_random_state_is_skipped(name, malformed):
+    if malformed and name == "mps" and not torch.backends.mps.is_available():
+        pytest.skip("a state of MPS is not read where there is none")
+    good = random_state()
+    draws()
+    before = random_state()
+    state = {key: value for key, value in good.items() if key != name}
+    with pytest.raises(CheckpointError, match=rf"\b{name}\b"):
+        set_random_state(state | {name: 3} if malformed else state)
+    assert same(random_state(), before)
+
+
+def test_a_device_that_is_gone_is_warned_of():
+    state = random_state()
+    state["cuda"] = [torch.get_rng_state()] * (torch.cuda.device_count() + 1)
+    if torch.cuda.is_available():
+        state["cuda"] = [*torch.cuda.get_rng_state_all(), torch.cuda.get_rng_state(0)]
+    with pytest.warns(UserWarning, match="not to the same bits"):
+        set_random_state(state)
+
+
+# Strict loading -----------------------------------------------------------------------------------
+
+
+def test_strict_loading_lists_every_fault_and_changes_nothing():
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = {name: value + 1 for name, value in before.items()}
+    del state["0.bias"], state["1.weight"]
+    state |= {
+        "other": torch.ones(1),
+        "2.bias": torch.ones(2),
+        "0.weight": torch.ones(3, 2).double(),
+    }
+    state["2.weight"] = torch.full((1, 3), math.nan)
+    state["1.bias"] = "text"
+    with pytest.raises(CheckpointError) as caught:
+        load_strictly(module, state)
+    message = str(caught.value)
+    assert "missing: 0.bias, 1.weight;" in message
+    assert "unexpected: other;" in message
+    assert "0.weight (float64[3, 2], expected float32[3, 2])" in message
+    assert "2.bias (float32[2], expected float32[1])" in message
+    assert "1.bias (str, expected float32[3])" in message
+    assert "not finite: 2.weight;" in message
+    assert "\n" not in message
+    assert same(plain(module.state_dict()), before)
+
+
+def test_strict_loading_loads():
+    module = nn.BatchNorm1d(3)
+    module.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    state = {name: value + 1 for name, value in module.state_dict().items()}
+    load_strictly(module, state)
+    assert same(plain(module.state_dict()), state)
+
+
+# The folder of a run ------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused_and_told_whose_the_folder_is(tmp_path):
+    pid = os.getpid()
+
+    def action():
+        with pytest.raises(ValueError, match=f"in use by process {pid}: wait"), lock(tmp_path):
+            pass
+
+    with lock(tmp_path):
+        assert child(action) == 0
+        with pytest.raises(ValueError, match="in use by process"), lock(tmp_path):
+            pass
+    with lock(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(pid)
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    def action():
+        with lock(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert child(action) == -signal.SIGKILL
+    assert (tmp_path / ".lock").read_text()
+    with lock(tmp_path):
+        pass
+
+
+def test_without_flock_there_is_no_protection_and_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "fcntl", None)
+    with lock(tmp_path), lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["new", "a/b/c", "ünï ¢ode 🎲", "two\nlines", "-dash", "existing"])
+def test_a_run_folder_is_made(tmp_path, name):
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / ".lock").touch()  # of a run that was killed before it wrote anything
+    path = create_run_folder(tmp_path / name)
+    assert path.is_dir()
+    assert same(load(save(path, a_state(), step=1)), a_state())
+
+
+REFUSED = {
+    "full": "is not empty: choose another --out, or continue",
+    "file": "is a file",
+    "file/below": "Not a directory",
+    "dangling": "leads nowhere",
+    "dangling/below": "cannot create",
+    "p/q/" + "x" * 300: "File name too long",
+    "nul\0": "NUL",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSED.items(), ids=map(repr, range(len(REFUSED))))
+def test_a_run_folder_is_refused_in_one_line(tmp_path, name, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "metrics.jsonl").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        create_run_folder(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert not str(caught.value).startswith("[Errno")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_read_only_folder_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(OSError, match=r"cannot create the run folder .*Read-only file system"):
+        create_run_folder(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,247 @@
+"""A run killed at any moment goes on to the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
+
+from pyro_vae import VAE, fit
+from pyro_vae.components import MLP, Convolutional, DiagonalNormal, Normal
+from pyro_vae.engine import Binarize, CheckpointError, checkpoint
+from pyro_vae.engine.checkpoint import latest, load
+
+X = torch.randn(60, 3, generator=torch.Generator().manual_seed(2))
+EPOCHS = 4
+
+
+def train(out: Path | None, *, resume: bool, **options):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    vae = VAE.assemble(
+        (3,), (2,), prior=DiagonalNormal, likelihood=Normal, network=partial(MLP, hidden=(8,))
+    )
+    settings = {"epochs": EPOCHS, "batch_size": 7, "checkpoint_seconds": 0.0, **options}
+    return vae, fit(vae, X, out=out, resume=resume, **settings)
+
+
+def child(function) -> int:
+    """Fork, run, and return the child's process id; the parent has imported everything."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def final(out: Path):
+    state = load(latest(out / "checkpoints"))
+    state["progress"].pop("seconds")
+    return state, (out / "metrics.jsonl").read_bytes()
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    train(out, resume=False)
+    return final(out)
+
+
+def test_killed_at_random_moments(tmp_path, uninterrupted):
+    rng, kills = random.Random(0), 0
+    while True:
+        pid = child(lambda: train(tmp_path, resume=True))
+        time.sleep(rng.uniform(0.005, 0.08))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        kills += 1
+        assert kills < 500
+    assert kills >= 3
+    assert same(final(tmp_path), uninterrupted)
+
+
+CALLS = ("fsync", "replace", "rename", "open")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_killed_at_each_call_of_a_write(tmp_path, uninterrupted, name):
+    """Die before and after the k-th call, for k that grow until a run comes through."""
+    original = getattr(os, name)
+    deaths = 0
+    for attempt in range(1, 200):
+        count = 0
+        after = attempt % 2
+
+        def dying(*args, after=after, nth=1 + attempt // 2, **options):
+            nonlocal count
+            count += 1
+            if count == nth and not after:
+                os._exit(137)
+            result = original(*args, **options)
+            if count == nth:
+                os._exit(137)
+            return result
+
+        def run(dying=dying):
+            setattr(os, name, dying)
+            train(tmp_path, resume=True, checkpoint_seconds=0.0)
+
+        _, status = os.waitpid(child(run), 0)
+        if os.WEXITSTATUS(status) == 0:
+            break
+        assert os.WEXITSTATUS(status) == 137
+        deaths += 1
+    assert same(final(tmp_path), uninterrupted)
+    assert deaths > 0 or name in ("rename", "replace")
+
+
+@pytest.mark.parametrize("step", [1, 7, 8, 10, 27, 28])
+def test_stopped_at_a_step_resumes_to_the_same_bits(tmp_path, uninterrupted, step):
+    """At the first step, at an epoch's last batch, in the middle of one, at the last step."""
+
+    def stop_after(*args, **options):
+        path = original(*args, **options)
+        if options["step"] == step:
+            os._exit(137)
+        return path
+
+    original = checkpoint.save
+
+    def run():
+        checkpoint.save = stop_after
+        train(tmp_path, resume=False)
+
+    _, status = os.waitpid(child(run), 0)
+    assert os.WEXITSTATUS(status) in (0, 137)
+    train(tmp_path, resume=True)
+    assert same(final(tmp_path), uninterrupted)
+
+
+def test_how_often_checkpoints_are_written_changes_nothing(tmp_path, uninterrupted):
+    train(tmp_path, resume=False, checkpoint_seconds=1e9)
+    assert same(final(tmp_path), uninterrupted)
+
+
+def test_writing_nothing_gives_the_same_weights(uninterrupted):
+    vae, done = train(None, resume=False)
+    assert done.history == uninterrupted[0]["progress"]["history"]
+    assert same(dict(vae.state_dict()), uninterrupted[0]["weights"]["modules"][0])
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
+    train(tmp_path, resume=False)
+    _, done = train(tmp_path, resume=True)
+    assert done.epochs == EPOCHS
+    assert same(final(tmp_path), uninterrupted)
+
+
+VARIANTS = {
+    "several particles": {"objective": Trace_ELBO(num_particles=3, vectorize_particles=True)},
+    "renyi": {"objective": RenyiELBO(num_particles=2, vectorize_particles=True)},
+    "enumeration": {"objective": TraceEnum_ELBO(strict_enumeration_warning=False)},
+    "patience": {"patience": 1, "schedule": lambda t: 1.0 if t < 0.5 else -50.0},
+    "sgd with momentum": {"optim": partial(torch.optim.SGD, lr=1e-3, momentum=0.9)},
+    "no state": {"optim": partial(torch.optim.SGD, lr=1e-3)},
+    "static binarisation": None,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_state_is_restored(tmp_path, variant):
+    def run(out, resume):
+        if VARIANTS[variant] is not None:
+            return train(out, resume=resume, **VARIANTS[variant])
+        torch.manual_seed(0)
+        vae = VAE.assemble((1, 5, 5), (2,), network=partial(Convolutional, channels=(4,), hidden=8))
+        x = (X.abs() * 60).clamp(max=255).repeat(1, 9)[:, :25].reshape(-1, 1, 5, 5).to(torch.uint8)
+        return vae, fit(
+            vae, x, observation=Binarize(255, resample=False), epochs=EPOCHS, batch_size=7,
+            checkpoint_seconds=0.0, out=out, resume=resume,
+        )  # fmt: skip
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "a", False)
+    original = checkpoint.save
+
+    def stop_after(*args, **options):
+        path = original(*args, **options)
+        if options["step"] == 16:
+            os._exit(137)
+        return path
+
+    def first():
+        checkpoint.save = stop_after
+        run(tmp_path / "b", False)
+
+    os.waitpid(child(first), 0)
+    run(tmp_path / "b", True)
+    assert same(final(tmp_path / "b"), final(tmp_path / "a"))
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    train(tmp_path, resume=False)
+    with pytest.raises(CheckpointError, match="batch_size: 7 then, 8 now"):
+        train(tmp_path, resume=True, batch_size=8)
+    with pytest.raises(CheckpointError, match="epochs: 4 then, 9 now"):
+        train(tmp_path, resume=True, epochs=9)
+
+
+def test_another_model_is_refused_and_left_as_it_was(tmp_path):
+    train(tmp_path, resume=False)
+    torch.manual_seed(1)
+    other = VAE.assemble((3,), (5,), likelihood=Normal, network=partial(MLP, hidden=(8,)))
+    before = {n: p.detach().clone() for n, p in other.named_parameters()}
+    with pytest.raises(CheckpointError, match=r"prior\.offset|shape"):
+        fit(other, X, out=tmp_path, resume=True, epochs=EPOCHS, batch_size=7)
+    assert same({n: p.detach() for n, p in other.named_parameters()}, before)
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_one_to_go_back_to(tmp_path):
+    train(tmp_path, resume=False)
+    file = latest(tmp_path / "checkpoints") / "tensors.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="step-"):
+        train(tmp_path, resume=True)
+
+
+def test_other_threads_warn(tmp_path):
+    train(tmp_path, resume=False, epochs=1)
+    path = latest(tmp_path / "checkpoints")
+    state = load(path)
+    state["environment"]["threads"] = 64
+    checkpoint.save(path.parent, state, step=state["progress"]["step"])
+    with pytest.warns(UserWarning, match="threads: 64 then"):
+        train(tmp_path, resume=True, epochs=1)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with checkpoint.lock(tmp_path), pytest.raises(ValueError, match=str(os.getpid())):
+        train(tmp_path, resume=False)
