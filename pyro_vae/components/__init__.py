@@ -1,5 +1,6 @@
 """Modules that return a distribution: the vocabulary of p and q."""
 
+from pyro_vae.components.assembly import assemble
 from pyro_vae.components.conditional import Automatic, Conditional, Family
 from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.components.networks import MLP, Convolutional, Standardize
@@ -18,5 +19,6 @@ __all__ = [
     "Normal",
     "StandardNormal",
     "Standardize",
+    "assemble",
     "learned",
 ]

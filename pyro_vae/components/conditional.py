@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -26,7 +26,7 @@ from torch.distributions import constraints, transform_to
 __all__ = ["Automatic", "Conditional", "Distribution", "Family", "Network", "Shape", "positive"]
 
 Shape = tuple[int, ...]
-Distribution = TorchDistributionMixin
+Distribution: TypeAlias = TorchDistributionMixin
 Network = Callable[[Shape, Shape], nn.Module]
 """Builds a module from ``[*batch, *in_shape]`` to ``[*batch, *out_shape]``."""
 
@@ -160,7 +160,7 @@ class Automatic(Family):
         super().__init__(shape, layout.raw_shape)
         self.distribution = chosen
         self.constants = constants
-        self._links = nn.ModuleDict(links)
+        self._links = links
         self._layout = layout
         self._reinterpreted = len(shape) - event_dim
 

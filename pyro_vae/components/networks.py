@@ -80,6 +80,8 @@ class Convolutional(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes("channels", channels)
+        if not channels:
+            raise ValueError("channels=(): Convolutional has at least one layer")
         _check_sizes("hidden", [hidden])
         if (len(in_shape) >= 3) == (len(out_shape) >= 3):
             raise ValueError(
@@ -164,9 +166,9 @@ def _upward(
     for layer, (before, after) in enumerate(itertools.pairwise(rising)):
         last = layer == len(channels) - 1
         # A stride of two reaches 2n - 1 pixels; the missing one, where there is one, is padding.
-        padding = tuple(sizes[layer + 1] - (2 * sizes[layer] - 1) for sizes in (heights, widths))
+        down, across = (s[layer + 1] - (2 * s[layer] - 1) for s in (heights, widths))
         yield nn.ConvTranspose2d(
-            before, after, 3, stride=2, padding=1, output_padding=padding, bias=not last
+            before, after, 3, stride=2, padding=1, output_padding=(down, across), bias=not last
         )
         if not last:
             yield activation()

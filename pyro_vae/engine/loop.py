@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pyro_vae.engine.progress import Bar, Clock, stop_requests
 from pyro_vae.engine.svi import Optim
 from pyro_vae.engine.training import Training, adam, cuda_index, resolve_device
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.schedules import Cosine, Schedule
+from pyro_vae.inference.schedules import Cosine
 
 __all__ = ["Fit", "Interrupted", "fit"]
 
@@ -63,7 +63,7 @@ def fit(
     *,
     objective: ELBO | None = None,
     optim: Optim = adam,
-    schedule: Schedule | None = None,
+    schedule: Callable[[float], float] | None = None,
     observation: Observation | None = None,
     epochs: int = 30,
     batch_size: int = 128,

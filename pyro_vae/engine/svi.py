@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-from pyro_vae.inference.program import Program
+from pyro_vae.inference.program import Program, ProgramError
 
 __all__ = ["SVI", "Optim"]
 
@@ -65,6 +66,7 @@ class SVI:
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm={clip_norm}: the largest gradient norm is positive")
         self.program = Program(model, guide)
+        self._announcing_model = _announcing(self.program)
         self.loss = loss
         self.clip_norm = clip_norm
         self.optimizer: torch.optim.Optimizer | None = None
@@ -94,20 +96,25 @@ class SVI:
         """Return the loss and add its gradient to every parameter's ``grad``."""
         with self.program.running(), poutine.trace(param_only=True) as capture:
             loss = self._loss_and_grads(*args, **kwargs)
-        known = self.program.parameters() if self.optimizer is None else {}
-        found: dict[str, Tensor] = dict(known)
+        first = self.optimizer is None
+        found: dict[str, Tensor] = dict(self.program.parameters()) if first else {}
         for name, site in capture.trace.nodes.items():
             value = site["value"]
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
             if id(leaf) not in self._known and leaf.requires_grad:
                 found.setdefault(name, leaf)
         self._adopt(found)
+        if first:
+            self._warn_of_unregistered()
         return _to_float(loss)
 
     def apply_gradients(self) -> None:
         """Clip the gradients, let the optimiser step, and clear them."""
         if self.optimizer is None:
-            raise RuntimeError("there are no parameters: call loss_and_grads first")
+            raise ProgramError(
+                "there are no parameters to train: model and guide have no trainable parameter of "
+                "a module, and no pyro.param or pyro.module statement has been run"
+            )
         parameters = [p for p in self._parameters.values() if p.grad is not None]
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
@@ -119,10 +126,21 @@ class SVI:
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         model, guide = self.program.model, self.program.guide
         if isinstance(self.loss, ELBO):
-            return self.loss.loss_and_grads(model, guide, *args, **kwargs)
+            return self.loss.loss_and_grads(self._announcing_model, guide, *args, **kwargs)
         loss = self.loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss
+
+    def _warn_of_unregistered(self) -> None:
+        for name, parameter in self.program.unregistered_parameters().items():
+            if parameter.grad is not None and id(parameter) not in self._known:
+                warnings.warn(
+                    f"the parameter {name!r} takes part in the loss but is not trained: register "
+                    'its module, as in pyro.module("decoder", decoder), or freeze it with '
+                    "requires_grad_(False)",
+                    stacklevel=4,
+                )
+                return
 
     def _adopt(self, found: dict[str, Tensor]) -> None:
         new: dict[str, Tensor] = {}
@@ -138,6 +156,24 @@ class SVI:
             return
         for group in _groups(self._optim, new):
             self.optimizer.add_param_group(group)
+
+
+def _announcing(program: Program) -> Callable[..., Any]:
+    """Let the model state one of its modules' parameters.
+
+    Pyro's ELBOs go backward only if a trace shows a parameter; methods of modules show none.
+    """
+    named = next(iter(program.parameters().items()), None)
+    if named is None:
+        return program.model
+    name, parameter = named
+    statement = poutine.runtime.effectful(lambda *_, **__: parameter, type="param")
+
+    def model(*args: Any, **kwargs: Any) -> Any:
+        statement(name, parameter, name=name)
+        return program.model(*args, **kwargs)
+
+    return model
 
 
 def _to_float(loss: Any) -> Any:

@@ -22,7 +22,6 @@ from pyro_vae.engine import checkpoint, metrics
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, Observation, observe_once
 from pyro_vae.engine.svi import SVI, Optim
 from pyro_vae.inference.program import Layout, Program, ProgramError
-from pyro_vae.inference.schedules import Schedule
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import site_terms
 
@@ -67,7 +66,7 @@ class Training:
         data: Dataset,
         objective: ELBO,
         optim: Optim,
-        schedule: Schedule,
+        schedule: Callable[[float], float],
         observation: Observation,
         epochs: int,
         batch_size: int,
@@ -108,7 +107,8 @@ class Training:
             "epochs": epochs, "batch_size": batch_size, "seed": seed, "patience": patience,
             "clip_norm": clip_norm, "objective": type(objective).__name__,
             "optimizer": type(self._optimizer).__name__, "learning_rates": self.rates,
-            "schedule": repr(schedule), "observation": repr(observation),
+            "schedule": getattr(schedule, "__qualname__", repr(schedule)),
+            "observation": repr(observation),
             "data": data.fingerprint(),
         }  # fmt: skip
         self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")

@@ -1,1 +1,43 @@
-"""TBD."""
+"""Is it good? Judges any Pyro model and guide through their sites; changes no state."""
+
+from pyro_vae.evaluation.latents import (
+    UnitActivity,
+    embed,
+    linear_probe,
+    posterior_means,
+    unit_activity,
+)
+from pyro_vae.evaluation.likelihood import (
+    Bound,
+    ImportanceEstimate,
+    elbo,
+    importance_sampling,
+    log_likelihood,
+)
+from pyro_vae.evaluation.samples import (
+    decode,
+    interpolate,
+    manifold,
+    prior_samples,
+    reconstruct,
+    traverse,
+)
+
+__all__ = [
+    "Bound",
+    "ImportanceEstimate",
+    "UnitActivity",
+    "decode",
+    "elbo",
+    "embed",
+    "importance_sampling",
+    "interpolate",
+    "linear_probe",
+    "log_likelihood",
+    "manifold",
+    "posterior_means",
+    "prior_samples",
+    "reconstruct",
+    "traverse",
+    "unit_activity",
+]

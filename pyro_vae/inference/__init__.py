@@ -1,7 +1,7 @@
 """What a program means while it is fitted: works on any Pyro model and guide."""
 
 from pyro_vae.inference.program import Layout, Program, ProgramError
-from pyro_vae.inference.schedules import Constant, Cosine
+from pyro_vae.inference.schedules import Constant, Cosine, Schedule
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
@@ -11,6 +11,7 @@ __all__ = [
     "Layout",
     "Program",
     "ProgramError",
+    "Schedule",
     "SiteTerms",
     "check_support",
     "site_terms",

@@ -83,6 +83,16 @@ class Program:
                     found.setdefault(id(parameter), (prefix + name, parameter))
         return dict(found.values())
 
+    def unregistered_parameters(self) -> dict[str, nn.Parameter]:
+        """Return trainable parameters of modules that plain functions merely refer to, by name."""
+        return {
+            f"{type(module).__name__}.{name}": parameter
+            for module in self._reachable
+            if module not in self.modules
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run Pyro statements of this program: parameters stay local to it."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["Constant", "Cosine", "Schedule"]
 
-Schedule = Callable[[float], float]
-"""Maps progress in [0, 1] to the factor of a base value; a pure function, so it needs no state."""
+class Schedule:
+    """Maps progress in [0, 1] to the factor of a base value; pure, so a run need not save it."""
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at ``progress``, in [0, 1]."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Schedule):
     """The factor one, throughout."""
 
     def __call__(self, progress: float) -> float:
@@ -22,7 +25,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Schedule):
     r"""Half a cosine wave from one to ``final``, :math:`f + (1 - f) (1 + \cos \pi t) / 2`.
 
     Args:

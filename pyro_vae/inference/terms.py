@@ -119,5 +119,5 @@ def _values(site: Any, shape: tuple[int, int], nesting: int) -> Tensor:
         value, batch_dims = value.unsqueeze(0), batch_dims + 1
     value = value.movedim(batch_dims - 1, 1)
     inner = {f.dim for f in site["cond_indep_stack"] if f.vectorized} - {-1, -1 - nesting}
-    absent = [1 + batch_dims + dim for dim in range(2 - batch_dims, -1) if dim not in inner]
+    absent = [1 + batch_dims + dim for dim in range(1 - batch_dims, -1) if dim not in inner]
     return value.squeeze(absent) if absent else value

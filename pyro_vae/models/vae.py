@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.components.conditional import Conditional, Family, Network, Shape
-from pyro_vae.components.likelihoods import Bernoulli
-from pyro_vae.components.networks import MLP, Standardize
-from pyro_vae.components.posteriors import DiagonalNormal
-from pyro_vae.components.priors import StandardNormal, learned
+from pyro_vae.components.assembly import assemble
+from pyro_vae.components.conditional import Shape
 
 __all__ = ["VAE"]
 
@@ -63,45 +59,6 @@ class VAE(PyroModule):
             pyro.sample("z", self.posterior(x))
 
     @classmethod
-    def assemble(
-        cls,
-        event_shape: Shape,
-        latent_shape: Shape = (40,),
-        *,
-        prior: Callable[[Shape], Family] = StandardNormal,
-        likelihood: Callable[[Shape], Family] = Bernoulli,
-        posterior: Callable[[Shape], Family] = DiagonalNormal,
-        network: Network = MLP,
-        data: Tensor | None = None,
-    ) -> VAE:
-        """Build the networks between families of these shapes, and the VAE of them.
-
-        Args:
-            event_shape: The shape of one datum.
-            latent_shape: The shape of one latent.
-            prior: Builds the family of p(z) from ``latent_shape``.
-            likelihood: Builds the family of p(x | z) from ``event_shape``.
-            posterior: Builds the family of q(z | x) from ``latent_shape``.
-            network: Builds both networks from the shapes of an input and an output.
-            data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as
-                they are, and the likelihood starts at their mean.
-        """
-        encoder = network if data is None else partial(_standardized, Standardize.of(data), network)
-        vae = cls(
-            prior=learned(prior(latent_shape)),
-            likelihood=Conditional(
-                likelihood(event_shape), context_shape=latent_shape, network=network
-            ),
-            posterior=Conditional(
-                posterior(latent_shape), context_shape=event_shape, network=encoder
-            ),
-        )
-        if data is not None:
-            vae.likelihood.start_at(data.mean(0))
-        return vae
-
-
-def _standardized(
-    standardize: Standardize, network: Network, in_shape: Shape, out_shape: Shape
-) -> nn.Module:
-    return nn.Sequential(standardize, network(in_shape, out_shape))
+    def assemble(cls, event_shape: Shape, latent_shape: Shape = (40,), **parts: Any) -> VAE:
+        """Build a VAE of families that fit these shapes; see ``pyro_vae.components.assemble``."""
+        return cls(**assemble(event_shape, latent_shape, **parts))

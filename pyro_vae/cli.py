@@ -1,0 +1,99 @@
+"""The command line: train, evaluate, sample, plot, list."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "train": "train a program on data, judge it and write a report",
+    "evaluate": "judge a trained run anew",
+    "sample": "draw from the prior of a trained run",
+    "plot": "draw a trained run's pictures anew",
+    "list": "show every part by name, with its one line",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status.
+
+    Mistakes of a user's are told in one line and give 2; SIGINT gives 130 and SIGTERM 143.
+    Set ``PYRO_VAE_DEBUG=1`` to see where in the code an error arose.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"pyro-vae {version('pyro-vae')}")
+        return 0
+    if arguments[0] not in _COMMANDS:
+        return _fail(f"there is no command {arguments[0]!r}: choose from {', '.join(_COMMANDS)}", 2)
+    return _run(arguments[0], arguments[1:])
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    try:
+        from pyro_vae import commands
+
+        if sys.flags.optimize:
+            print("pyro-vae: python -O turns all checks of values off", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            getattr(commands, "list_parts" if command == "list" else command)(arguments)
+    except BrokenPipeError:
+        # The reader has gone (`| head`); nothing is left to be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, Exception) as error:
+        if os.environ.get("PYRO_VAE_DEBUG"):
+            raise
+        return _status(error)
+    return 0
+
+
+def _status(error: BaseException) -> int:
+    """Tell an error in one line and return the exit status that belongs to it."""
+    if isinstance(error, KeyboardInterrupt):
+        return _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
+    if type(error).__name__ == "OutOfMemoryError":
+        return _fail("the device is out of memory: lower --batch-size or --latent", 2)
+    if isinstance(error, (ValueError, OSError, MemoryError)):
+        return _fail(str(error) or type(error).__name__, 2)
+    hint = "this is a bug in pyro_vae or in the program; PYRO_VAE_DEBUG=1 shows where"
+    return _fail(f"{type(error).__name__}: {error} ({hint})", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"pyro-vae: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _show_warning(message: Any, *rest: Any, **options: Any) -> None:
+    print(f"pyro-vae: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{line}" for name, line in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: pyro-vae COMMAND [options]",
+            "",
+            "Train, judge and compare variational autoencoders written as Pyro programs.",
+            "",
+            *lines,
+            "",
+            "pyro-vae COMMAND --help shows a command's options.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,430 @@
+"""How probable the data are: the bound and its parts, and log p(x) by importance sampling.
+
+Every number is in nats per datum, of normalised densities, never scaled. Nothing is changed by
+looking: parameters, buffers, modes and random states are the same afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.support import check_support
+from pyro_vae.inference.terms import SiteTerms, site_terms
+
+__all__ = [
+    "Bound",
+    "ImportanceEstimate",
+    "batches",
+    "check_counts",
+    "checked",
+    "cycled",
+    "elbo",
+    "importance_sampling",
+    "log_likelihood",
+    "pairs_at_once",
+]
+
+# Of the largest tensor of a chunk: 16 MB of float32, past which larger chunks are no faster.
+_CHUNK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceEstimate:
+    r"""Importance-sampled log p(x).
+
+    Attributes:
+        log_p: In nats, ``[N]``.
+        effective_sample_size: :math:`1 / \sum_s \bar w_s^2` of the normalised weights, ``[N]``;
+            ``num_samples`` where q is the exact posterior, 1 where one sample carries everything.
+        num_samples: S, for each datum.
+        num_dims: How many numbers one datum has.
+        mean: The average of ``log_p``, nats per datum.
+        standard_error: Of ``mean`` as the average over the population the data come from: the
+            standard deviation over data / sqrt(N). Each datum has samples of its own, so it holds
+            the Monte-Carlo error too. NaN for one datum.
+        monte_carlo_error: Of ``mean`` as the average over these very data: the part from the
+            finite number of samples alone, by the delta method
+            :math:`\mathrm{Var}(\log \hat p) \approx \mathrm{Var}(w) / (S\, \mathrm{E}(w)^2)`.
+            NaN for one sample. Too small where the effective sample size is.
+    """
+
+    log_p: Tensor
+    effective_sample_size: Tensor
+    num_samples: int
+    num_dims: int
+    mean: float
+    standard_error: float
+    monte_carlo_error: float
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Return -mean in bits per number of a datum; for data that are counted, as pixels are."""
+        return -self.mean / (self.num_dims * math.log(2))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The evidence lower bound and its parts, averages over the data in nats per datum.
+
+    Attributes:
+        elbo_nats: The bound, ``-(rate_nats + distortion_nats)``.
+        rate_nats: The KL of q(z | x) from p(z), over all latent sites.
+        distortion_nats: Of the observed sites, the average of -log p(x | z).
+        kl_nats: The part of the rate of each latent site.
+        standard_error: Of ``elbo_nats``: the standard deviation over data / sqrt(N), which holds
+            the Monte-Carlo error too. NaN for one datum.
+        num_data: N.
+        num_dims: How many numbers one datum has.
+    """
+
+    elbo_nats: float
+    rate_nats: float
+    distortion_nats: float
+    kl_nats: dict[str, float]
+    standard_error: float
+    num_data: int
+    num_dims: int
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Return -ELBO in bits per number of a datum; for data that are counted, as pixels are."""
+        return -self.elbo_nats / (self.num_dims * math.log(2))
+
+
+def log_likelihood(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *labels: Tensor,
+    num_samples: int = 1000,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Return importance-sampled log p(x) in nats per datum, ``[N]``.
+
+    The values of ``importance_sampling``, which has the arguments, the errors and the formula.
+    """
+    return importance_sampling(
+        model,
+        guide,
+        x,
+        *labels,
+        num_samples=num_samples,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    ).log_p
+
+
+def importance_sampling(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *labels: Tensor,
+    num_samples: int = 1000,
+    seed: int = 0,
+    batch_size: int | None = None,
+    max_pairs: int | None = None,
+    progress: bool = False,
+) -> ImportanceEstimate:
+    r"""Estimate log p(x) with the guide as proposal, in bounded memory.
+
+    .. math:: \log \hat p(x) = \log \frac1S \sum_{s=1}^S \frac{p(x, z_s)}{q(z_s \mid x)},
+        \qquad z_s \sim q(z \mid x)
+
+    In expectation a lower bound, whose gap falls as 1/S. Samples are drawn chunk by chunk and
+    reduced as they come, in float64. The same seed gives the same numbers for the same
+    ``batch_size`` and ``max_pairs``.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        x: Data, ``[N, *event_shape]``, on the device of the program.
+        labels: ``[N, ...]`` each, where the program takes them.
+        num_samples: S, the number of samples of the latents for each datum.
+        seed: Of the samples; the random state outside is not touched.
+        batch_size: How many data at once; None: as many as ``max_pairs`` has room for.
+        max_pairs: How many pairs of a datum and a sample are in memory at once; None: found by
+            measuring the largest tensor of the program.
+        progress: Show a progress bar on the standard error stream.
+
+    Raises:
+        ValueError: If a count is less than 1, ``x`` is empty or outside the support of the
+            likelihood, the program breaks the convention, or it gives NaN.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
+    """
+    args = checked(x, *labels)
+    check_counts(num_samples=num_samples, batch_size=batch_size, max_pairs=max_pairs)
+    program, layout = _program(model, guide, args)
+    pairs = max_pairs or pairs_at_once(program, layout, *args)
+    rows, particles = _chunk_shape(layout, len(x), num_samples, batch_size, pairs)
+    title = f"log p(x): {len(x):,} data x {num_samples:,} samples"
+    bar = tqdm(total=len(x) * num_samples, desc=title, unit_scale=True, disable=not progress)
+    # Written in place: small results kept among the large tensors of the chunks would pin the heap.
+    log_sums = _double(torch.empty(2, len(x), device=x.device))
+    with bar, program.evaluating(seed=seed):
+        for index, batch in enumerate(batches(args, rows)):
+            weights = _log_weights(program, layout, batch, num_samples, particles, bar)
+            log_sums[:, index * rows : (index + 1) * rows] = _log_sums(weights)
+    return _estimate(log_sums[0], log_sums[1], num_samples, x)
+
+
+def elbo(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *labels: Tensor,
+    num_particles: int = 1,
+    seed: int = 0,
+    batch_size: int = 1000,
+) -> Bound:
+    r"""Return the bound and its parts, averaged over the data.
+
+    .. math:: \mathrm{E}_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \| p(z))
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        x: Data, ``[N, *event_shape]``, on the device of the program.
+        labels: ``[N, ...]`` each, where the program takes them.
+        num_particles: The number of samples of the latents for each datum.
+        seed: Of the samples; the random state outside is not touched.
+        batch_size: How many data at once.
+
+    Raises:
+        ValueError: As in ``importance_sampling``.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
+        Fixing a Broken ELBO (Alemi et al., 2018), for rate and distortion
+    """
+    args = checked(x, *labels)
+    check_counts(num_particles=num_particles, batch_size=batch_size)
+    program, layout = _program(model, guide, args)
+    pairs = pairs_at_once(program, layout, *args)
+    rows, particles = _chunk_shape(layout, len(x), num_particles, batch_size, pairs)
+    parts: dict[str, list[Tensor]] = {}
+    with program.evaluating(seed=seed):
+        for batch in batches(args, rows):
+            for name, mean in _mean_parts(program, layout, batch, num_particles, particles).items():
+                parts.setdefault(name, []).append(mean)
+    return _bound({name: torch.cat(means) for name, means in parts.items()}, x)
+
+
+def checked(x: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
+    """Return the arguments of a program, held against each other.
+
+    Raises:
+        ValueError: If ``x`` is no tensor of at least one row, or labels have another length.
+    """
+    for name, arg in (("x", x), *(("labels", label) for label in labels)):
+        if not isinstance(arg, Tensor) or arg.dim() == 0:
+            raise ValueError(
+                f"{name} is {type(arg).__name__}: expected a tensor with one row for each datum "
+                "(torch.as_tensor makes one)"
+            )
+    if len(x) == 0:
+        raise ValueError(f"x is empty, of shape {tuple(x.shape)}: give at least one datum")
+    for label in labels:
+        if len(label) != len(x):
+            raise ValueError(f"there are {len(label)} labels for {len(x)} data: give one for each")
+    return (x, *labels)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Check that the counts that are given are positive.
+
+    Raises:
+        ValueError: If one is less than 1; names it.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}={count}: at least 1 is needed")
+
+
+def batches(args: tuple[Tensor, ...], batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield ``args`` in pieces of ``batch_size`` rows; the last piece is what is left."""
+    for start in range(0, len(args[0]), batch_size):
+        yield tuple(arg[start : start + batch_size] for arg in args)
+
+
+def cycled(args: tuple[Tensor, ...], num_rows: int) -> tuple[Tensor, ...]:
+    """Return ``num_rows`` rows of ``args``, which are repeated in turn."""
+    return tuple(arg[torch.arange(num_rows, device=arg.device) % len(arg)] for arg in args)
+
+
+def pairs_at_once(program: Program, layout: Layout, *args: Tensor) -> int:
+    """Return how many pairs of a datum and a sample fit a chunk, by the largest tensor of a run.
+
+    Weights and other tensors that do not grow with the batch do not count: a run on four data is
+    held against one on two.
+    """
+    with program.evaluating(seed=0):
+        two, four = (_sizes(program, layout, cycled(args, num_rows)) for num_rows in (2, 4))
+    largest = max(((b - a) // 2 for a, b in zip(two, four, strict=False)), default=1)
+    return max(1, _CHUNK_ELEMENTS // max(1, largest))
+
+
+class _Sizes(TorchDispatchMode):
+    """Note the number of elements of every tensor that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.found += [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        return out
+
+
+def _sizes(program: Program, layout: Layout, args: tuple[Tensor, ...]) -> list[int]:
+    with _Sizes() as sizes:
+        site_terms(program, layout, *args)
+    return sizes.found
+
+
+def _program(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Tensor, ...]
+) -> tuple[Program, Layout]:
+    program = Program(model, guide)
+    layout = program.check(*args)
+    check_support(program, layout, *args)
+    return program, layout
+
+
+def _chunk_shape(
+    layout: Layout, num_data: int, num_samples: int, batch_size: int | None, pairs: int
+) -> tuple[int, int]:
+    """Return how many data and how many samples of each make a chunk.
+
+    All samples of a datum come first, so that the guide's networks run once for each datum;
+    a program that takes one sample at a time wants many data instead.
+    """
+    if batch_size is None:
+        batch_size = max(1, pairs // num_samples) if layout.vectorizes else pairs
+    rows = min(batch_size, num_data)
+    particles = max(1, min(num_samples, pairs // rows)) if layout.vectorizes else 1
+    return rows, particles
+
+
+def _tables(
+    program: Program, layout: Layout, batch: tuple[Tensor, ...], num_samples: int, particles: int
+) -> Iterator[SiteTerms]:
+    for done in range(0, num_samples, particles):
+        count = min(particles, num_samples - done)
+        yield site_terms(program, layout, *batch, num_particles=count)
+
+
+def _log_weights(
+    program: Program,
+    layout: Layout,
+    batch: tuple[Tensor, ...],
+    num_samples: int,
+    particles: int,
+    bar: Any,
+) -> Iterator[Tensor]:
+    for table in _tables(program, layout, batch, num_samples, particles):
+        log_w = _double(table.log_w)
+        bar.update(log_w.numel())
+        yield log_w
+
+
+def _log_sums(chunks: Iterator[Tensor]) -> Tensor:
+    """Return log sum w and log sum w^2 of each datum, ``[2, B]``, from chunks of log w."""
+    sums = torch.tensor(-math.inf)
+    for log_w in chunks:
+        powers = torch.stack([log_w, 2 * log_w])
+        sums = torch.logaddexp(sums.to(powers), powers.logsumexp(1))
+    return sums
+
+
+def _estimate(
+    log_sum: Tensor, log_squares: Tensor, num_samples: int, x: Tensor
+) -> ImportanceEstimate:
+    log_p = log_sum - math.log(num_samples)
+    _refuse_nan(log_p)
+    size = torch.where(log_sum.isinf(), 0.0, (2 * log_sum - log_squares).exp())
+    dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
+    return ImportanceEstimate(
+        log_p=log_p.to(x.device, dtype),
+        effective_sample_size=size.to(x.device, dtype),
+        num_samples=num_samples,
+        num_dims=x[0].numel(),
+        mean=log_p.mean().item(),
+        standard_error=_standard_error(log_p),
+        monte_carlo_error=_monte_carlo_error(size, num_samples),
+    )
+
+
+def _monte_carlo_error(effective_sample_size: Tensor, num_samples: int) -> float:
+    if num_samples == 1:
+        return math.nan
+    # Var(w) / (S E(w)^2), with the unbiased variance, in terms of the effective sample size.
+    relative = (num_samples / effective_sample_size - 1).clamp(min=0) / (num_samples - 1)
+    return relative.sum().sqrt().item() / len(relative)
+
+
+def _standard_error(per_datum: Tensor) -> float:
+    if len(per_datum) == 1:
+        return math.nan
+    return (per_datum.std() / math.sqrt(len(per_datum))).item()
+
+
+def _mean_parts(
+    program: Program, layout: Layout, batch: tuple[Tensor, ...], num_samples: int, particles: int
+) -> dict[str, Tensor]:
+    """Average over the samples: the distortion under the name "", the KL of each latent site."""
+    sums: dict[str, Tensor] = {}
+    for table in _tables(program, layout, batch, num_samples, particles):
+        parts = {"": table.distortion}
+        for name, log_q in table.log_q.items():
+            parts[name] = log_q - table.log_p[name] if name in table.log_p else log_q
+        for name, part in parts.items():
+            sums[name] = sums.get(name, torch.zeros(())) + _double(part).sum(0)
+    return {name: total / num_samples for name, total in sums.items()}
+
+
+def _bound(parts: dict[str, Tensor], x: Tensor) -> Bound:
+    distortion = parts.pop("")
+    rate = torch.stack([torch.zeros_like(distortion), *parts.values()]).sum(0)
+    per_datum = -(rate + distortion)
+    _refuse_nan(per_datum)
+    return Bound(
+        elbo_nats=per_datum.mean().item(),
+        rate_nats=rate.mean().item(),
+        distortion_nats=distortion.mean().item(),
+        kl_nats={name: part.mean().item() for name, part in parts.items()},
+        standard_error=_standard_error(per_datum),
+        num_data=len(x),
+        num_dims=x[0].numel(),
+    )
+
+
+def _refuse_nan(per_datum: Tensor) -> None:
+    if bool(per_datum.isnan().any()):
+        bad = per_datum.isnan().nonzero()
+        raise ValueError(
+            f"the program gives NaN for {len(bad)} of {len(per_datum)} data, first at row "
+            f"{bad[0].item()}: its parameters have diverged, or its densities are undefined there"
+        )
+
+
+def _double(values: Tensor) -> Tensor:
+    # Apple's devices have no float64.
+    return values.cpu().double() if values.device.type == "mps" else values.double()

@@ -1,0 +1,442 @@
+"""What a program sees and dreams: data space, on the CPU, without changing any state.
+
+A picture is the mean of the likelihood, or a draw of it where ``stochastic`` or where it has no
+mean. Functions of the model alone take ``x_like``: data whose rows tell shape, type and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vae.evaluation.latents import independent_units, mean_of, rows_first, unit_activity
+from pyro_vae.evaluation.likelihood import batches, check_counts, checked, cycled, pairs_at_once
+from pyro_vae.inference.program import Layout, Program
+
+__all__ = ["decode", "interpolate", "manifold", "prior_samples", "reconstruct", "traverse"]
+
+# Of a latent that has no mean of its own, and of a prior that has no variance.
+_NUM_DRAWS = 256
+
+
+def reconstruct(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *labels: Tensor,
+    stochastic: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Return the data as the program sees them through its latents, ``[N, *event_shape]``.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        x: Data, ``[N, *event_shape]``, on the device of the program.
+        labels: ``[N, ...]`` each, where the program takes them.
+        stochastic: Draw z from q and x from p(x | z). Otherwise each latent is its mean (its mode
+            where it is discrete, an average of draws where it has neither), from site to site.
+        seed: Of the draws; the random state outside is not touched.
+
+    Raises:
+        ValueError: If ``x`` is empty or the program breaks the convention.
+    """
+    args = checked(x, *labels)
+    program = Program(model, guide)
+    layout = program.check(*args)
+    with program.evaluating(seed=seed):
+        values = _codes(program, layout, args, stochastic=stochastic)
+        return _generate(program, layout, values, args, stochastic=stochastic)
+
+
+def prior_samples(
+    model: Callable[..., Any],
+    x_like: Tensor,
+    num_samples: int,
+    *labels: Tensor,
+    stochastic: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Return data of latents drawn from the prior, ``[num_samples, *event_shape]``.
+
+    Args:
+        model: Declares p(x, z).
+        x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
+        num_samples: How many.
+        labels: ``[N, ...]`` each, where the model takes them; repeated in turn.
+        stochastic: Draw from p(x | z) instead of taking its mean.
+        seed: Of the draws; the random state outside is not touched.
+
+    Raises:
+        ValueError: If ``num_samples`` is less than 1, ``x_like`` is empty, or the model breaks
+            the convention.
+    """
+    check_counts(num_samples=num_samples)
+    args = checked(x_like, *labels)
+    program, layout = _alone(model, args)
+    with program.evaluating(seed=seed):
+        rows = cycled(args, num_samples)
+        return _generate(program, layout, {}, rows, stochastic=stochastic, center=False)
+
+
+def decode(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    x_like: Tensor,
+    *labels: Tensor,
+    stochastic: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Return the data of given latents, ``[N, *event_shape]``.
+
+    Args:
+        model: Declares p(x, z).
+        values: Of latent sites, ``[N, *event_shape]`` each. Sites that are not given are set to
+            the mean of their prior given the others, or drawn from it where ``stochastic``.
+        x_like: Data, ``[M, *event_shape]``: only shape, type and device count.
+        labels: ``[M, ...]`` each, where the model takes them; repeated in turn.
+        stochastic: Draw from p(x | z) instead of taking its mean.
+        seed: Of the draws; the random state outside is not touched.
+
+    Raises:
+        ValueError: If the values are none of the model's latents, or have another shape.
+    """
+    args = checked(x_like, *labels)
+    program, layout = _alone(model, args)
+    unknown = [name for name in values if name not in layout.latents]
+    if unknown or not values:
+        wrong = f"the model has no latent site {unknown[0]!r}" if unknown else "no values are given"
+        raise ValueError(f"{wrong}: its latent sites are {', '.join(map(repr, layout.latents))}")
+    sizes = {name: len(value) for name, value in values.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the values have different numbers of rows: {sizes}")
+    num_rows = next(iter(sizes.values()))
+    check_counts(num_rows=num_rows)
+    placed = {name: value.to(x_like.device) for name, value in values.items()}
+    with program.evaluating(seed=seed):
+        rows = cycled(args, num_rows)
+        return _generate(
+            program, layout, placed, rows, stochastic=stochastic, center=not stochastic
+        )
+
+
+def interpolate(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x_start: Tensor,
+    x_end: Tensor,
+    *labels: Tensor,
+    num_steps: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Return the way between pairs of data, ``[num_pairs, num_steps, *event_shape]``.
+
+    Every latent site goes on a line from the posterior mean of one to that of the other; the ends
+    are the reconstructions.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        x_start: Data, ``[num_pairs, *event_shape]``, on the device of the program.
+        x_end: Likewise.
+        labels: Of the pairs, ``[num_pairs, ...]`` each, where the program takes them.
+        num_steps: The number of points on the line, both ends included.
+        seed: Of the draws of what has no mean; the random state outside is not touched.
+
+    Raises:
+        ValueError: If the two have different shapes, ``num_steps`` is less than 1, ``x_start`` is
+            empty, or the program breaks the convention.
+    """
+    check_counts(num_steps=num_steps)
+    start, end = checked(x_start, *labels), checked(x_end, *labels)
+    if x_start.shape != x_end.shape:
+        raise ValueError(f"x_start has shape {tuple(x_start.shape)}, x_end {tuple(x_end.shape)}")
+    program = Program(model, guide)
+    layout = program.check(*start)
+    with program.evaluating(seed=seed):
+        both = [_codes(program, layout, args) for args in (start, end)]
+        values = {name: _line(both[0][name], both[1][name], num_steps) for name in both[0]}
+        rows = tuple(arg.repeat_interleave(num_steps, 0) for arg in start)
+        path = _generate(program, layout, values, rows)
+    return path.unflatten(0, (len(x_start), num_steps))
+
+
+def traverse(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *labels: Tensor,
+    units: list[int] | None = None,
+    num_units: int = 8,
+    site: str | None = None,
+    span: float = 3.0,
+    num_steps: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Return what each unit does to the first datum, ``[num_units, num_steps, *event_shape]``.
+
+    One unit at a time goes from ``-span`` to ``span`` standard deviations of its prior around the
+    prior's mean; everything else stays at the posterior mean of ``x[0]``.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        x: Data, ``[N, *event_shape]``, on the device of the program.
+        labels: ``[N, ...]`` each, where the program takes them.
+        units: Indices into the flattened latent; None: the ``num_units`` most active over ``x``,
+            the most active first.
+        num_units: How many, where ``units`` is None; fewer where the latent has fewer.
+        site: The latent site; None: the first of the guide.
+        span: In standard deviations of the prior.
+        num_steps: The number of points from end to end.
+        seed: Of the draws of what has no mean; the random state outside is not touched.
+
+    Raises:
+        ValueError: If there is no such site or unit, a count is too small, ``x`` is empty, or the
+            program breaks the convention.
+    """
+    check_counts(num_steps=num_steps, num_units=num_units)
+    args = checked(x, *labels)
+    program = Program(model, guide)
+    layout = program.check(*args)
+    site = layout.latents[0] if site is None else site
+    if site not in layout.latents:
+        known = ", ".join(map(repr, layout.latents))
+        raise ValueError(f"there is no latent site {site!r}: the latent sites are {known}")
+    if units is None:
+        activity = unit_activity(model, guide, *args, seed=seed)[site].activity
+        units = activity.argsort(descending=True, stable=True)[:num_units].tolist()
+    with program.evaluating(seed=seed):
+        first = tuple(arg[:1] for arg in args)
+        codes = _codes(program, layout, first)
+        prior = _trace(program.model, codes, layout, first, center=True).nodes[site]["fn"]
+        line = torch.linspace(-span, span, num_steps)
+        moved = _moved(codes[site], prior, _checked_units(units, codes[site]), line)
+        values = {name: code.expand(len(moved), *code.shape[1:]) for name, code in codes.items()}
+        rows = cycled(first, len(moved))
+        path = _generate(program, layout, {**values, site: moved}, rows)
+    return path.unflatten(0, (len(units), num_steps))
+
+
+def manifold(
+    model: Callable[..., Any], x_like: Tensor, *labels: Tensor, num_steps: int = 20
+) -> Tensor:
+    """Return the plane of a two-dimensional latent, ``[num_steps, num_steps, *event_shape]``.
+
+    The centres of a grid of equal squares on the unit square, mapped through the inverse
+    distribution function of the prior: every picture stands for as much probability. The first
+    unit rises with the second index, to the right; the second unit falls with the first, so that
+    it rises upwards.
+
+    Args:
+        model: Declares p(x, z), with one latent site of two independent units.
+        x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
+        labels: ``[N, ...]`` each, where the model takes them; repeated in turn.
+        num_steps: Pictures on each side.
+
+    Raises:
+        ValueError: If the latent is not one site of two independent units whose prior has an
+            inverse distribution function, as a normal has.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix A
+    """
+    check_counts(num_steps=num_steps)
+    args = checked(x_like, *labels)
+    program, layout = _alone(model, args)
+    with program.evaluating(seed=0):
+        first = tuple(arg[:1] for arg in args)
+        nodes = _trace(program.model, {}, layout, first, center=True).nodes
+        quantiles = (torch.arange(num_steps, dtype=torch.float64) + 0.5) / num_steps
+        grid = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)
+        values = _inverse_cdf({name: nodes[name] for name in layout.latents}, grid)
+        rows = cycled(args, len(grid))
+        return _generate(program, layout, values, rows).unflatten(0, (num_steps, num_steps))
+
+
+class _Substitute(Messenger):
+    """Set latents to given values, and generate the data site instead of observing it.
+
+    Args:
+        values: Of latent sites, ``[N, ...]``.
+        data_site: The observed site to generate; None generates none.
+        center: Set the other latents to their centres instead of drawing them.
+        stochastic: Draw the data instead of taking their mean.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        data_site: str | None,
+        *,
+        center: bool,
+        stochastic: bool,
+    ) -> None:
+        super().__init__()
+        self.values = values
+        self.data_site = data_site
+        self.center = center
+        self.stochastic = stochastic
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if poutine.util.site_is_subsample(msg):
+            return
+        if name == self.data_site:
+            msg["is_observed"] = False
+            mean = None if self.stochastic else mean_of(fn)
+            msg["value"] = fn.sample() if mean is None else mean
+        elif not msg["is_observed"] and msg["value"] is None:
+            if name in self.values:
+                msg["value"] = _placed(name, self.values[name], fn)
+            elif self.center:
+                msg["value"] = _center(fn)
+
+
+def _trace(
+    function: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    layout: Layout,
+    args: tuple[Tensor, ...],
+    *,
+    center: bool = False,
+    stochastic: bool = False,
+) -> Any:
+    handler = _Substitute(values, layout.observed, center=center, stochastic=stochastic)
+    with handler:
+        return poutine.trace(function).get_trace(*args)
+
+
+def _codes(
+    program: Program, layout: Layout, args: tuple[Tensor, ...], *, stochastic: bool = False
+) -> dict[str, Tensor]:
+    """Return a value of every latent site for each datum, ``[N, ...]``."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layout.latents}
+    for batch in batches(args, pairs_at_once(program, layout, *args)):
+        nodes = _trace(program.guide, {}, layout, batch, center=not stochastic).nodes
+        for name, parts in found.items():
+            site = nodes[name]
+            parts.append(rows_first(site["value"], len(site["fn"].event_shape)))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _generate(
+    program: Program,
+    layout: Layout,
+    values: Mapping[str, Tensor],
+    args: tuple[Tensor, ...],
+    *,
+    stochastic: bool = False,
+    center: bool = True,
+) -> Tensor:
+    names = list(values)
+    parts = []
+    for batch in batches((*args, *values.values()), pairs_at_once(program, layout, *args)):
+        given = dict(zip(names, batch[len(args) :], strict=True))
+        rows = batch[: len(args)]
+        nodes = _trace(program.model, given, layout, rows, center=center, stochastic=stochastic)
+        site = nodes.nodes[layout.observed]
+        parts.append(rows_first(site["value"], len(site["fn"].event_shape)).cpu())
+    return torch.cat(parts)
+
+
+def _alone(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Program, Layout]:
+    """Return the program of a model without a guide: its own prior is one."""
+
+    def prior(*args: Any) -> None:
+        with poutine.block(hide_fn=lambda msg: msg["is_observed"] and msg["type"] == "sample"):
+            model(*args)
+
+    program = Program(model, prior)
+    return program, program.check(*args)
+
+
+def _center(fn: Any) -> Tensor:
+    mean = mean_of(fn)
+    if mean is not None:
+        return mean
+    if fn.support.is_discrete:
+        return fn.mode
+    return fn.sample((_NUM_DRAWS,)).mean(0)
+
+
+def _placed(name: str, value: Tensor, fn: Any) -> Tensor:
+    """Move the rows of ``[N, ...]`` to where the site has its data."""
+    shape = fn.batch_shape + fn.event_shape
+    batch_dim = len(fn.batch_shape) - 1
+    rows_expected = (shape[batch_dim], *shape[:batch_dim], *fn.event_shape)
+    if tuple(value.shape) != rows_expected:
+        raise ValueError(
+            f"the values of site {name!r} have shape {tuple(value.shape)} where the model has "
+            f"{rows_expected}"
+        )
+    return value.movedim(0, batch_dim)
+
+
+def _line(start: Tensor, end: Tensor, num_steps: int) -> Tensor:
+    weight = torch.linspace(0, 1, num_steps)
+    if not start.dtype.is_floating_point:
+        weight = weight.round()  # there is nothing between two classes
+    weight = weight.reshape(-1, *[1] * (start.dim() - 1)).to(start.device, start.dtype)
+    return torch.cat([(1 - weight) * a + weight * b for a, b in zip(start, end, strict=True)])
+
+
+def _checked_units(units: list[int], code: Tensor) -> list[int]:
+    outside = [unit for unit in units if not 0 <= unit < code[0].numel()]
+    if outside or not units:
+        raise ValueError(
+            f"units={units}: expected indices from 0 to {code[0].numel() - 1}, at least one"
+        )
+    return units
+
+
+def _moved(code: Tensor, prior: Any, units: list[int], line: Tensor) -> Tensor:
+    """Return copies of ``code``, ``[1, ...]``, each with one unit at one place of its line."""
+    loc, scale = (rows_first(part, len(prior.event_shape)) for part in _location_scale(prior))
+    places = loc.flatten() + line.to(code).unsqueeze(1) * scale.flatten()
+    moved = code.reshape(1, -1).repeat(len(units), len(line), 1)
+    for row, unit in enumerate(units):
+        moved[row, :, unit] = places[:, unit]
+    return moved.reshape(-1, *code.shape[1:])
+
+
+def _location_scale(prior: Any) -> tuple[Tensor, Tensor]:
+    loc = mean_of(prior)
+    try:
+        scale = prior.stddev
+    except (NotImplementedError, AttributeError):
+        scale = None
+    if loc is not None and scale is not None and bool(torch.isfinite(scale).all()):
+        return loc, scale
+    draws = prior.sample((_NUM_DRAWS,))
+    draws = draws if draws.dtype.is_floating_point else draws.to(torch.get_default_dtype())
+    return draws.mean(0), draws.std(0)
+
+
+def _inverse_cdf(sites: Mapping[str, Any], grid: Tensor) -> dict[str, Tensor]:
+    """Return the latent at each point of the unit square, ``[len(grid), *event_shape]``."""
+    name, site = next(iter(sites.items()))
+    fn = site["fn"]
+    units = independent_units(fn)
+    num_units = fn.event_shape.numel()
+    if len(sites) > 1 or num_units != 2 or units is None or len(fn.batch_shape) > 1:
+        found = ", ".join(f"{n!r} of {s['fn'].event_shape.numel()}" for n, s in sites.items())
+        raise ValueError(
+            "a manifold needs one latent site of two units that are independent in the prior; "
+            f"found the sites and units {found}"
+        )
+    expanded = units.expand((len(grid), *fn.event_shape))
+    try:
+        value = expanded.icdf(grid.to(site["value"]).unflatten(1, fn.event_shape))
+    except NotImplementedError:
+        family = type(units).__name__
+        raise ValueError(
+            f"the prior of {name!r} is {family}, which has no inverse distribution function: "
+            "a manifold needs one, such as a normal prior"
+        ) from None
+    return {name: value}

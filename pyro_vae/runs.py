@@ -1,0 +1,334 @@
+"""A run: a configuration made into data, program and objective; trained, judged, drawn, told."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+import pyro_vae.evaluation as evaluation
+from pyro_vae.components import assemble
+from pyro_vae.datasets import Data, Dataset
+from pyro_vae.engine.data import OBSERVATION_SEED, Dequantize, Observation, observe_once
+from pyro_vae.engine.loop import Fit, fit
+from pyro_vae.engine.training import adam, load_weights, resolve_device, takes_labels
+from pyro_vae.evaluation import plots, report
+
+__all__ = ["Run", "default_arguments", "draw", "judge", "load", "open_run", "tell", "train"]
+
+_BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
+_SEEN_ROWS = 10_000
+_TRAINING_STEPS = 12_000
+_DRAWN_ROWS = 2_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a configuration stands for.
+
+    Attributes:
+        config: The parsed options.
+        data: The data set.
+        observation: How its rows become observations.
+        program: An object with ``model`` and ``guide``.
+        device: Where it runs.
+    """
+
+    config: Any
+    data: Dataset
+    observation: Observation
+    program: Any
+    device: torch.device
+
+    def test(self) -> tuple[Tensor, ...]:
+        """Return the test data (and labels where the program takes them), observed once."""
+        return self._arguments(self._observed(self.data.test, OBSERVATION_SEED + 2))
+
+    def training_rows(self, num_rows: int) -> Data:
+        """Return the first training rows, observed once."""
+        train = self.data.train
+        labels = None if train.labels is None else train.labels[:num_rows]
+        return self._observed(Data(train.x[:num_rows], labels), OBSERVATION_SEED + 3)
+
+    def _observed(self, data: Data, seed: int) -> Data:
+        return observe_once(data, self.observation, seed=seed, device=self.device)
+
+    def _arguments(self, data: Data) -> tuple[Tensor, ...]:
+        if takes_labels(self.program.model):
+            return (data.x,) if data.labels is None else (data.x, data.labels)
+        return (data.x,)
+
+
+def default_arguments(config: Any, data: Dataset) -> list[str]:
+    """Return the options that the data decide, where the command line left them open.
+
+    Binary data take a Bernoulli; the digits of scikit-learn and other counts a Binomial of their
+    largest value; the MNIST family is binarised anew at every visit, under a Bernoulli; other
+    images are dequantised and real data taken as they are, under a Normal.
+    """
+    arguments = []
+    levels, is_image = data.levels, len(data.event_shape) == 3
+    likelihood = None if config.likelihood is None else config.likelihood.class_path
+    if likelihood is None:
+        if levels == 1 or data.name in _BINARIZED:
+            likelihood = "pyro_vae.components.Bernoulli"
+        elif levels is not None and not (is_image and levels == 255):
+            likelihood = "pyro_vae.components.Binomial"
+        else:
+            likelihood = "pyro_vae.components.Normal"
+        arguments += ["--likelihood", likelihood]
+        if likelihood.endswith("Binomial"):
+            arguments += ["--likelihood.total_count", str(levels)]
+    if config.observation is None:
+        arguments += ["--observation", _default_observation(likelihood, data)]
+    if config.epochs is None:
+        batches = math.ceil(len(data.train) / config.batch_size)
+        arguments += ["--epochs", str(min(100, max(30, _TRAINING_STEPS // batches)))]
+    return arguments
+
+
+def _default_observation(likelihood: str, data: Dataset) -> str:
+    name = likelihood.rpartition(".")[2]
+    if name == "Bernoulli" and data.name in _BINARIZED:
+        chosen = "Binarize"
+    elif name == "Normal" and data.levels is not None:
+        chosen = "Dequantize"
+    else:
+        chosen = "AsFloat"
+    return f"pyro_vae.engine.data.{chosen}"
+
+
+def open_run(config: Any, instances: Any, data: Dataset) -> Run:
+    """Build what a configuration stands for.
+
+    Args:
+        config: The parsed options.
+        instances: The same with its classes instantiated.
+        data: The data set that it names.
+    """
+    device = resolve_device(config.device)
+    observation = instances.observation(data.levels)
+    torch.manual_seed(config.seed)
+    program = _program(config, instances, data, observation)
+    return Run(config, data, observation, program, device)
+
+
+def _program(config: Any, instances: Any, data: Dataset, observation: Observation) -> nn.Module:
+    """Call the model's class with what the names of its arguments ask for."""
+    module, _, name = config.model.class_path.rpartition(".")
+    model_class = getattr(__import__(module, fromlist=[name]), name)
+    wanted = inspect.signature(model_class).parameters
+    shapes: dict[str, Any] = {
+        "event_shape": data.event_shape,
+        "latent_shape": (config.latent,),
+    }
+    if {"prior", "likelihood", "posterior"} & wanted.keys():
+        seen = Data(data.train.x[:_SEEN_ROWS])
+        x = observe_once(seen, observation, seed=OBSERVATION_SEED, device="cpu").x
+        shapes |= assemble(
+            data.event_shape, (config.latent,), prior=instances.prior,
+            likelihood=instances.likelihood, posterior=instances.posterior,
+            network=instances.network, data=x,
+        )  # fmt: skip
+    given = {name: value for name, value in shapes.items() if name in wanted}
+    program = model_class(**given, **dict(getattr(config.model, "init_args", None) or {}))
+    for role in ("model", "guide"):
+        if not callable(getattr(program, role, None)):
+            raise ValueError(f"{name} has no method {role!r}: a program has model(x) and guide(x)")
+    return program
+
+
+def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
+    """Fit the run's program on its data, into the folder ``out``."""
+    config = run.config
+    return fit(
+        run.program, run.data, objective=instances.objective,
+        optim=_adam(config.lr), schedule=instances.schedule, observation=run.observation,
+        epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
+        patience=config.patience, device=run.device, seed=config.seed, out=out, resume=resume,
+        progress=True, log_tensorboard=config.tensorboard,
+    )  # fmt: skip
+
+
+def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
+    if not (0 < learning_rate < math.inf):
+        raise ValueError(f"--lr {learning_rate}: the learning rate is positive and finite")
+    return lambda parameters: adam(parameters, lr=learning_rate)
+
+
+def load(run: Run, folder: Path) -> Fit:
+    """Load the newest checkpoint of a run folder into the run's program."""
+    run.program.to(run.device)
+    few = tuple(argument[:3] for argument in run.test())
+    done = load_weights(run.program.model, run.program.guide, folder, *few)
+    return Fit(done["history"], done["epoch"], done["step"], done["seconds"], done["best_epoch"])
+
+
+def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
+    """Return the numbers of the run on its test data, nats per datum, as a plain record."""
+    model, guide = run.program.model, run.program.guide
+    x, *labels = run.test()
+    bound = evaluation.elbo(model, guide, x, *labels)
+    estimate = evaluation.importance_sampling(
+        model, guide, x, *labels, num_samples=num_samples, progress=True
+    )
+    activity = evaluation.unit_activity(model, guide, x, *labels)
+    return {
+        "test_elbo_nats": bound.elbo_nats,
+        "test_elbo_standard_error": bound.standard_error,
+        "test_log_likelihood_nats": estimate.mean,
+        "test_log_likelihood_standard_error": estimate.standard_error,
+        "num_importance_samples": num_samples,
+        "effective_sample_size": float(estimate.effective_sample_size.median()),
+        "test_rate_nats": bound.rate_nats,
+        "test_distortion_nats": bound.distortion_nats,
+        "bits_per_dim": _bits_per_dim(run, bound.elbo_nats),
+        "active_units": sum(site.num_active for site in activity.values()),
+        "num_units": sum(site.activity.numel() for site in activity.values()),
+        "probe_accuracy": _probe_accuracy(run),
+        "num_parameters": sum(p.numel() for p in run.program.parameters()),
+        "epochs": done.epochs,
+        "steps": done.steps,
+        "seconds": done.seconds,
+        "num_test": len(x),
+    }
+
+
+def _bits_per_dim(run: Run, elbo_nats: float) -> float | None:
+    """Bits per dimension of the stored integers; None for real data, which have no such unit."""
+    if run.data.levels is None:
+        return None
+    num_dims = math.prod(run.data.event_shape)
+    if isinstance(run.observation, Dequantize):
+        elbo_nats -= num_dims * math.log(run.data.levels + 1)
+    elif run.config.likelihood.class_path.endswith("Normal"):
+        return None
+    return -elbo_nats / (num_dims * math.log(2))
+
+
+def _probe_accuracy(run: Run) -> float | None:
+    train, test = run.training_rows(_SEEN_ROWS), run.data.test
+    if train.labels is None or test.labels is None or takes_labels(run.program.model):
+        return None
+    if len(train.labels.unique()) < 2:
+        return None
+    model, guide = run.program.model, run.program.guide
+    means = [
+        torch.cat([m.flatten(1) for m in evaluation.posterior_means(model, guide, x).values()], 1)
+        for x in (train.x, run.test()[0])
+    ]
+    return evaluation.linear_probe(means[0], train.labels, means[1], test.labels)
+
+
+def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path]]:
+    """Draw the run's pictures into a folder; return captions and paths."""
+    model, guide = run.program.model, run.program.guide
+    x, *labels = run.test()
+    few = (x[:10], *(label[:10] for label in labels))
+    figures: dict[str, tuple[str, Any]] = {}
+    if done.history:
+        figures["curves"] = ("Bounds by epoch", plots.curves(done.history))
+    mean = evaluation.reconstruct(model, guide, *few)
+    sample = evaluation.reconstruct(model, guide, *few, stochastic=True)
+    activity = evaluation.unit_activity(model, guide, x, *labels)
+    if x.dim() == 4 and x.shape[1] in (1, 3, 4):
+        figures |= _images(run, few, mean, sample)
+    else:
+        figures["reconstructions"] = (
+            "Test data and their reconstructions",
+            plots.rows(few[0].cpu(), {"mean": mean, "sample": sample}, title="Reconstructions"),
+        )
+    for name, site in activity.items():
+        if site.kl_nats is not None:
+            caption = f"KL of each unit of {name}: {site.num_active} active"
+            figures[f"units_{name}"] = (caption, plots.unit_bars(site.kl_nats, site.activity))
+    figures["latents"] = ("Posterior means of test data", _scatter(run, x, labels))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, (caption, figure) in figures.items():
+        plots.save(figure, folder / f"{name}.png")
+        paths.append((caption, folder / f"{name}.png"))
+    return paths
+
+
+def _images(
+    run: Run, few: tuple[Tensor, ...], mean: Tensor, sample: Tensor
+) -> dict[str, tuple[str, Any]]:
+    model, guide, x = run.program.model, run.program.guide, few[0]
+    figures = {
+        "reconstructions": (
+            "Test data, and their reconstructions as mean and as sample",
+            plots.reconstructions(x.cpu(), mean, sample),
+        ),
+    }
+    if len(few) > 1:
+        return figures
+    samples = evaluation.prior_samples(model, x, 64)
+    figures["samples"] = (
+        "Means of x for z from the prior",
+        plots.image_grid(samples, title="Samples from the prior", columns=16),
+    )
+    paths = evaluation.interpolate(model, guide, x[:4], x[4:8], num_steps=10)
+    figures["interpolations"] = ("Between two test data", plots.interpolation(paths))
+    changes = evaluation.traverse(model, guide, x[:1])
+    figures["traversals"] = ("One unit changed at a time", plots.traversal(changes))
+    if run.config.latent == 2:
+        grid = evaluation.manifold(model, x)
+        figures["manifold"] = ("The two latents, by quantiles", plots.manifold(grid))
+    return figures
+
+
+def _scatter(run: Run, x: Tensor, labels: list[Tensor]) -> Any:
+    rows = slice(_DRAWN_ROWS)
+    means = evaluation.posterior_means(
+        run.program.model, run.program.guide, x[rows], *(label[rows] for label in labels)
+    )
+    flat = torch.cat([mean.flatten(1) for mean in means.values()], 1).cpu()
+    classes = run.data.test.labels
+    title = "Posterior means" + (" (t-SNE)" if flat.shape[1] > 2 else "")
+    return plots.latent_scatter(
+        evaluation.embed(flat), None if classes is None else classes[rows], title=title
+    )
+
+
+def tell(
+    run: Run,
+    done: Fit,
+    results: dict[str, Any],
+    pictures: list[tuple[str, Path]],
+    out: Path,
+    config: str,
+) -> None:
+    """Write ``results.json`` and ``report.html`` into the run folder."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in results.items()
+    }
+    (out / "results.json").write_text(json.dumps(finite, indent=2) + "\n")
+    report.write_report(
+        out / "report.html",
+        title=f"{type(run.program).__name__} on {run.data.name}",
+        results=results,
+        history=done.history,
+        pictures=pictures,
+        config=config,
+        provenance={
+            "command": f"pyro-vae train --config {out / 'config.yaml'}",
+            "seed": run.config.seed,
+            "device": str(run.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    )

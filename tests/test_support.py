@@ -1,0 +1,85 @@
+"""Data are held against the support of the likelihood before anything is trained."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from laws import PROGRAMS, binary
+
+from pyro_vae.components import MLP, Automatic, Bernoulli, Binomial, Normal
+from pyro_vae.inference import Program, check_support
+from pyro_vae.inference import support as support_module
+from pyro_vae.models import VAE
+
+
+def check(likelihood, x: torch.Tensor) -> None:
+    network = partial(MLP, hidden=(4,))
+    vae = VAE.assemble(tuple(x.shape[1:]), (2,), likelihood=likelihood, network=network)
+    program = Program(vae.model, vae.guide)
+    check_support(program, program.check(x), x)
+
+
+def with_value(x: torch.Tensor, value: float) -> torch.Tensor:
+    x = x.clone()
+    x[3, 1] = value
+    return x
+
+
+GREY = torch.linspace(0, 1, 24).reshape(6, 4)
+BITS = binary(6, 4).float()
+COUNTS = torch.arange(24.0).reshape(6, 4) % 17
+
+GOOD = [
+    (Bernoulli, BITS),
+    (Binomial, COUNTS),
+    (partial(Binomial, total_count=1), BITS),
+    (Normal, GREY * 300 - 20),
+    (partial(Automatic, distribution="Poisson"), COUNTS),
+    (partial(Automatic, distribution="Beta"), GREY * 0.9 + 0.05),
+    (partial(Automatic, distribution="Gamma"), GREY + 0.1),
+]
+BAD = [
+    (Bernoulli, GREY, r"'x' is Bernoulli.*0 or 1.*index \(0, 1\) is 0.04.*binarise.*Normal"),
+    (Bernoulli, COUNTS, r"index \(0, 2\) is 2 .*range 0 to 16.*binarise.*total_count 16"),
+    (Bernoulli, with_value(BITS, -1), r"index \(3, 1\) is -1"),
+    (Bernoulli, with_value(BITS, torch.nan), r"nan at index \(3, 1\), and 1"),
+    (partial(Binomial, total_count=9), COUNTS, r"integers 0 to 9.*is 10.*count to 16"),
+    (Binomial, GREY, r"integers 0 to 16.*is 0.04"),
+    (Binomial, with_value(COUNTS, -3), r"index \(3, 1\) is -3.*Normal"),
+    (Normal, with_value(GREY, torch.nan), r"nan at index \(3, 1\), and 1"),
+    (Normal, with_value(GREY, torch.inf), r"inf at index \(3, 1\), and 1"),
+    (Binomial, with_value(COUNTS, torch.inf), r"inf at index \(3, 1\), and 1"),
+    (partial(Automatic, distribution="Poisson"), with_value(COUNTS, 0.5), r"\(3, 1\) is 0.5"),
+    (partial(Automatic, distribution="Gamma"), with_value(GREY + 1, -2), r"\(3, 1\) is -2"),
+    (partial(Automatic, distribution="Dirichlet"), GREY, r"index \(0,\) is a row"),
+]
+
+
+@pytest.mark.parametrize(("likelihood", "x"), GOOD)
+def test_good_data_pass(likelihood, x: torch.Tensor) -> None:
+    check(likelihood, x)
+
+
+@pytest.mark.parametrize(("likelihood", "x", "said"), BAD)
+def test_bad_data_are_named(likelihood, x: torch.Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        check(likelihood, x)
+    assert "\n" not in str(caught.value)
+    assert "site 'x'" in str(caught.value)
+
+
+def test_the_index_is_right_in_a_later_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support_module, "_CHUNK_ELEMENTS", 4)
+    with pytest.raises(ValueError, match=r"index \(3, 1\) is 7"):
+        check(Bernoulli, with_value(BITS, 7))
+
+
+@pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys())
+def test_every_program_of_the_table_passes(build) -> None:
+    pair = build()
+    program = Program(pair.model, pair.guide)
+    state = torch.get_rng_state()
+    check_support(program, program.check(*pair.args), *pair.args)
+    assert torch.equal(state, torch.get_rng_state())
