@@ -6,47 +6,25 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import random
 import resource
 import shutil
-import signal
 import struct
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
-from pyro_vae.engine import checkpoint
-from pyro_vae.engine.checkpoint import (
-    CheckpointError,
-    create_run_folder,
-    latest,
-    load,
-    load_strictly,
-    lock,
-    random_state,
-    replace_file,
-    save,
-    set_random_state,
-)
+from pyro_vae.engine.checkpoint import CheckpointError, latest, load, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json")
-DTYPES = (
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
-    *(torch.complex128, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-)
 
 
 def a_state(value: float = 1.0) -> dict:
@@ -105,125 +83,8 @@ def child(action) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-# Round trips --------------------------------------------------------------------------------------
-
-
-@st.composite
-def tensors(draw) -> torch.Tensor:
-    shape = draw(st.lists(st.integers(0, 3), max_size=3))
-    dtype = draw(st.sampled_from(DTYPES))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
-    values = torch.randn(shape, generator=generator, dtype=torch.float64).mul(100)
-    tensor = values.to(dtype)
-    return tensor.transpose(0, -1) if draw(st.booleans()) and shape else tensor
-
-
-LEAVES = (
-    st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text() | tensors()
-)
-KEYS = st.text() | st.integers() | st.sampled_from(["$tuple", "$tensor", "$float", "$", "a/b"])
-STATES = st.dictionaries(
-    KEYS,
-    st.recursive(
-        LEAVES,
-        lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(KEYS, inner),
-        max_leaves=15,
-    ),
-)
-
-
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
-@given(state=STATES)
-def test_every_state_comes_back_to_the_bit(tmp_path_factory, state):
-    folder = tmp_path_factory.mktemp("round")
-    assert same(load(save(folder, state, step=3)), state)
-
-
-def test_the_awkward_states_come_back(tmp_path):
-    shared = torch.arange(6.0)
-    state = {
-        "__metadata__": shared,
-        "shared": [shared[:3], shared[3:], shared.reshape(2, 3).T, shared.expand(2, 6)],
-        "a": {"b": torch.ones(1)},
-        "a/b": torch.zeros(2),
-        "collisions": [{"$tuple": [1]}, {"$dict": [], "x": 1}, {1: "int", "1": "str"}, {True: 0}],
-        "numbers": [-0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.inf, -math.inf, math.nan],
-        "grad": nn.Parameter(torch.ones(2)),
-        "conjugate": torch.tensor([1 + 2j]).conj(),
-        "empty": [{}, [], (), "", torch.empty(0, 3)],
-    }
-    loaded = load(save(tmp_path, state, step=0))
-    expected = state | {"grad": torch.ones(2), "conjugate": torch.tensor([1 - 2j])}
-    assert same(loaded, expected)
-    loaded["shared"][0].add_(1)  # memory of its own, and writable
-    assert same(loaded["shared"][1], shared[3:])
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ({1, 2}, "a set at '/x/0'"),
-        (np.zeros(2), "a ndarray at"),
-        (1 << 5000, "over 4096 bits"),
-        ({1.5: 0}, "key of type float"),
-        ({1 << 5000: 0}, "key of type int"),
-        (torch.zeros(2).to_sparse(), "only dense"),
-        (torch.zeros(2, device="meta"), "only dense"),
-    ],
-)
-def test_what_cannot_be_saved_is_refused_by_place(tmp_path, value, message):
-    with pytest.raises(CheckpointError, match=message):
-        save(tmp_path, {"x": [value]}, step=1)
-    cyclic: dict = {}
-    cyclic["self"] = cyclic
-    with pytest.raises(CheckpointError, match="nested over"):
-        save(tmp_path, cyclic, step=1)
-    assert not list(tmp_path.iterdir())
-
-
-def schedules(optimizer):
-    yield torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)
-    yield torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_an_optimizer_and_its_schedule_go_on_to_the_same_bits(tmp_path, which):
-    def build():
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
-        optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
-        return module, optimizer, list(schedules(optimizer))[which]
-
-    def advance(module, optimizer, schedule):
-        for _ in range(5):
-            optimizer.zero_grad()
-            module(torch.randn(6, 3)).square().sum().backward()
-            optimizer.step()
-            schedule.step()
-
-    straight = build()
-    advance(*straight)
-    names = ("module", "optimizer", "schedule")
-    state = {n: part.state_dict() for n, part in zip(names, straight, strict=True)}
-    save(tmp_path, state | {"random": random_state()}, step=5)
-    advance(*straight)
-
-    resumed = build()
-    state = load(latest(tmp_path))
-    load_strictly(resumed[0], state["module"])
-    resumed[1].load_state_dict(state["optimizer"])
-    resumed[2].load_state_dict(state["schedule"])
-    set_random_state(state["random"])
-    advance(*resumed)
-    for one, other in zip(straight, resumed, strict=True):
-        assert same(plain(one.state_dict()), plain(other.state_dict()))
-
-
-def plain(value):
-    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
 # Writing: killed, interrupted, out of space -------------------------------------------------------
+
 
 BEYOND = 3
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -393,21 +254,6 @@ def test_temporary_folders_of_the_living_are_left_alone(tmp_path):
         (tmp_path / f".tmp-step-000000001-{pid}").mkdir()
     save(tmp_path, a_state(), step=2)
     assert [path.name for path in tmp_path.glob(".tmp*")] == [f".tmp-step-000000001-{os.getppid()}"]
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path, status, moment, seen = tmp_path / "a.json", 137, 0, set()
-    while status == 137:
-        moment += 1
-        path.write_bytes(b"old")
-        action = partial(replace_file, path, b"the new content")
-        status = child(partial(with_fault_at, moment, kill, tmp_path, action))
-        seen.add(path.read_bytes())
-    assert (status, seen) == (BEYOND, {b"old", b"the new content"})
-    replace_file(path, b"")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
-    with pytest.raises(OSError, match=r"cannot write '.*a.json/b'"):
-        replace_file(path / "b", b"")
 
 
 # Reading: order, damage, malice -------------------------------------------------------------------
@@ -599,164 +445,3 @@ def test_other_tools_can_read_the_tensors(pair):
     stored = safetensors.torch.load_file(pair / "tensors.safetensors")
     assert list(stored) == ["/weights/w"]
     assert same(stored["/weights/w"], torch.full((5, 3), 2.0))
-
-
-# Random states ------------------------------------------------------------------------------------
-
-
-def draws() -> list[float]:
-    return [
-        torch.randn(()).item(),
-        np.random.standard_normal(),
-        random.gauss(0, 1),
-        random.random(),
-    ]
-
-
-def test_random_numbers_go_on_where_they_stopped(tmp_path):
-    draws()  # an odd number of normals leaves the spare one of numpy and Python in the state
-    save(tmp_path, random_state(), step=1)
-    expected = draws()
-    torch.manual_seed(5)
-    np.random.seed(5)
-    random.seed(5)
-    set_random_state(load(latest(tmp_path)))
-    assert draws() == expected
-
-
-@pytest.mark.parametrize("name", ["torch", "cuda", "mps", "numpy", "python"])
-@pytest.mark.parametrize("malformed", [False, True])
-def test_no_part_of_the_random_state_is_skipped(name, malformed):
-    if malformed and name == "mps" and not torch.backends.mps.is_available():
-        pytest.skip("a state of MPS is not read where there is none")
-    good = random_state()
-    draws()
-    before = random_state()
-    state = {key: value for key, value in good.items() if key != name}
-    with pytest.raises(CheckpointError, match=rf"\b{name}\b"):
-        set_random_state(state | {name: 3} if malformed else state)
-    assert same(random_state(), before)
-
-
-def test_a_device_that_is_gone_is_warned_of():
-    state = random_state()
-    state["cuda"] = [torch.get_rng_state()] * (torch.cuda.device_count() + 1)
-    if torch.cuda.is_available():
-        state["cuda"] = [*torch.cuda.get_rng_state_all(), torch.cuda.get_rng_state(0)]
-    with pytest.warns(UserWarning, match="not to the same bits"):
-        set_random_state(state)
-
-
-# Strict loading -----------------------------------------------------------------------------------
-
-
-def test_strict_loading_lists_every_fault_and_changes_nothing():
-    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    state = {name: value + 1 for name, value in before.items()}
-    del state["0.bias"], state["1.weight"]
-    state |= {
-        "other": torch.ones(1),
-        "2.bias": torch.ones(2),
-        "0.weight": torch.ones(3, 2).double(),
-    }
-    state["2.weight"] = torch.full((1, 3), math.nan)
-    state["1.bias"] = "text"
-    with pytest.raises(CheckpointError) as caught:
-        load_strictly(module, state)
-    message = str(caught.value)
-    assert "missing: 0.bias, 1.weight;" in message
-    assert "unexpected: other;" in message
-    assert "0.weight (float64[3, 2], expected float32[3, 2])" in message
-    assert "2.bias (float32[2], expected float32[1])" in message
-    assert "1.bias (str, expected float32[3])" in message
-    assert "not finite: 2.weight;" in message
-    assert "\n" not in message
-    assert same(plain(module.state_dict()), before)
-
-
-def test_strict_loading_loads():
-    module = nn.BatchNorm1d(3)
-    module.register_buffer("mask", torch.tensor([0.0, -math.inf]))
-    state = {name: value + 1 for name, value in module.state_dict().items()}
-    load_strictly(module, state)
-    assert same(plain(module.state_dict()), state)
-
-
-# The folder of a run ------------------------------------------------------------------------------
-
-
-def test_a_second_process_is_refused_and_told_whose_the_folder_is(tmp_path):
-    pid = os.getpid()
-
-    def action():
-        with pytest.raises(ValueError, match=f"in use by process {pid}: wait"), lock(tmp_path):
-            pass
-
-    with lock(tmp_path):
-        assert child(action) == 0
-        with pytest.raises(ValueError, match="in use by process"), lock(tmp_path):
-            pass
-    with lock(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(pid)
-
-
-def test_a_killed_process_leaves_no_lock(tmp_path):
-    def action():
-        with lock(tmp_path):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert child(action) == -signal.SIGKILL
-    assert (tmp_path / ".lock").read_text()
-    with lock(tmp_path):
-        pass
-
-
-def test_without_flock_there_is_no_protection_and_no_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "fcntl", None)
-    with lock(tmp_path), lock(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("name", ["new", "a/b/c", "ünï ¢ode 🎲", "two\nlines", "-dash", "existing"])
-def test_a_run_folder_is_made(tmp_path, name):
-    (tmp_path / "existing").mkdir()
-    (tmp_path / "existing" / ".lock").touch()  # of a run that was killed before it wrote anything
-    path = create_run_folder(tmp_path / name)
-    assert path.is_dir()
-    assert same(load(save(path, a_state(), step=1)), a_state())
-
-
-REFUSED = {
-    "full": "is not empty: choose another --out, or continue",
-    "file": "is a file",
-    "file/below": "Not a directory",
-    "dangling": "leads nowhere",
-    "dangling/below": "cannot create",
-    "p/q/" + "x" * 300: "File name too long",
-    "nul\0": "NUL",
-}
-
-
-@pytest.mark.parametrize(("name", "message"), REFUSED.items(), ids=map(repr, range(len(REFUSED))))
-def test_a_run_folder_is_refused_in_one_line(tmp_path, name, message):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "metrics.jsonl").touch()
-    (tmp_path / "file").touch()
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises((ValueError, OSError), match=message) as caught:
-        create_run_folder(tmp_path / name)
-    assert "\n" not in str(caught.value)
-    assert not str(caught.value).startswith("[Errno")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_read_only_folder_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    def read_only(dir):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", read_only)
-    with pytest.raises(OSError, match=r"cannot create the run folder .*Read-only file system"):
-        create_run_folder(tmp_path / "a" / "b")
-    assert not list(tmp_path.iterdir())

@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_records(path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"cannot write '.*metrics.jsonl': No space") as caught:
         truncate(path, step=1)
     assert caught.value.errno == errno.ENOSPC

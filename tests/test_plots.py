@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import subprocess
 import sys
 
@@ -87,38 +86,6 @@ def test_the_same_values_give_the_same_bytes(name):
         return plots.png(FIGURES[name]())
 
     assert once() == once()
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(step, tmp_path, monkeypatch):
-    target = tmp_path / "a.png"
-    target.write_bytes(b"old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full) if step == "fsync" else monkeypatch.setattr(
-        "pathlib.Path.replace", full
-    )
-    with pytest.raises(OSError, match=r"^cannot write '.*a\.png': No space left on device; check"):
-        plots.replace_file(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        plots.replace_file(tmp_path / "a.png", b"new")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cannot write '.*nowhere.a\.png'.*folder exists"):
-        plots.replace_file(tmp_path / "nowhere" / "a.png", b"")
 
 
 def test_pyplot_and_its_global_state_are_never_touched():

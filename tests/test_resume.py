@@ -18,6 +18,7 @@ from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, Convolutional, DiagonalNormal, Normal
 from pyro_vae.engine import Binarize, CheckpointError, checkpoint
 from pyro_vae.engine.checkpoint import latest, load
+from pyro_vae.engine.run_folder import lock
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(2))
 EPOCHS = 4
@@ -243,5 +244,5 @@ def test_other_threads_warn(tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
-    with checkpoint.lock(tmp_path), pytest.raises(ValueError, match=str(os.getpid())):
+    with lock(tmp_path), pytest.raises(ValueError, match=str(os.getpid())):
         train(tmp_path, resume=False)

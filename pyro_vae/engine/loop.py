@@ -14,9 +14,9 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vae.datasets import Dataset, from_arrays
-from pyro_vae.engine import checkpoint
 from pyro_vae.engine.data import AsFloat, Observation
 from pyro_vae.engine.progress import Bar, Clock, stop_requests
+from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.svi import Optim
 from pyro_vae.engine.training import Training, adam, cuda_index, resolve_device
 from pyro_vae.inference.program import Program
@@ -169,7 +169,7 @@ def _dataset(data: Any) -> Dataset:
 
 @contextmanager
 def _locked(folder: Path | None) -> Iterator[None]:
-    with nullcontext() if folder is None else checkpoint.lock(folder):
+    with nullcontext() if folder is None else lock(folder):
         yield
 
 

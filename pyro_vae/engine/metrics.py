@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.checkpoint import replace_file
+from pyro_vae.files import explained, reason, replace_file, show
 
 __all__ = ["Mean", "MetricsFile", "TensorBoard", "read", "tensorboard", "truncate"]
 
@@ -44,9 +44,8 @@ class MetricsFile:
             with self.path.open("ab") as file:
                 file.write(line.encode())
         except OSError as error:
-            explained = type(error)(f"cannot write {str(self.path)!r}: {error.strerror}")
-            explained.errno = error.errno
-            raise explained from error
+            message = f"cannot write {show(self.path)}: {reason(error)}"
+            raise explained(error, message) from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyro_vae.datasets import Data, Dataset
-from pyro_vae.engine import checkpoint, metrics
+from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, Observation, observe_once
 from pyro_vae.engine.svi import SVI, Optim
 from pyro_vae.inference.program import Layout, Program, ProgramError
@@ -221,7 +221,7 @@ class Training:
             "weights": self._weights(),
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
-            "random": checkpoint.random_state(),
+            "random": restoring.random_state(),
             "progress": vars(self.progress),
             "train_nats": self.train_nats.state(),
             "settings": self.settings,
@@ -243,7 +243,7 @@ class Training:
         _load(self.svi, state["weights"])
         self.best = state["best"]
         self._optimizer.load_state_dict(state["optimizer"])
-        checkpoint.set_random_state(state["random"])
+        restoring.set_random_state(state["random"])
         self.progress = Progress(**state["progress"])
         self.train_nats.load(state["train_nats"])
         self._rewrite_metrics()
@@ -346,7 +346,7 @@ def _load(svi: SVI, weights: dict[str, Any]) -> None:
             f"the checkpoint holds {len(weights['modules'])} module(s), the program {len(modules)}"
         )
     for module, state in zip(modules, weights["modules"], strict=True):
-        checkpoint.load_strictly(module, state)
+        restoring.load_strictly(module, state)
     inside = {id(p) for p in svi.program.parameters().values()}
     outside = {n: p for n, p in svi.parameters.items() if id(p) not in inside}
     if outside.keys() != weights["parameters"].keys():

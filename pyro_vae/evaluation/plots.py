@@ -8,10 +8,8 @@ was computed. The colours can be told apart with the common colour-vision defici
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vae.evaluation.mosaic import Mosaic, mosaic, value_limits
+from pyro_vae.files import replace_file
 
 __all__ = [
     "curves",
@@ -39,7 +38,6 @@ __all__ = [
     "manifold",
     "png",
     "reconstructions",
-    "replace_file",
     "rows",
     "save",
     "traversal",
@@ -82,30 +80,6 @@ def png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file beside ``path`` and move it into place, so that no reader meets half a file.
-
-    Raises:
-        OSError: If the file cannot be written; what was at ``path`` is then untouched.
-    """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise type(error)(
-            f"cannot write {str(path)!r}: {error.strerror or error}; "
-            "check that its folder exists, is writable and has space left"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 # Training curves -------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyro_vae.evaluation.plots import curves, png, replace_file
+from pyro_vae.evaluation.plots import curves, png
+from pyro_vae.files import reason, replace_file
 
 __all__ = ["table", "write_report"]
 
@@ -273,7 +274,7 @@ def _read(file: Path) -> bytes | str:
     try:
         content = Path(file).read_bytes()
     except OSError as error:
-        return f"The picture {Path(file).name} could not be read: {error.strerror or error}."
+        return f"The picture {Path(file).name} could not be read: {reason(error)}."
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return f"The picture {Path(file).name} is not a PNG file."
     return content

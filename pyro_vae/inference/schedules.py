@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["Constant", "Cosine", "Schedule"]
 
+
 class Schedule:
     """Maps progress in [0, 1] to the factor of a base value; pure, so a run need not save it."""
 

@@ -15,13 +15,15 @@ from jsonargparse import ArgumentParser, Namespace
 from pyro.infer import ELBO
 from torch import nn
 
-from pyro_vae import datasets, parts, runs
+from pyro_vae import datasets
+from pyro_vae.cli import parts, pictures, runs
 from pyro_vae.components import Family
 from pyro_vae.components.conditional import Shape
-from pyro_vae.engine import checkpoint
 from pyro_vae.engine.data import Observation
 from pyro_vae.engine.loop import Fit, Interrupted
+from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.evaluation import plots, report, samples
+from pyro_vae.files import replace_file
 from pyro_vae.inference import Schedule
 
 __all__ = ["Interrupted", "evaluate", "list_parts", "plot", "sample", "train"]
@@ -49,8 +51,8 @@ def train(arguments: list[str]) -> None:
     run = runs.open_run(config, instances, data)
     text = _training_parser().dump(_without(config, "config", "out", "resume"))
     if resumed is None:
-        checkpoint.create_run_folder(out)
-        checkpoint.replace_file(out / _CONFIG, text.encode())
+        create_run_folder(out)
+        replace_file(out / _CONFIG, text.encode())
     _announce(run, out)
     done = runs.train(run, instances, out=out, resume=resumed is not None)
     _tell(run, done, out, text, config.num_samples)
@@ -89,7 +91,7 @@ def sample(arguments: list[str]) -> None:
     )  # fmt: skip
     buffer = io.BytesIO()
     np.save(buffer, x.numpy(), allow_pickle=False)
-    checkpoint.replace_file(out, buffer.getvalue())
+    replace_file(out, buffer.getvalue())
     print(f"wrote {out}: {tuple(x.shape)}, {x.min():g} to {x.max():g}")
     if x.dim() == 4 and x.shape[1] in (1, 3, 4):
         picture = out.with_suffix(".png")
@@ -101,7 +103,7 @@ def plot(arguments: list[str]) -> None:
     """Draw a trained run's pictures anew."""
     parser = _run_parser("plot", "Draw the pictures of a trained run anew.")
     run, done, folder, _, _ = _opened(parser, arguments)
-    for caption, path in runs.draw(run, done, folder / "pictures"):
+    for caption, path in pictures.draw(run, done, folder / "pictures"):
         print(f"{path}: {caption}")
 
 
@@ -273,8 +275,8 @@ def _announce(run: runs.Run, out: Path) -> None:
 
 def _tell(run: runs.Run, done: Fit, out: Path, config: str, num_samples: int) -> None:
     results = runs.judge(run, done, num_samples=num_samples)
-    pictures = runs.draw(run, done, out / "pictures")
-    runs.tell(run, done, results, pictures, out, config)
+    drawn = pictures.draw(run, done, out / "pictures")
+    runs.tell(run, done, results, drawn, out, config)
     print(report.table(results))
     print(f"\nreport: {out / 'report.html'}")
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     try:
-        from pyro_vae import commands
+        from pyro_vae.cli import commands
 
         if sys.flags.optimize:
             print("pyro-vae: python -O turns all checks of values off", file=sys.stderr)

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,14 @@ from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.data import OBSERVATION_SEED, Dequantize, Observation, observe_once
 from pyro_vae.engine.loop import Fit, fit
 from pyro_vae.engine.training import adam, load_weights, resolve_device, takes_labels
-from pyro_vae.evaluation import plots, report
+from pyro_vae.evaluation import report
+from pyro_vae.inference import Program
 
-__all__ = ["Run", "default_arguments", "draw", "judge", "load", "open_run", "tell", "train"]
+__all__ = ["Run", "default_arguments", "judge", "load", "open_run", "tell", "train"]
 
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _SEEN_ROWS = 10_000
 _TRAINING_STEPS = 12_000
-_DRAWN_ROWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     x, *labels = run.test()
     bound = evaluation.elbo(model, guide, x, *labels)
     estimate = evaluation.importance_sampling(
-        model, guide, x, *labels, num_samples=num_samples, progress=True
+        model, guide, x, *labels, num_samples=num_samples, progress=sys.stderr.isatty()
     )
     activity = evaluation.unit_activity(model, guide, x, *labels)
     return {
@@ -191,7 +192,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "effective_sample_size": float(estimate.effective_sample_size.median()),
         "test_rate_nats": bound.rate_nats,
         "test_distortion_nats": bound.distortion_nats,
-        "bits_per_dim": _bits_per_dim(run, bound.elbo_nats),
+        "bits_per_dim": _bits_per_dim(run, bound),
         "active_units": sum(site.num_active for site in activity.values()),
         "num_units": sum(site.activity.numel() for site in activity.values()),
         "probe_accuracy": _probe_accuracy(run),
@@ -203,16 +204,22 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     }
 
 
-def _bits_per_dim(run: Run, elbo_nats: float) -> float | None:
+def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
     """Bits per dimension of the stored integers; None for real data, which have no such unit."""
     if run.data.levels is None:
         return None
-    num_dims = math.prod(run.data.event_shape)
     if isinstance(run.observation, Dequantize):
-        elbo_nats -= num_dims * math.log(run.data.levels + 1)
-    elif run.config.likelihood.class_path.endswith("Normal"):
-        return None
-    return -elbo_nats / (num_dims * math.log(2))
+        return bound.bits_per_dim + math.log2(run.data.levels + 1)
+    return bound.bits_per_dim if _is_discrete(run) else None
+
+
+def _is_discrete(run: Run) -> bool:
+    program = Program(run.program.model, run.program.guide)
+    few = tuple(argument[:3] for argument in run.test())
+    layout = program.check(*few)
+    with program.evaluating(seed=0):
+        model_trace, _ = program.traces(*few)
+    return bool(model_trace.nodes[layout.observed]["fn"].support.is_discrete)
 
 
 def _probe_accuracy(run: Run) -> float | None:
@@ -227,77 +234,6 @@ def _probe_accuracy(run: Run) -> float | None:
         for x in (train.x, run.test()[0])
     ]
     return evaluation.linear_probe(means[0], train.labels, means[1], test.labels)
-
-
-def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path]]:
-    """Draw the run's pictures into a folder; return captions and paths."""
-    model, guide = run.program.model, run.program.guide
-    x, *labels = run.test()
-    few = (x[:10], *(label[:10] for label in labels))
-    figures: dict[str, tuple[str, Any]] = {}
-    if done.history:
-        figures["curves"] = ("Bounds by epoch", plots.curves(done.history))
-    mean = evaluation.reconstruct(model, guide, *few)
-    sample = evaluation.reconstruct(model, guide, *few, stochastic=True)
-    activity = evaluation.unit_activity(model, guide, x, *labels)
-    if x.dim() == 4 and x.shape[1] in (1, 3, 4):
-        figures |= _images(run, few, mean, sample)
-    else:
-        figures["reconstructions"] = (
-            "Test data and their reconstructions",
-            plots.rows(few[0].cpu(), {"mean": mean, "sample": sample}, title="Reconstructions"),
-        )
-    for name, site in activity.items():
-        if site.kl_nats is not None:
-            caption = f"KL of each unit of {name}: {site.num_active} active"
-            figures[f"units_{name}"] = (caption, plots.unit_bars(site.kl_nats, site.activity))
-    figures["latents"] = ("Posterior means of test data", _scatter(run, x, labels))
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, (caption, figure) in figures.items():
-        plots.save(figure, folder / f"{name}.png")
-        paths.append((caption, folder / f"{name}.png"))
-    return paths
-
-
-def _images(
-    run: Run, few: tuple[Tensor, ...], mean: Tensor, sample: Tensor
-) -> dict[str, tuple[str, Any]]:
-    model, guide, x = run.program.model, run.program.guide, few[0]
-    figures = {
-        "reconstructions": (
-            "Test data, and their reconstructions as mean and as sample",
-            plots.reconstructions(x.cpu(), mean, sample),
-        ),
-    }
-    if len(few) > 1:
-        return figures
-    samples = evaluation.prior_samples(model, x, 64)
-    figures["samples"] = (
-        "Means of x for z from the prior",
-        plots.image_grid(samples, title="Samples from the prior", columns=16),
-    )
-    paths = evaluation.interpolate(model, guide, x[:4], x[4:8], num_steps=10)
-    figures["interpolations"] = ("Between two test data", plots.interpolation(paths))
-    changes = evaluation.traverse(model, guide, x[:1])
-    figures["traversals"] = ("One unit changed at a time", plots.traversal(changes))
-    if run.config.latent == 2:
-        grid = evaluation.manifold(model, x)
-        figures["manifold"] = ("The two latents, by quantiles", plots.manifold(grid))
-    return figures
-
-
-def _scatter(run: Run, x: Tensor, labels: list[Tensor]) -> Any:
-    rows = slice(_DRAWN_ROWS)
-    means = evaluation.posterior_means(
-        run.program.model, run.program.guide, x[rows], *(label[rows] for label in labels)
-    )
-    flat = torch.cat([mean.flatten(1) for mean in means.values()], 1).cpu()
-    classes = run.data.test.labels
-    title = "Posterior means" + (" (t-SNE)" if flat.shape[1] > 2 else "")
-    return plots.latent_scatter(
-        evaluation.embed(flat), None if classes is None else classes[rows], title=title
-    )
 
 
 def tell(

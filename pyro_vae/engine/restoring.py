@@ -1,0 +1,159 @@
+"""What a run takes up from a state, all of it or none: random numbers and the weights of a module.
+
+A part that is missing, malformed or of another shape is an error, never passed over in silence.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.engine.checkpoint import CheckpointError
+from pyro_vae.files import reason
+
+__all__ = ["load_strictly", "random_state", "set_random_state"]
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every global source of random numbers, ready for `checkpoint.save`.
+
+    torch on the CPU, each CUDA device once CUDA has been used, MPS, numpy and Python.
+    """
+    algorithm, keys, position, has_gauss, gauss = np.random.get_state()
+    version, words, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        "numpy": [
+            str(algorithm),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, torch.tensor(words), gauss_next],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned; sources of devices that are absent here are warned of.
+
+    Raises:
+        CheckpointError: a part is missing or malformed; nothing has been changed.
+    """
+    missing = [name for name in _RESTORERS if name not in state]
+    if missing:
+        raise CheckpointError(
+            f"the random state lacks {', '.join(missing)}: "
+            "training cannot go on to the same bits; resume from another checkpoint"
+        )
+    before = random_state()
+    for name, restore in _RESTORERS.items():
+        try:
+            restore(state[name])
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            OverflowError,
+            LookupError,
+            AttributeError,
+        ) as error:
+            for other, undo in _RESTORERS.items():
+                undo(before[other])
+            raise CheckpointError(
+                f"the random state of {name} is malformed ({reason(error)}): "
+                "resume from another checkpoint"
+            ) from error
+
+
+def _restore_cuda(states: list[Tensor]) -> None:
+    num_devices = torch.cuda.device_count()
+    for device, state in enumerate(states[:num_devices]):
+        torch.cuda.set_rng_state(state, device)
+    if len(states) > num_devices:
+        _warn_absent(f"{len(states)} CUDA devices, this machine has {num_devices}")
+
+
+def _restore_mps(state: Tensor | None) -> None:
+    if state is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state)
+    elif state is not None:
+        _warn_absent("an MPS device, this machine has none")
+
+
+def _restore_numpy(state: list[Any]) -> None:
+    algorithm, keys, *rest = state
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
+
+
+def _restore_python(state: list[Any]) -> None:
+    version, words, gauss_next = state
+    random.setstate((version, tuple(words.tolist()), gauss_next))
+
+
+def _warn_absent(what: str) -> None:
+    warnings.warn(
+        f"the checkpoint was written with {what}: the run goes on, but not to the same bits",
+        stacklevel=4,
+    )
+
+
+_RESTORERS: dict[str, Callable[[Any], None]] = {
+    "torch": torch.set_rng_state,
+    "cuda": _restore_cuda,
+    "mps": _restore_mps,
+    "numpy": _restore_numpy,
+    "python": _restore_python,
+}
+
+
+def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load ``state`` into ``module`` if names, shapes and types all agree and values are finite.
+
+    A value that is not finite is accepted where the module's own is not either (a mask of -inf).
+
+    Raises:
+        CheckpointError: naming every tensor that is missing, unexpected, of another shape or type,
+            or not finite; the module is unchanged.
+    """
+    own = module.state_dict()
+    both = {name: (own[name], state[name]) for name in own if name in state}
+    faults = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [str(name) for name in state if name not in own],
+        "of another shape or type": [
+            f"{name} ({_signature(theirs)}, expected {_signature(ours)})"
+            for name, (ours, theirs) in both.items()
+            if _signature(ours) != _signature(theirs)
+        ],
+        "not finite": [
+            name
+            for name, (ours, theirs) in both.items()
+            if not _is_finite(theirs) and _is_finite(ours)
+        ],
+    }
+    if any(faults.values()):
+        lists = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        raise CheckpointError(
+            f"the checkpoint does not fit this {type(module).__name__} - {lists}; "
+            "build the model with the options of the run that wrote it"
+        )
+    module.load_state_dict(state)
+
+
+def _signature(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
