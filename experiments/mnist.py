@@ -40,7 +40,7 @@ def accuracy(
     start = time.perf_counter()
     bound = evaluation.elbo(vae.model, vae.guide, x)
     estimate = evaluation.importance_sampling(
-        vae.model, vae.guide, x, num_samples=num_samples, progress=True
+        vae.model, vae.guide, x, num_samples=num_samples, progress=sys.stderr.isatty()
     )
     seconds = time.perf_counter() - start
     activity = evaluation.unit_activity(vae.model, vae.guide, x)["z"]

@@ -19,7 +19,8 @@ from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, DiagonalNormal, Normal
 from pyro_vae.datasets import from_arrays
 from pyro_vae.engine import Binarize, Interrupted, TrainingError, load_weights, resolve_device
-from pyro_vae.inference import Constant, Cosine, ProgramError
+from pyro_vae.engine.training import default_objective
+from pyro_vae.inference import Constant, Cosine, Program, ProgramError
 
 NETWORK = partial(MLP, hidden=(8,))
 
@@ -103,6 +104,52 @@ def test_any_elbo_trains_and_keeps_the_object_as_it_was(objective):
     assert objective.max_plate_nesting == nesting
 
 
+class DiscreteLatent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.encoder = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=self.encoder(x)).to_event(1))
+
+
+class NoClosedForm(DiscreteLatent):
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.StudentT(5.0, torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+class ScaledModel(NoClosedForm):
+    def model(self, x):
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=0.5):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [(small_vae, TraceMeanField_ELBO), (DiscreteLatent, Trace_ELBO), (NoClosedForm, Trace_ELBO),
+     (ScaledModel, Trace_ELBO)],
+)  # fmt: skip
+def test_the_kl_is_in_closed_form_by_default_only_where_it_has_one(program, expected):
+    program = program()
+    both = Program(program.model, program.guide)
+    objective = default_objective(both, both.check(normal_data()), normal_data())
+    assert type(objective) is expected
+    assert fit(program, normal_data(), epochs=1, batch_size=16).epochs == 1
+
+
 def test_same_seed_same_bits_other_seed_other_bits():
     runs = []
     for seed in (3, 3, 4):
@@ -162,6 +209,29 @@ def test_model_and_guide_may_be_plain_functions():
     assert done.history[-1]["validation_elbo_nats"] > done.history[0]["validation_elbo_nats"]
     assert not torch.equal(bits(decoder), before)
     assert not torch.equal(pyro.param("scale").detach(), torch.ones(2))
+
+
+def test_a_subsampled_plate_reports_nats_per_datum():
+    class Subsampled(nn.Module):
+        def __init__(self, full_size):
+            super().__init__()
+            self.vae, self.full_size = small_vae(), full_size
+
+        def model(self, x):
+            with pyro.plate("data", self.full_size or len(x), subsample=x):
+                z = pyro.sample("z", self.vae.prior())
+                pyro.sample("x", self.vae.likelihood(z), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", self.full_size or len(x), subsample=x):
+                pyro.sample("z", self.vae.posterior(x))
+
+    histories = [
+        fit(Subsampled(size), normal_data(), epochs=2, batch_size=10).history
+        for size in (None, 40, 4000)
+    ]
+    for history in histories[1:]:
+        assert history[0]["train_nats"] == pytest.approx(histories[0][0]["train_nats"], rel=1e-4)
 
 
 def test_a_program_that_takes_labels_gets_them():

@@ -136,8 +136,9 @@ def _training_parser() -> ArgumentParser:
         help="q(z | x)")  # fmt: skip
     add("--network", type=Callable[[Shape, Shape], nn.Module],
         default=_part("components.networks.MLP"), help="of encoder and decoder")  # fmt: skip
-    add("--objective", type=ELBO, default={"class_path": "pyro.infer.Trace_ELBO"},
-        help="the ELBO estimator that is maximised")  # fmt: skip
+    add("--objective", type=ELBO | None,
+        help="the ELBO estimator that is maximised; Trace_ELBO unless given, with its KL in closed "
+        "form (TraceMeanField_ELBO) where there is one")  # fmt: skip
     add("--observation", type=Callable[[int | None], Observation] | None,
         help="how stored values become observations; by the data unless given")  # fmt: skip
     add("--latent", type=int, default=40, help="number of latents")

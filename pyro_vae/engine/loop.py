@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 
 from pyro_vae.datasets import Dataset, from_arrays
 from pyro_vae.engine.data import AsFloat, Observation
@@ -83,7 +83,8 @@ def fit(
         model: An object with methods ``model`` and ``guide``; or the model alone.
         guide: The guide; left out where the first argument has both.
         data: A ``Dataset``, or an array ``[N, *event_shape]``, or a pair of array and labels.
-        objective: Any Pyro ELBO; ``Trace_ELBO()`` unless given.
+        objective: Any Pyro ELBO; unless given ``Trace_ELBO()``, or ``TraceMeanField_ELBO()``,
+            which has the same expectation, where the KL of the one latent has a closed form.
         optim: Builds a torch optimiser from parameters; Adam at 1e-3 unless given.
         schedule: The factor of the learning rate; half a cosine wave to zero unless given.
         observation: How stored rows become observations; as they are, unless given.
@@ -113,7 +114,7 @@ def fit(
     folder = None if out is None else Path(out)
     with _own_random_state(seed, device), stop_requests() as stop, _locked(folder):
         run = Training(
-            Program(model, guide), _dataset(data), objective or Trace_ELBO(), optim,
+            Program(model, guide), _dataset(data), objective, optim,
             schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
             patience, device, seed, folder, log_tensorboard,
         )  # fmt: skip

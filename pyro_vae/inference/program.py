@@ -42,12 +42,15 @@ class Layout:
         max_plate_nesting: The depth of the innermost plate, 1 where "data" is the only one.
         vectorizes: Whether an extra dimension of particles on the left leaves every
             log-density what it is one particle at a time.
+        full_size: How many data the plate stands for, where a batch is a subsample of them;
+            Pyro's losses are then sums over all of those. None: of the batch alone.
     """
 
     latents: tuple[str, ...]
     observed: str
     max_plate_nesting: int
     vectorizes: bool
+    full_size: int | None = None
 
 
 class Program:
@@ -165,10 +168,11 @@ class Program:
             latents = tuple(name for name, _ in _latent_sites(guide_trace))
             for trace in (guide_trace, model_trace):
                 _check_plates(trace, len(rows[0]))
-            _check_full_sizes(model_trace, guide_trace)
+            full_size = _full_size(model_trace, guide_trace)
             nesting = _plate_nesting(model_trace, guide_trace)
             vectorizes = self._vectorizes(rows, nesting)
-        return Layout(latents, observed, nesting, vectorizes)
+        subsampled = full_size if full_size != len(rows[0]) else None
+        return Layout(latents, observed, nesting, vectorizes, subsampled)
 
     def _first_traces(self, rows: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
         try:
@@ -339,7 +343,7 @@ def _check_plates(trace: Trace, num_rows: int) -> None:
             )
 
 
-def _check_full_sizes(*traces: Trace) -> None:
+def _full_size(*traces: Trace) -> int:
     sites = [item for t in traces for item in (*_latent_sites(t), *_observed_sites(t))]
     (first, known), *others = sites
     full_size = _data_frame(known).full_size
@@ -350,6 +354,7 @@ def _check_full_sizes(*traces: Trace) -> None:
                 f"but for {_data_frame(site).full_size} at site {name!r}{line_of(site)}: write "
                 'pyro.plate("data", len(x)) in model and guide'
             )
+    return int(full_size)
 
 
 def _plate_nesting(*traces: Trace) -> int:
