@@ -27,6 +27,7 @@ from pyro.infer import Trace_ELBO
 from pyro_vae import SVI, VAE, datasets, evaluation, fit
 from pyro_vae.engine import Binarize
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, observe_once
+from pyro_vae.evaluation import plots
 
 
 def accuracy(
@@ -69,7 +70,24 @@ def accuracy(
             "peak_mib_after_evaluation": _peak_mib(),
         },
     )
+    _draw(vae, x, path.with_suffix(".png"))
     print(path.read_text())
+
+
+def _draw(vae: VAE, x: torch.Tensor, path: Path) -> None:
+    """Draw ten test images, their reconstructions, and twenty means from the prior."""
+    few = x[:10]
+    rows = [
+        few,
+        evaluation.reconstruct(vae.model, vae.guide, few),
+        evaluation.reconstruct(vae.model, vae.guide, few, stochastic=True),
+        *evaluation.prior_samples(vae.model, few, 20).split(10),
+    ]
+    names = ["test data", "mean", "sample", "from the", "prior"]
+    figure = plots.image_grid(
+        torch.stack(rows), title="MNIST, binarised", row_labels=names, limits=(0.0, 1.0)
+    )
+    plots.save(figure, path)
 
 
 def cost(data_root: Path, rounds: int = 7, seed: int = 0, name: str = "mnist_epoch_cost") -> None:

@@ -1,0 +1,163 @@
+"""The options of ``pyro-vae train``: their types, defaults, groups and help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from pyro.infer import ELBO
+from torch import nn
+
+from pyro_vae.cli import messages, parts
+from pyro_vae.components import Family
+from pyro_vae.components.conditional import Shape
+from pyro_vae.engine.data import Observation
+from pyro_vae.inference import Schedule
+
+__all__ = ["Parser", "check_ranges", "training_parser"]
+
+_FILLED_IN = {"prior", "likelihood", "posterior", "event_shape", "latent_shape"}
+_AT_LEAST = {
+    "latent": 1, "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
+}  # fmt: skip
+_POSITIVE = ("lr", "clip_norm")
+
+
+class _Help(DefaultHelpFormatter):
+    """One line an option: what it is, its default, and of a part the names to choose from."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, max_help_position=24, **options)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.dest in parts.PARTS:
+            text += f": {', '.join(parts.offered(action.dest))}, or your own"
+        default = action.default
+        if isinstance(default, dict):
+            default = default["class_path"].rpartition(".")[2]
+        if default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+            return text
+        return f"{text} (default: {default})"
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are exceptions, with one line of message."""
+
+    def __init__(self, command: str, description: str, **options: Any) -> None:
+        super().__init__(
+            prog=f"pyro-vae {command}", description=description, formatter_class=_Help,
+            allow_abbrev=False, **options,
+        )  # fmt: skip
+        self._given: Sequence[str] = ()
+
+    def parse_args(self, args: Sequence[str], *rest: Any, **options: Any) -> Any:
+        """Parse a command line.
+
+        Raises:
+            ValueError: If it cannot be parsed; says on one line what was wrong, and what would do.
+        """
+        self._given = list(args)
+        return super().parse_args(self._given, *rest, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what would be printed."""
+        raise ValueError(messages.readable(message, self._given, self.option_names())) from ex
+
+    def option_names(self) -> list[str]:
+        """Return all options, such as ``"--lr"``."""
+        return [name for action in self._actions for name in action.option_strings]
+
+
+def training_parser() -> Parser:
+    """Return the parser of ``pyro-vae train``."""
+    parser = Parser(
+        "train",
+        "Train a VAE on data, judge it on held-out data and write a report.",
+        usage="pyro-vae train [options]",
+        epilog="--PART.help NAME shows a part's own arguments, given as --PART.ARGUMENT VALUE.",
+    )
+    parser.add_argument(
+        "--config", action="config", help="a YAML file of these options, such as a run's own"
+    )
+    _add_data(parser.add_argument_group("data"))
+    _add_program(parser.add_argument_group("program"))
+    _add_training(parser.add_argument_group("training"))
+    _add_run(parser.add_argument_group("run"))
+    for action in parser._actions:
+        if action.option_strings and action.option_strings[0].endswith(".help"):
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+def _add_data(group: Any) -> None:
+    add = group.add_argument
+    add("--data", default="digits", help="a data set's name, a .npy or .npz file, or a folder")
+    add("--data-root", default="data", help="where named data sets lie, or are downloaded to")
+    add("--observation", type=Callable[[int | None], Observation] | None,
+        help="how stored values become observations; by the data unless given")  # fmt: skip
+
+
+def _add_program(group: Any) -> None:
+    family = Callable[[Shape], Family]
+    add = group.add_argument
+    group.add_subclass_arguments(
+        nn.Module, "model", skip=_FILLED_IN, instantiate=False, required=False, as_group=False,
+        default={"class_path": "pyro_vae.models.VAE"}, metavar="MODEL",
+        help="the program: a class with model(x) and guide(x), or your_file.py:YourClass",
+    )  # fmt: skip
+    add("--prior", type=family, default=_part("components.priors.StandardNormal"), help="p(z)")
+    add("--likelihood", type=family | None, help="p(x | z); by the data unless given")
+    add("--posterior", type=family, default=_part("components.posteriors.DiagonalNormal"),
+        help="q(z | x)")  # fmt: skip
+    add("--network", type=Callable[[Shape, Shape], nn.Module],
+        default=_part("components.networks.MLP"), help="of encoder and decoder")  # fmt: skip
+    add("--latent", type=int, default=40, help="number of latents")
+
+
+def _add_training(group: Any) -> None:
+    add = group.add_argument
+    add("--objective", type=ELBO | None,
+        help="the ELBO estimator that is maximised; by the program unless given")  # fmt: skip
+    add("--epochs", type=int | None, help="passes over the data; by their size unless given")
+    add("--batch-size", type=int, default=128, help="data per step")
+    add("--lr", type=float, default=1e-3, help="Adam's learning rate")
+    add("--schedule", type=Schedule, default=_part("inference.schedules.Cosine"),
+        help="the learning rate's factor over the run")  # fmt: skip
+    add("--clip-norm", type=float | None, help="largest gradient norm of the loss per datum")
+    add("--patience", type=int | None, help="stop after so many epochs without a better ELBO")
+
+
+def _add_run(group: Any) -> None:
+    add = group.add_argument
+    add("--num-samples", type=int, default=1000, help="importance samples a datum for log p(x)")
+    add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
+    add("--seed", type=int, default=0, help="of weights, noise and order")
+    add("--tensorboard", type=bool, default=False, help="write TensorBoard scalars too")
+    add("--out", type=Path | None, help="the run folder; runs/DATA-MODEL-TIME unless given")
+    add("--resume", type=Path | None, help="a run folder to go on with, to the same bits")
+
+
+def _part(path: str) -> dict[str, str]:
+    return {"class_path": f"pyro_vae.{path}"}
+
+
+def check_ranges(options: Namespace) -> None:
+    """Hold the numbers among the options against their ranges.
+
+    Raises:
+        ValueError: If one is outside; names the option, its value and the range.
+    """
+    for name, least in _AT_LEAST.items():
+        value = options.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    for name in _POSITIVE:
+        value = options.get(name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+    if options.get("seed") is not None and options.seed >= 2**63:
+        raise ValueError(f"--seed {options.seed}: give an integer below 2**63")
