@@ -76,6 +76,7 @@ def fit(
     checkpoint_seconds: float = 30.0,
     progress: bool = False,
     log_tensorboard: bool = False,
+    engine: str = "auto",
 ) -> Fit:
     """Train a program on data: ``fit(vae, data)`` or ``fit(model, guide, data)``.
 
@@ -100,6 +101,8 @@ def fit(
         checkpoint_seconds: The least time between checkpoints.
         progress: Show a progress bar.
         log_tensorboard: Write TensorBoard scalars to ``out/tensorboard``.
+        engine: How a step is run: "eager", "recorded" (the same bits, without Pyro's overhead),
+            "compiled", or "auto"; see ``SVI``.
 
     Raises:
         ValueError: If an argument is unusable or the data do not fit the likelihood.
@@ -116,7 +119,7 @@ def fit(
         run = Training(
             Program(model, guide), _dataset(data), objective, optim,
             schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
-            patience, device, seed, folder, log_tensorboard,
+            patience, device, seed, folder, log_tensorboard, engine,
         )  # fmt: skip
         if resume:
             run.restore()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
+from pyro_vae.engine.recording import NotRecordable, Recorder
 from pyro_vae.inference.program import Program, ProgramError
 
-__all__ = ["SVI", "Optim"]
+__all__ = ["ENGINES", "SVI", "Optim"]
+
+ENGINES = ("auto", "eager", "recorded", "compiled")
+_RECORDING_SECONDS = 2.0
+_RECORDABLE = (Trace_ELBO, TraceMeanField_ELBO)
 
 Optim = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
@@ -37,6 +45,10 @@ class SVI:
             constructor and arguments (clipping and schedules included) are taken over.
         loss: A ``pyro.infer.ELBO`` object, or a function ``loss(model, guide, *args)``.
         clip_norm: The largest norm of the gradient over all parameters; None for no bound.
+        engine: "eager" runs Pyro at every step; "recorded" replays the operations that one run
+            left, to the same bits; "compiled" fuses them with Inductor, too; "auto" records, where
+            that can be done, once eager steps have cost as much as recording does. A program that
+            cannot be recorded runs eagerly, and a warning says why, unless the engine is "auto".
 
     Raises:
         TypeError: If ``optim`` or ``loss`` is no such object.
@@ -55,7 +67,10 @@ class SVI:
         loss: ELBO | Callable[..., Any],
         *,
         clip_norm: float | None = None,
+        engine: str = "eager",
     ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine={engine!r}: choose from {', '.join(ENGINES)}")
         if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
             raise TypeError(
                 f"optim={optim!r}: expected a function from parameters to a torch optimiser, such "
@@ -74,6 +89,14 @@ class SVI:
         self._optim = optim
         self._parameters: dict[str, Tensor] = {}
         self._known: set[int] = set()
+        self._in_store: dict[str, Tensor] = {}
+        self._warns = engine in ("recorded", "compiled")
+        self._seconds_to_wait = _RECORDING_SECONDS if engine == "auto" else 0.0
+        self._recorder: Recorder | None = None
+        if engine != "eager":
+            self._recorder = Recorder(
+                self.program, self._tensors_of_step, compiled=engine == "compiled"
+            )
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -94,6 +117,21 @@ class SVI:
 
     def loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loss and add its gradient to every parameter's ``grad``."""
+        ready = self.optimizer is not None and self._seconds_to_wait <= 0
+        if self._recorder is not None and ready:
+            try:
+                if self._is_as_recorded():
+                    return self._replayed(*args, **kwargs)
+            except NotRecordable as reason:
+                self._recorder = None
+                if self._warns:
+                    warnings.warn(f"running eagerly, since {reason}", stacklevel=3)
+        start = time.monotonic()
+        loss = self._eagerly(*args, **kwargs)
+        self._seconds_to_wait -= time.monotonic() - start
+        return loss
+
+    def _eagerly(self, *args: Any, **kwargs: Any) -> Any:
         with self.program.running(), poutine.trace(param_only=True) as capture:
             loss = self._loss_and_grads(*args, **kwargs)
         first = self.optimizer is None
@@ -123,6 +161,49 @@ class SVI:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _is_as_recorded(self) -> bool:
+        """Whether a recording still says what the program says; the step is eager if not."""
+        assert self._recorder is not None
+        if type(self.loss) not in _RECORDABLE:
+            name = getattr(type(self.loss), "__name__", repr(self.loss))
+            raise NotRecordable(f"{name} depends on values, not on tensors alone")
+        store = pyro.get_param_store()._params
+        if any(store.get(name) is not parameter for name, parameter in self._in_store.items()):
+            return False
+        return not self._recorder.forget_if_changed()
+
+    def _replayed(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._recorder is not None
+        if kwargs or not all(isinstance(arg, Tensor) for arg in args):
+            raise NotRecordable("it is called with other arguments than tensors")
+        loss, *gradients = self._recorder(*args)
+        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
+            if gradient is not None:
+                old = parameter.grad
+                parameter.grad = gradient if old is None else old + gradient
+        return _to_float(loss)
+
+    def _tensors_of_step(self, *args: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the loss and the gradients: what ``_loss_and_grads`` does, as one function."""
+        assert isinstance(self.loss, ELBO)
+        model, guide, parameters = self.program.model, self.program.guide, self._parameters
+        objective, times = self.loss, 1
+        if not objective.vectorize_particles and objective.num_particles > 1:
+            objective, times = copy.copy(objective), objective.num_particles
+            objective.num_particles = 1
+        total: Any = 0.0
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        with torch.enable_grad(), self.program.running():
+            for _ in range(times):
+                loss = objective.differentiable_loss(model, guide, *args) / times
+                new = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                gradients = [
+                    b if a is None else a if b is None else a + b
+                    for a, b in zip(gradients, new, strict=True)
+                ]
+                total = total + loss.detach()
+        return (total, *gradients)
+
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         model, guide = self.program.model, self.program.guide
         if isinstance(self.loss, ELBO):
@@ -151,6 +232,8 @@ class SVI:
         if not new:
             return
         self._parameters.update(new)
+        store = pyro.get_param_store()._params
+        self._in_store.update({n: p for n, p in new.items() if store.get(n) is p})
         if self.optimizer is None:
             self.optimizer, self.scheduler = _build(self._optim, new)
             return

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,13 @@ __all__ = [
 ]
 
 _VALIDATION_ROWS = 1000
-adam = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+def adam(parameters: Iterable[Any], lr: float = 1e-3) -> torch.optim.Adam:
+    """Return Adam over parameters or groups of them, in one fused kernel where there is one."""
+    groups = [group if isinstance(group, dict) else {"params": [group]} for group in parameters]
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    return torch.optim.Adam(groups, lr=lr, fused=fused)
 
 
 class TrainingError(ValueError):
@@ -77,6 +82,7 @@ class Training:
         seed: int,
         out: Path | None,
         log_tensorboard: bool,
+        engine: str,
     ) -> None:
         for module in program.modules:
             module.to(device)
@@ -98,7 +104,12 @@ class Training:
         objective = objective or default_objective(program, self.layout, *self.validation)
         clip = None if clip_norm is None else clip_norm * (self.layout.full_size or batch_size)
         self.svi = SVI(
-            program.model, program.guide, optim, _nested(objective, self.layout), clip_norm=clip
+            program.model,
+            program.guide,
+            optim,
+            _nested(objective, self.layout),
+            clip_norm=clip,
+            engine=engine,
         )
         self._find_parameters(data.train, observation)
         self.rates = [group["lr"] for group in self._optimizer.param_groups]

@@ -72,7 +72,7 @@ class Program:
         self.model = model
         self.guide = guide
         self.modules = tuple(dict.fromkeys([*_modules(model), *_modules(guide)]))
-        self._reachable = tuple(
+        self.reachable = tuple(
             dict.fromkeys([*self.modules, *_closure_modules(model), *_closure_modules(guide)])
         )
 
@@ -90,7 +90,7 @@ class Program:
         """Return trainable parameters of modules that plain functions merely refer to, by name."""
         return {
             f"{type(module).__name__}.{name}": parameter
-            for module in self._reachable
+            for module in self.reachable
             if module not in self.modules
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
@@ -99,7 +99,7 @@ class Program:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run Pyro statements of this program: parameters stay local to it."""
-        for module in self._reachable:
+        for module in self.reachable:
             prepare_local_parameters(module)
         with pyro.settings.context(module_local_params=True), OwnNames(self.model, self.guide):
             yield
@@ -114,15 +114,15 @@ class Program:
         Args:
             seed: Seeds the random numbers inside; None goes on from the current state.
         """
-        was_training = [m for root in self._reachable for m in root.modules() if m.training]
-        for module in self._reachable:
+        was_training = [m for root in self.reachable for m in root.modules() if m.training]
+        for module in self.reachable:
             module.eval()
         try:
             with (
                 torch.random.fork_rng(_cuda_devices()),
                 torch.no_grad(),
                 self.running(),
-                unchanged_parameters(self._reachable),
+                unchanged_parameters(self.reachable),
             ):
                 if seed is not None:
                     torch.manual_seed(seed)

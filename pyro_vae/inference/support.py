@@ -17,7 +17,7 @@ _CHUNK_ELEMENTS = 2**24
 
 
 def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
-    """Check that every observation is finite and in the support of its site's distribution.
+    """Check that observations are finite and in their site's support, and latents in the prior's.
 
     Args:
         program: The model and the guide.
@@ -26,7 +26,7 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
 
     Raises:
         ValueError: If a value lies outside; names the site, the value, its index, how many there
-            are and what would fit.
+            are and what would fit. Or if a latent's guide has other values than its model.
     """
     x, *rest = data
     # Validation would stop at the encoder's NaN, before the data that caused it are named.
@@ -34,6 +34,9 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
         guide_trace = poutine.trace(program.guide).get_trace(x[:1], *(r[:1] for r in rest))
         replayed = poutine.replay(program.model, trace=guide_trace)
         site = poutine.trace(replayed).get_trace(x[:1], *(r[:1] for r in rest)).nodes
+    for name in layout.latents:
+        if name in site:
+            _check_latent(name, site[name]["fn"], guide_trace.nodes[name])
     fn = site[layout.observed]["fn"]
     try:
         support = _of_one_datum(fn.support)
@@ -47,6 +50,28 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
         inside = support.check(chunk)
         if not bool(inside.all()):
             raise ValueError(_message(layout.observed, fn, support, x, chunk, inside, start))
+
+
+def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
+    posterior = guide_site["fn"]
+    try:
+        same_kind = prior.support.is_discrete == posterior.support.is_discrete
+        inside = same_kind and bool(prior.support.check(guide_site["value"]).all())
+    except (AttributeError, NotImplementedError):
+        return
+    if not inside:
+        # A probability over a density is a number, but no bound of anything.
+        raise ValueError(
+            f"the guide draws {name!r} from a {_family(posterior)}, whose values a "
+            f"{_family(prior)}, its distribution in the model, does not have: give both the same "
+            "values (--prior StandardNormal with --posterior DiagonalNormal)"
+        )
+
+
+def _family(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def _not_finite(name: str, x: Tensor, chunk: Tensor, start: int) -> str:
@@ -83,11 +108,8 @@ def _message(
     value = chunk[tuple(first)]
     shown = f"{value.item():g}" if value.dim() == 0 else "a row"
     index = (int(first[0]) + start, *(int(i) for i in first[1:]))
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    family = type(fn).__name__
     return (
-        f"the data do not fit the likelihood: site {name!r} is {family}, whose values are "
+        f"the data do not fit the likelihood: site {name!r} is {_family(fn)}, whose values are "
         f"{_described(support)}, but the value at index {index} is {shown} "
         f"(data range {x.min().item():g} to {x.max().item():g}); {_advice(support, x)}"
     )
