@@ -19,6 +19,7 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
 from pyro_vae.engine.recording import NotRecordable, Recorder
+from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
 
 __all__ = ["ENGINES", "SVI", "Optim"]
@@ -164,7 +165,7 @@ class SVI:
     def _is_as_recorded(self) -> bool:
         """Whether a recording still says what the program says; the step is eager if not."""
         assert self._recorder is not None
-        if type(self.loss) not in _RECORDABLE:
+        if not (type(self.loss) in _RECORDABLE or isinstance(self.loss, Objective)):
             name = getattr(type(self.loss), "__name__", repr(self.loss))
             raise NotRecordable(f"{name} depends on values, not on tensors alone")
         store = pyro.get_param_store()._params
@@ -186,7 +187,7 @@ class SVI:
     def _tensors_of_step(self, *args: Tensor) -> tuple[Tensor | None, ...]:
         """Return the loss and the gradients: what ``_loss_and_grads`` does, as one function."""
         assert isinstance(self.loss, ELBO)
-        model, guide, parameters = self.program.model, self.program.guide, self._parameters
+        model, guide, parameters = self._announcing_model, self.program.guide, self._parameters
         objective, times = self.loss, 1
         if not objective.vectorize_particles and objective.num_particles > 1:
             objective, times = copy.copy(objective), objective.num_particles

@@ -20,6 +20,7 @@ from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, Observation, observe_once
 from pyro_vae.engine.svi import SVI, Optim
+from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Layout, Program, ProgramError
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import site_terms
@@ -417,7 +418,7 @@ def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]
 
 def _nested(objective: ELBO, layout: Layout) -> ELBO:
     # An ELBO that has to guess the nesting runs the program once more and moves the random state.
-    if isinstance(objective, ELBO) and objective.max_plate_nesting == math.inf:
+    if objective.max_plate_nesting == math.inf and not isinstance(objective, Objective):
         particles = objective.vectorize_particles and objective.num_particles > 1
         objective = copy.copy(objective)
         objective.max_plate_nesting = layout.max_plate_nesting + particles

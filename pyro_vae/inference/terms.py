@@ -6,7 +6,7 @@ reductions of this one table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,11 +27,17 @@ class SiteTerms:
         log_q: Of every latent site of the guide.
         values: The latents, ``[S, B, *event_shape]``; ``[S, B, K, *event_shape]`` for a site in a
             plate of K inside the datum.
+        scale_p: What handlers and subsampling plates would multiply each ``log_p`` with.
+        scale_q: Likewise for each ``log_q``.
+        pathwise: Of each latent site, whether samples carry gradients.
     """
 
     log_p: dict[str, Tensor]
     log_q: dict[str, Tensor]
     values: dict[str, Tensor]
+    scale_p: dict[str, Any] = field(default_factory=dict)
+    scale_q: dict[str, Any] = field(default_factory=dict)
+    pathwise: dict[str, bool] = field(default_factory=dict)
 
     @property
     def log_w(self) -> Tensor:
@@ -65,14 +71,14 @@ def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int 
     if num_particles == 1 or layout.vectorizes:
         return _table(program, layout, args, None if num_particles == 1 else num_particles)
     tables = [_table(program, layout, args, None) for _ in range(num_particles)]
-    return SiteTerms(
-        *(
-            {name: torch.cat([getattr(table, part)[name] for table in tables]) for name in first}
-            for part, first in (
-                (part, getattr(tables[0], part)) for part in ("log_p", "log_q", "values")
-            )
-        )
-    )
+    stacked = {
+        part: {
+            name: torch.cat([getattr(table, part)[name] for table in tables])
+            for name in getattr(tables[0], part)
+        }
+        for part in ("log_p", "log_q", "values")
+    }
+    return replace(tables[0], **stacked)
 
 
 def _table(
@@ -86,7 +92,14 @@ def _table(
     log_q = _log_densities(guide_trace, shape, nesting)
     log_p = _log_densities(model_trace, shape, nesting)
     values = {name: _values(site, shape, nesting) for name, site in _latent_sites(guide_trace)}
-    return SiteTerms(log_p, log_q, values)
+    return SiteTerms(
+        log_p,
+        log_q,
+        values,
+        scale_p={name: model_trace.nodes[name]["scale"] for name in log_p},
+        scale_q={name: guide_trace.nodes[name]["scale"] for name in log_q},
+        pathwise={name: guide_trace.nodes[name]["fn"].has_rsample for name in log_q},
+    )
 
 
 def _log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[str, Tensor]:
