@@ -1,5 +1,6 @@
 """Fit a program fast, and so that it can be killed at any moment."""
 
+from pyro_vae.engine.arithmetic import fast_arithmetic
 from pyro_vae.engine.checkpoint import CheckpointError
 from pyro_vae.engine.data import AsFloat, Binarize, Dequantize, Observation, Rescale
 from pyro_vae.engine.loop import Fit, Interrupted, fit
@@ -17,6 +18,7 @@ __all__ = [
     "Observation",
     "Rescale",
     "TrainingError",
+    "fast_arithmetic",
     "fit",
     "load_weights",
     "resolve_device",

@@ -14,6 +14,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae.datasets import Dataset, from_arrays
+from pyro_vae.engine.arithmetic import fast_arithmetic
 from pyro_vae.engine.data import AsFloat, Observation
 from pyro_vae.engine.progress import Bar, Clock, stop_requests
 from pyro_vae.engine.run_folder import lock
@@ -77,6 +78,7 @@ def fit(
     progress: bool = False,
     log_tensorboard: bool = False,
     engine: str = "auto",
+    fast: bool = True,
 ) -> Fit:
     """Train a program on data: ``fit(vae, data)`` or ``fit(model, guide, data)``.
 
@@ -103,6 +105,8 @@ def fit(
         log_tensorboard: Write TensorBoard scalars to ``out/tensorboard``.
         engine: How a step is run: "eager", "recorded" (the same bits, without Pyro's overhead),
             "compiled", or "auto"; see ``SVI``.
+        fast: On a CPU, take the fastest products that are true float32; see
+            ``fast_arithmetic``.
 
     Raises:
         ValueError: If an argument is unusable or the data do not fit the likelihood.
@@ -115,7 +119,8 @@ def fit(
     _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
     device = resolve_device(device)
     folder = None if out is None else Path(out)
-    with _own_random_state(seed, device), stop_requests() as stop, _locked(folder):
+    arithmetic = fast_arithmetic() if fast and device.type == "cpu" else nullcontext()
+    with arithmetic, _own_random_state(seed, device), stop_requests() as stop, _locked(folder):
         run = Training(
             Program(model, guide), _dataset(data), objective, optim,
             schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,

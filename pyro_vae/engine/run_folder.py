@@ -31,10 +31,10 @@ def create_run_folder(path: Path) -> Path:
     path = Path(path)
     if "\0" in str(path):
         raise ValueError(f"{show(path)} holds a NUL character: choose another --out")
-    if path.is_symlink() and not path.exists():
-        raise ValueError(f"{show(path)} is a link that leads nowhere: choose another --out")
     created: list[Path] = []
     try:
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{show(path)} is a link that leads nowhere: choose another --out")
         absent = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(absent):
             folder.mkdir()

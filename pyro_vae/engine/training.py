@@ -448,6 +448,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "products": torch.get_float32_matmul_precision(),
     }
 
 

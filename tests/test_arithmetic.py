@@ -1,0 +1,48 @@
+"""Faster products are taken only where they are as exact, and only for a while."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_vae.engine import arithmetic, fast_arithmetic
+
+
+def test_the_setting_goes_back(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    with fast_arithmetic() as taken:
+        assert torch.get_float32_matmul_precision() == ("medium" if taken else before)
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(KeyError), fast_arithmetic():
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_products_inside_are_as_exact_as_float32():
+    a, b = torch.randn(200, 700), torch.randn(700, 90)
+    exact = a.double() @ b.double()
+    outside = (a @ b - exact).abs().max()
+    with fast_arithmetic():
+        inside = (a @ b - exact).abs().max()
+    assert inside < 3 * outside
+
+
+def test_products_that_are_less_exact_are_not_taken(monkeypatch):
+    monkeypatch.setattr(arithmetic, "products_are_float32", lambda: False)
+    before = torch.get_float32_matmul_precision()
+    with fast_arithmetic() as taken:
+        assert not taken
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_probe_sees_lower_precision(monkeypatch):
+    assert arithmetic.products_are_float32()
+    product = torch.Tensor.__matmul__
+
+    def rounded(a, b):
+        if a.dtype == torch.float64:
+            return product(a, b)
+        return product(a.bfloat16().float(), b.bfloat16().float())
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    assert not arithmetic.products_are_float32()
