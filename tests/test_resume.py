@@ -74,7 +74,8 @@ def test_killed_at_random_moments(tmp_path, uninterrupted):
     rng, kills = random.Random(0), 0
     while True:
         pid = child(lambda: train(tmp_path, resume=True))
-        time.sleep(rng.uniform(0.005, 0.08))
+        # Longer and longer lives: on a busy machine a run would otherwise never get anywhere.
+        time.sleep(rng.uniform(0.005, 0.08 + 0.01 * kills))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):

@@ -25,7 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Mistakes of a user's are told in one line and give 2; SIGINT gives 130 and SIGTERM 143.
     Set ``PYRO_VAE_DEBUG=1`` to see where in the code an error arose.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`| head`); nothing is left to be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, Exception) as error:
+        if os.environ.get("PYRO_VAE_DEBUG"):
+            raise
+        return _status(error)
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
@@ -40,22 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    try:
-        from pyro_vae.cli import commands
+    from pyro_vae.cli import commands
 
-        if sys.flags.optimize:
-            print("pyro-vae: python -O turns all checks of values off", file=sys.stderr)
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+    if sys.flags.optimize:
+        print("pyro-vae: warning: python -O turns all checks of values off", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
             getattr(commands, "list_parts" if command == "list" else command)(arguments)
-    except BrokenPipeError:
-        # The reader has gone (`| head`); nothing is left to be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (KeyboardInterrupt, Exception) as error:
-        if os.environ.get("PYRO_VAE_DEBUG"):
-            raise
-        return _status(error)
+        except SystemExit as end:  # the parser's, after --help and --print_config
+            return int(end.code or 0)
     return 0
 
 
@@ -63,12 +71,25 @@ def _status(error: BaseException) -> int:
     """Tell an error in one line and return the exit status that belongs to it."""
     if isinstance(error, KeyboardInterrupt):
         return _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
-    if type(error).__name__ == "OutOfMemoryError":
-        return _fail("the device is out of memory: lower --batch-size or --latent", 2)
-    if isinstance(error, (ValueError, OSError, MemoryError)):
+    if _is_out_of_memory(error):
+        return _fail(f"out of memory: lower --batch-size or --latent ({_cut(error)})", 2)
+    if isinstance(error, (ValueError, OSError)):
         return _fail(str(error) or type(error).__name__, 2)
     hint = "this is a bug in pyro_vae or in the program; PYRO_VAE_DEBUG=1 shows where"
     return _fail(f"{type(error).__name__}: {error} ({hint})", 1)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch raises a plain RuntimeError where the host has no memory left.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
+def _cut(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:160] or type(error).__name__
 
 
 def _fail(message: str, status: int) -> int:

@@ -2,59 +2,46 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+import io
+import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
-from pyro.infer import ELBO
-from torch import nn
+import numpy as np
+from jsonargparse import Namespace
 
 from pyro_vae import datasets
-from pyro_vae.cli import parts, pictures, runs
-from pyro_vae.components import Family
-from pyro_vae.components.conditional import Shape
-from pyro_vae.engine.data import Observation
-from pyro_vae.engine.loop import Fit, Interrupted
+from pyro_vae.cli import parts, pictures, runs, stored
+from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
+from pyro_vae.engine import checkpoint
+from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.evaluation import plots, report, samples
-from pyro_vae.files import replace_file
-from pyro_vae.inference import Schedule
+from pyro_vae.files import remove, replace_file
 
-__all__ = ["Interrupted", "evaluate", "list_parts", "plot", "sample", "train"]
-
-_CONFIG = "config.yaml"
-_FILLED_IN = {"prior", "likelihood", "posterior", "event_shape", "latent_shape"}
-
-
-class _Parser(ArgumentParser):
-    """A parser whose errors are exceptions, with one line of message."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise ValueError(_one_line(message)) from ex
+__all__ = ["evaluate", "list_parts", "plot", "sample", "train"]
 
 
 def train(arguments: list[str]) -> None:
     """Train a program on data, judge it and write a report."""
     arguments, modules = parts.with_loaded_files(arguments)
     arguments, resumed = _taken_option(arguments, "--resume")
+    for path in _option_values(arguments, "--config"):
+        stored.check_config(Path(path), modules)
     if resumed is not None:
         arguments = _resuming(Path(resumed), arguments, modules)
     config, data = _parsed(arguments)
     out = _run_folder(config, data) if resumed is None else Path(resumed)
-    instances = _training_parser().instantiate_classes(config)
+    instances = training_parser().build(config)
     run = runs.open_run(config, instances, data)
-    text = _training_parser().dump(_without(config, "config", "out", "resume"))
-    if resumed is None:
-        create_run_folder(out)
-        replace_file(out / _CONFIG, text.encode())
-    _announce(run, out)
-    done = runs.train(run, instances, out=out, resume=resumed is not None)
+    text = training_parser().dump(_without(config, "config", "out", "resume"))
+    with contextlib.nullcontext() if resumed is not None else _new_folder(out, text):
+        _announce(run, out)
+        done = runs.train(run, instances, out=out, resume=resumed is not None)
     _tell(run, done, out, text, config.num_samples)
 
 
@@ -76,15 +63,9 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--mean", action="store_true", help="the mean of x given z, not a draw")
     parser.add_argument("--out", type=Path, help="a .npy file; RUN/samples.npy unless given")
     run, _, folder, options, _ = _opened(parser, arguments)
-    if options.num < 1:
-        raise ValueError(f"--num {options.num}: draw at least one")
     out = Path(options.out or folder / "samples.npy")
     if out.suffix != ".npy":
-        raise ValueError(f"--out {out}: samples are written as a .npy file")
-    import io
-
-    import numpy as np
-
+        raise ValueError(f"--out {out}: samples are written as a .npy file; end it in .npy")
     x = samples.prior_samples(
         run.program.model, run.test()[0], options.num, stochastic=not options.mean,
         seed=options.seed or 0,
@@ -109,89 +90,52 @@ def plot(arguments: list[str]) -> None:
 
 def list_parts(arguments: list[str]) -> None:
     """Show every part by name, with its one line."""
-    _Parser(prog="pyro-vae list", description="Show every part by name.").parse_args(arguments)
+    command_parser("list", "Show every part by name, with its one line.").parse_args(arguments)
     print("data: " + ", ".join(datasets.NAMES) + ", or a .npy or .npz file or a folder of images")
     for option in parts.PARTS:
         print(f"\n--{option}")
         for name, part in parts.offered(option).items():
-            print(f"  {name:<22}{(inspect.getdoc(part) or '').partition(chr(10))[0]}")
+            print(f"  {name:<22}{parts.summary(part)}")
     print("\nor any of your own: an import path (my_package.MyPrior) or file (my_file.py:MyPrior)")
-
-
-def _training_parser() -> ArgumentParser:
-    parser = _Parser(prog="pyro-vae train", description="Train a VAE on data and judge it.")
-    add = parser.add_argument
-    add("--config", action="config", help="a YAML file of these options, such as a run's own")
-    add("--data", default="digits", help="a data set's name, a .npy or .npz file, or a folder")
-    add("--data-root", default="data", help="where named data sets lie, or are downloaded to")
-    parser.add_subclass_arguments(
-        nn.Module, "model", skip=_FILLED_IN, instantiate=False, required=False,
-        default={"class_path": "pyro_vae.models.VAE"},
-        help="the program: a class with model(x) and guide(x), or your_file.py:YourClass",
-    )  # fmt: skip
-    family = Callable[[Shape], Family]
-    add("--prior", type=family, default=_part("components.priors.StandardNormal"), help="p(z)")
-    add("--likelihood", type=family | None, help="p(x | z); by the data unless given")
-    add("--posterior", type=family, default=_part("components.posteriors.DiagonalNormal"),
-        help="q(z | x)")  # fmt: skip
-    add("--network", type=Callable[[Shape, Shape], nn.Module],
-        default=_part("components.networks.MLP"), help="of encoder and decoder")  # fmt: skip
-    add("--objective", type=ELBO | None,
-        help="the ELBO estimator that is maximised; Trace_ELBO unless given, with its KL in closed "
-        "form (TraceMeanField_ELBO) where there is one")  # fmt: skip
-    add("--observation", type=Callable[[int | None], Observation] | None,
-        help="how stored values become observations; by the data unless given")  # fmt: skip
-    add("--latent", type=int, default=40, help="number of latents")
-    add("--epochs", type=int | None, help="passes over the data; by their size unless given")
-    add("--batch-size", type=int, default=128, help="data per step")
-    add("--lr", type=float, default=1e-3, help="Adam's learning rate")
-    add("--schedule", type=Schedule, default=_part("inference.schedules.Cosine"),
-        help="the learning rate's factor over the run")  # fmt: skip
-    add("--clip-norm", type=float | None, help="largest gradient norm of the loss per datum")
-    add("--patience", type=int | None, help="stop after so many epochs without a better ELBO")
-    add("--num-samples", type=int, default=1000, help="importance samples a datum for log p(x)")
-    add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
-    add("--seed", type=int, default=0, help="of weights, noise and order")
-    add("--tensorboard", type=bool, default=False, help="write TensorBoard scalars too")
-    add("--out", type=Path | None, help="the run folder; runs/DATA-MODEL-TIME unless given")
-    add("--resume", type=Path | None, help="a run folder to go on with, to the same bits")
-    return parser
-
-
-def _part(path: str) -> dict[str, str]:
-    return {"class_path": f"pyro_vae.{path}"}
 
 
 def _parsed(arguments: list[str]) -> tuple[Namespace, datasets.Dataset]:
     """Parse, load the data, and settle what the data decide."""
-    parser = _training_parser()
+    parser = training_parser()
     config = parser.parse_args(arguments)
-    if config.latent < 1:
-        raise ValueError(f"--latent {config.latent}: a VAE has at least one latent")
-    if config.num_samples < 1:
-        raise ValueError(f"--num-samples {config.num_samples}: give 1 or more")
+    check_ranges(config)
+    _check_memory(config)
     data = datasets.load(config.data, root=Path(config.data_root))
     settled = runs.default_arguments(config, data)
     return (parser.parse_args([*arguments, *settled]) if settled else config), data
 
 
-def _resuming(folder: Path, arguments: list[str], modules: set[str]) -> list[str]:
-    return ["--config", str(_stored_config(folder, modules)), *arguments]
-
-
-def _stored_config(folder: Path, modules: set[str]) -> Path:
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no {_CONFIG}")
+def _check_memory(config: Namespace) -> None:
+    """Refuse a batch of latents that the machine's memory cannot hold, before it is asked for."""
     try:
-        parts.check_trusted(yaml.safe_load(path.read_text()), modules)
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {_one_line(str(error))}") from error
-    return path
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return
+    needed = 4 * config.latent * config.batch_size
+    if needed > memory:
+        raise ValueError(
+            f"--latent {config.latent}: one batch of {config.batch_size} latents takes "
+            f"{needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f}; lower --latent"
+        )
 
 
-def _run_parser(command: str, description: str) -> ArgumentParser:
-    parser = _Parser(prog=f"pyro-vae {command}", description=description)
+def _resuming(folder: Path, arguments: list[str], modules: set[str]) -> list[str]:
+    given = ["--config", str(stored.run_config(folder, modules))]
+    if _option_values(arguments, "--out"):
+        raise ValueError(f"--out: a resumed run stays in its folder, {folder}; leave --out out")
+    parser = training_parser()
+    resumed = parser.parse_args([*given, *arguments])
+    stored.refuse_changes(folder, parser.parse_args(given), resumed)
+    return [*given, *arguments]
+
+
+def _run_parser(command: str, description: str) -> Parser:
+    parser = command_parser(command, description)
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--device", help="auto, cpu, cuda, mps; the run's own unless given")
     parser.add_argument("--data-root", help="where named data sets lie; the run's own unless given")
@@ -200,22 +144,21 @@ def _run_parser(command: str, description: str) -> ArgumentParser:
     return parser
 
 
-def _opened(
-    parser: ArgumentParser, arguments: list[str]
-) -> tuple[runs.Run, Fit, Path, Namespace, str]:
+def _opened(parser: Parser, arguments: list[str]) -> tuple[runs.Run, Fit, Path, Namespace, str]:
     loaded, modules = parts.with_loaded_files(arguments)
     named, extra = _split_model_arguments(loaded)
     options = parser.parse_args(named)
-    stored = _stored_config(options.run, modules)
+    check_ranges(options)
+    path = stored.run_config(options.run, modules)
     overrides = [
         word
         for option, value in (("--device", options.device), ("--data-root", options.data_root))
         if value is not None
         for word in (option, value)
     ]
-    config, data = _parsed(["--config", str(stored), *extra, *overrides])
-    run = runs.open_run(config, _training_parser().instantiate_classes(config), data)
-    return run, runs.load(run, options.run), options.run, options, stored.read_text()
+    config, data = _parsed(["--config", str(path), *extra, *overrides])
+    run = runs.open_run(config, training_parser().build(config), data)
+    return run, runs.load(run, options.run), options.run, options, path.read_text()
 
 
 def _split_model_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -233,18 +176,27 @@ def _split_model_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _taken_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
-    rest, value = [], None
+    values = _option_values(arguments, option)
+    rest: list[str] = []
     words = iter(arguments)
     for word in words:
         if word == option:
-            value = next(words, None)
-            if value is None:
-                raise ValueError(f"{option} needs the folder of a run")
-        elif word.startswith(f"{option}="):
-            value = word.partition("=")[2]
-        else:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
             rest.append(word)
-    return rest, value
+    return rest, values[-1] if values else None
+
+
+def _option_values(arguments: list[str], option: str) -> list[str]:
+    values = []
+    for place, word in enumerate(arguments):
+        if word == option:
+            if place + 1 == len(arguments):
+                raise ValueError(f"{option}: give it a value")
+            values.append(arguments[place + 1])
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+    return values
 
 
 def _run_folder(config: Namespace, data: datasets.Dataset) -> Path:
@@ -253,6 +205,31 @@ def _run_folder(config: Namespace, data: datasets.Dataset) -> Path:
     model = config.model.class_path.rpartition(".")[2]
     stem = f"{Path(data.name).stem}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path("runs") / stem
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path, config: str) -> Iterator[None]:
+    """Create a run's folder; a run that fails before its first checkpoint leaves nothing."""
+    absent = [folder for folder in (out, *out.parents) if not _exists(folder)]
+    create_run_folder(out)
+    try:
+        replace_file(out / stored.CONFIG, config.encode())
+        yield
+    except Exception:
+        if checkpoint.latest(out / "checkpoints") is None:
+            for path in out.iterdir():
+                remove(path)
+            with contextlib.suppress(OSError):
+                for folder in absent:
+                    folder.rmdir()
+        raise
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no path at all: `create_run_folder` says so
+        return False
 
 
 def _without(config: Namespace, *names: str) -> Namespace:
@@ -280,7 +257,3 @@ def _tell(run: runs.Run, done: Fit, out: Path, config: str, num_samples: int) ->
     runs.tell(run, done, results, drawn, out, config)
     print(report.table(results))
     print(f"\nreport: {out / 'report.html'}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

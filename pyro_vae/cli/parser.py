@@ -17,7 +17,7 @@ from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.data import Observation
 from pyro_vae.inference import Schedule
 
-__all__ = ["Parser", "check_ranges", "training_parser"]
+__all__ = ["Parser", "check_ranges", "command_parser", "training_parser"]
 
 _FILLED_IN = {"prior", "likelihood", "posterior", "event_shape", "latent_shape"}
 _AT_LEAST = {
@@ -37,22 +37,24 @@ class _Help(DefaultHelpFormatter):
         if action.dest in parts.PARTS:
             text += f": {', '.join(parts.offered(action.dest))}, or your own"
         default = action.default
-        if isinstance(default, dict):
+        if isinstance(default, (dict, Namespace)):
             default = default["class_path"].rpartition(".")[2]
-        if default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+        if default is None or default is False or default == argparse.SUPPRESS:
             return text
-        return f"{text} (default: {default})"
+        return f"{text} (default: {default})" if action.option_strings else text
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.dest in parts.PARTS:
+            return "NAME"
+        return str(super()._get_default_metavar_for_optional(action))
 
 
 class Parser(ArgumentParser):
     """A parser whose errors are exceptions, with one line of message."""
 
-    def __init__(self, command: str, description: str, **options: Any) -> None:
-        super().__init__(
-            prog=f"pyro-vae {command}", description=description, formatter_class=_Help,
-            allow_abbrev=False, **options,
-        )  # fmt: skip
-        self._given: Sequence[str] = ()
+    # jsonargparse makes parsers of the same class for the parts; what they say is explained once.
+    explains = False
+    _given: Sequence[str] = ()
 
     def parse_args(self, args: Sequence[str], *rest: Any, **options: Any) -> Any:
         """Parse a command line.
@@ -63,22 +65,45 @@ class Parser(ArgumentParser):
         self._given = list(args)
         return super().parse_args(self._given, *rest, **options)
 
+    def build(self, config: Namespace) -> Namespace:
+        """Return the options with their parts built.
+
+        Raises:
+            ValueError: If a part refuses its arguments; one line.
+        """
+        try:
+            return self.instantiate(config)
+        except ValueError as error:
+            raise ValueError(messages.readable(str(error), [], [], {})) from error
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise what would be printed."""
-        raise ValueError(messages.readable(message, self._given, self.option_names())) from ex
+        if not self.explains:
+            raise ValueError(message) from ex
+        options = [name for action in self._actions for name in action.option_strings]
+        defaults = {action.dest: action.default for action in self._actions}
+        classes = {name: d["class_path"] for name, d in defaults.items() if isinstance(d, dict)}
+        raise ValueError(messages.readable(message, self._given, options, classes)) from ex
 
-    def option_names(self) -> list[str]:
-        """Return all options, such as ``"--lr"``."""
-        return [name for action in self._actions for name in action.option_strings]
+
+def command_parser(command: str, description: str, **options: Any) -> Parser:
+    """Return a parser without options for a command of ``pyro-vae``."""
+    parser = Parser(
+        prog=f"pyro-vae {command}", description=description, formatter_class=_Help,
+        allow_abbrev=False, **options,
+    )  # fmt: skip
+    parser.explains = True
+    return parser
 
 
 def training_parser() -> Parser:
     """Return the parser of ``pyro-vae train``."""
-    parser = Parser(
+    parser = command_parser(
         "train",
         "Train a VAE on data, judge it on held-out data and write a report.",
         usage="pyro-vae train [options]",
-        epilog="--PART.help NAME shows a part's own arguments, given as --PART.ARGUMENT VALUE.",
+        epilog="Your own part is an import path, my_package.MyPart, or a file, my_file.py:MyPart. "
+        "--prior.help NAME and its like show a part's arguments, given as --prior.ARGUMENT VALUE.",
     )
     parser.add_argument(
         "--config", action="config", help="a YAML file of these options, such as a run's own"
@@ -90,6 +115,12 @@ def training_parser() -> Parser:
     for action in parser._actions:
         if action.option_strings and action.option_strings[0].endswith(".help"):
             action.help = argparse.SUPPRESS
+        if "--print_config" in action.option_strings:
+            action.help = "show the options as YAML, and exit"
+        if action.dest == "model":
+            # A stored configuration must not lead to another file of options.
+            action._enable_path = False
+            action.sub_add_kwargs["sub_configs"] = False
     return parser
 
 
@@ -106,8 +137,8 @@ def _add_program(group: Any) -> None:
     add = group.add_argument
     group.add_subclass_arguments(
         nn.Module, "model", skip=_FILLED_IN, instantiate=False, required=False, as_group=False,
-        default={"class_path": "pyro_vae.models.VAE"}, metavar="MODEL",
-        help="the program: a class with model(x) and guide(x), or your_file.py:YourClass",
+        default={"class_path": "pyro_vae.models.VAE"}, metavar="NAME",
+        help="the program, with model(x) and guide(x)",
     )  # fmt: skip
     add("--prior", type=family, default=_part("components.priors.StandardNormal"), help="p(z)")
     add("--likelihood", type=family | None, help="p(x | z); by the data unless given")
@@ -121,7 +152,8 @@ def _add_program(group: Any) -> None:
 def _add_training(group: Any) -> None:
     add = group.add_argument
     add("--objective", type=ELBO | None,
-        help="the ELBO estimator that is maximised; by the program unless given")  # fmt: skip
+        help="the ELBO estimator that is maximised; Trace_ELBO unless given, with its KL in closed "
+        "form (TraceMeanField_ELBO) where there is one")  # fmt: skip
     add("--epochs", type=int | None, help="passes over the data; by their size unless given")
     add("--batch-size", type=int, default=128, help="data per step")
     add("--lr", type=float, default=1e-3, help="Adam's learning rate")

@@ -5,10 +5,10 @@ Names come from the packages' own ``__all__``; there is nothing to register.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pyro.infer
+import yaml
 from pyro.infer import ELBO
 from torch import nn
 
@@ -24,11 +25,27 @@ import pyro_vae.components.networks
 import pyro_vae.engine.data
 import pyro_vae.inference.schedules
 import pyro_vae.models
+from pyro_vae.cli.messages import nearest
 from pyro_vae.components import Family
 
-__all__ = ["PARTS", "Functions", "check_trusted", "named", "offered", "with_loaded_files"]
+__all__ = [
+    "PARTS",
+    "Functions",
+    "check_trusted",
+    "named",
+    "offered",
+    "summary",
+    "with_loaded_files",
+]
 
-_ELBOS = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO", "RenyiELBO")
+# Pyro's own docstrings do not begin with what a one-line list needs.
+_ELBOS = {
+    "Trace_ELBO": "The ELBO, with every term sampled.",
+    "TraceMeanField_ELBO": "The ELBO, with its KL terms in closed form where they have one.",
+    "TraceGraph_ELBO": "The ELBO, with baselines for latents that cannot be reparameterised.",
+    "TraceEnum_ELBO": "The ELBO, with latents that are marked for it summed out.",
+    "RenyiELBO": "Renyi's bound of order alpha; of order 0 the importance weighted bound.",
+}
 
 PARTS: dict[str, tuple[ModuleType, type]] = {
     "model": (pyro_vae.models, nn.Module),
@@ -40,9 +57,14 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
     "observation": (pyro_vae.engine.data, pyro_vae.engine.data.Observation),
     "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
 }
-_TRUSTED = ("pyro_vae.", "pyro.", "torch.")
-_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-_NOT_IMPORTED = {"data", "data_root", "out", "device", "config", "resume"}
+# Where the classes that a stored configuration may name are defined.
+_TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
+_UNREAD = ("data", "data_root", "out", "device")
+_NO_ROLE = {
+    "network": ("Standardize",),
+    "likelihood": ("StandardNormal",),
+    "posterior": ("StandardNormal",),
+}
 
 
 class Functions(nn.Module):
@@ -54,7 +76,11 @@ class Functions(nn.Module):
 
     def __init__(self, file: str) -> None:
         super().__init__()
-        module = _load_file(Path(file))
+        # A stored configuration gets here too: only the command line may have a file loaded.
+        if _loaded(Path(file)) is None:
+            raise ValueError(f"{file} is a file of your own: name it again, --model {file}")
+        # Anew, so that the weights that it makes start from the run's seed.
+        module = _executed(Path(file))
         for role in ("model", "guide"):
             if not callable(getattr(module, role, None)):
                 raise ValueError(
@@ -77,8 +103,17 @@ def offered(option: str) -> dict[str, type]:
         and issubclass(value, base)
         and value is not base
         and not inspect.isabstract(value)
-        and not (option == "network" and name == "Standardize")
+        and name not in _NO_ROLE.get(option, ())
     }
+
+
+def summary(part: type) -> str:
+    """Return a part's one line: the first sentence of its docstring, without formulas."""
+    if part.__name__ in _ELBOS:
+        return _ELBOS[part.__name__]
+    paragraph = " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split())
+    sentence = re.split(r"(?<=[\w)\]])\.(?: |$)", paragraph)[0].replace("``", "").replace("`", "")
+    return re.sub(r",? :math:.*$", "", sentence).rstrip(".") + "."
 
 
 def named(option: str, name: str) -> str:
@@ -94,11 +129,10 @@ def named(option: str, name: str) -> str:
     if name in classes:
         return f"{classes[name].__module__}.{name}"
     if "." not in name:
-        near = difflib.get_close_matches(name, classes, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(
-            f"--{option} {name}: no such part; {hint}Choose from {', '.join(classes)}, or give an "
-            "import path (my_package.MyPart) or a file (my_file.py:MyPart)"
+            f"--{option} {name}: no such part; {nearest(name, classes)}Choose from "
+            f"{', '.join(classes)}, or give an import path (my_package.MyPart) or a file "
+            "(my_file.py:MyPart)"
         )
     _imported(option, name)
     return name
@@ -110,75 +144,122 @@ def with_loaded_files(arguments: list[str]) -> tuple[list[str], set[str]]:
     Returns:
         The arguments, and the modules that the user named.
     """
-    result, modules = [], set()
-    previous = ""
-    for argument in arguments:
-        option, separator, value = argument.partition("=")
-        if separator and option.removeprefix("--") in PARTS and option.startswith("--"):
-            path = _part_arguments(option.removeprefix("--"), value)
-            result += [f"{option}={path[0]}", *path[1:]]
-        elif previous.startswith("--") and previous.removeprefix("--") in PARTS:
-            path = _part_arguments(previous.removeprefix("--"), argument)
-            result += path
-        else:
-            result.append(argument)
-            previous = argument
+    result: list[str] = []
+    modules: set[str] = set()
+    words = iter(arguments)
+    for word in words:
+        option, separator, value = word.partition("=")
+        name = option.removeprefix("--")
+        if not option.startswith("--") or name not in PARTS:
+            result.append(word)
             continue
-        modules.add(path[0].rpartition(".")[0])
-        previous = ""
+        if not separator:
+            result.append(word)
+            value = next(words, "")
+            if not value:
+                continue
+        path, *rest = _part_arguments(name, value, modules)
+        result += [f"{option}={path}" if separator else path, *rest]
     return result, modules
 
 
-def check_trusted(config: Any, modules: set[str], key: str = "") -> None:
+def check_trusted(config: Any, modules: set[str]) -> None:
     """Refuse a stored configuration that would import what the user has not named.
 
     Args:
         config: The parsed YAML.
         modules: Modules that the user named on this command line.
-        key: Where in the configuration this value is.
 
     Raises:
-        ValueError: If a value is an import path outside pyro_vae, Pyro's and torch's own classes.
+        ValueError: If it holds no options, names another file of options, or names a class that is
+            no part of pyro_vae, objective of Pyro's or module of torch's.
     """
-    if isinstance(config, dict):
-        if config.get("class_path") == f"{__name__}.Functions" and __name__ not in modules:
-            raise ValueError(
-                "the run's program is in a file of your own: name it again, --model my_file.py"
-            )
-        for name, value in config.items():
-            if name not in _NOT_IMPORTED:
-                check_trusted(value, modules, name)
-    elif isinstance(config, list):
-        for value in config:
-            check_trusted(value, modules, key)
-    elif isinstance(config, str) and _IMPORT_PATH.fullmatch(config):
-        if config.rpartition(".")[0] in modules or _is_ours(config):
+    if not isinstance(config, dict):
+        raise ValueError(f"a {type(config).__name__} instead of options such as 'latent: 40'")
+    for option, value in config.items():
+        if option in ("config", "resume"):
+            raise ValueError(f"it has the option {option!r}, which belongs on the command line")
+        if option not in _UNREAD:
+            _check_value(value, modules, is_class=option in PARTS)
+
+
+def _check_value(value: Any, modules: set[str], *, is_class: bool) -> None:
+    if isinstance(value, dict):
+        path = value.get("class_path")
+        if path == f"{__name__}.Functions":
+            if __name__ not in modules:
+                raise ValueError(
+                    "its program is in a file of your own: name it again, --model my_file.py"
+                )
+            return  # `Functions` itself refuses a file that the command line has not named
+        for key, inner in value.items():
+            _check_value(inner, modules, is_class=key == "class_path")
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(inner, modules, is_class=is_class)
+    elif isinstance(value, str) and _is_import_path(value, may_be_absent=is_class):
+        if value.rpartition(".")[0] in modules or _is_ours(value):
             return
         raise ValueError(
-            f"the run's configuration names {config!r}, which is not part of pyro_vae: name that "
-            "part again on the command line (such as --model my_file.py:MyVAE) to have it imported"
+            f"it names {value!r}, which is not part of pyro_vae: name that part again on the "
+            "command line (such as --model my_file.py:MyVAE) to have it imported"
         )
 
 
+def _is_import_path(text: str, *, may_be_absent: bool) -> bool:
+    top, *rest = text.split(".")
+    if not rest or not all(part.isidentifier() for part in (top, *rest)):
+        return False
+    # A program's own argument may read like one: "weights.npy" is imported by nobody.
+    return may_be_absent or top in sys.modules or importlib.util.find_spec(top) is not None
+
+
 def _is_ours(path: str) -> bool:
-    if not path.startswith(_TRUSTED):
+    module, _, name = path.rpartition(".")
+    if not f"{module}.".startswith(_TRUSTED):
         return False
     try:
-        module, _, name = path.rpartition(".")
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
     # The definition counts, not the path: pyro_vae.cli.os.system is not ours.
-    return inspect.isclass(found) and found.__module__.startswith(_TRUSTED)
+    bases = tuple(base for _, base in PARTS.values())
+    return (
+        inspect.isclass(found)
+        and issubclass(found, bases)
+        and f"{found.__module__}.".startswith(_TRUSTED)
+    )
 
 
-def _part_arguments(option: str, value: str) -> list[str]:
+def _part_arguments(option: str, value: str, modules: set[str]) -> list[str]:
+    """Return a part's value for the parser, and note the module that the user named."""
     if option == "model" and value.endswith(".py"):
         _load_file(Path(value))
+        modules.add(__name__)
         return [f"{__name__}.Functions", "--model.file", value]
-    if value.startswith(("{", "[")) or value in ("null", ""):
+    if value == "null":
         return [value]
-    return [named(option, value)]
+    if value.startswith("{"):
+        return [_with_named_class(option, value, modules)]
+    path = named(option, value)
+    modules.add(path.rpartition(".")[0])
+    return [path]
+
+
+def _with_named_class(option: str, value: str, modules: set[str]) -> str:
+    """Name the class of a part that is given as a dictionary."""
+    try:
+        given = yaml.safe_load(value)
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, dict) or not isinstance(given.get("class_path"), str):
+        raise ValueError(
+            f"--{option} {value}: expected a name, or a dictionary like "
+            "{class_path: NAME, init_args: {ARGUMENT: VALUE}}"
+        )
+    path = named(option, given["class_path"])
+    modules.add(path.rpartition(".")[0])
+    return json.dumps({**given, "class_path": path})
 
 
 def _named_in_file(option: str, name: str) -> str:
@@ -194,39 +275,65 @@ def _imported(option: str, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise ValueError(f"--{option} {name}: cannot import {module!r} ({error})") from error
+    except Exception as error:  # the user's own module may raise anything
+        raise ValueError(
+            f"--{option} {name}: cannot import {module!r} ({_said(error)}); install it, or "
+            f"name a file: --{option} my_file.py:{attribute}"
+        ) from error
     _checked_part(option, name, found)
 
 
 def _checked_part(option: str, name: str, found: Any) -> None:
     base = PARTS[option][1]
     if found is None:
-        raise ValueError(f"--{option} {name}: there is no {name.rpartition(':')[2]!r} in it")
-    if inspect.isclass(found) and not issubclass(found, base):
         raise ValueError(
-            f"--{option} {name}: {found.__name__} is no {base.__module__}.{base.__name__}; "
+            f"--{option} {name}: there is no {re.split('[.:]', name)[-1]!r} in it; "
+            "check the spelling"
+        )
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ValueError(
+            f"--{option} {name}: not a class derived from {base.__module__}.{base.__name__}; "
             "derive it from that class"
         )
 
 
+def _loaded(file: Path) -> ModuleType | None:
+    module = sys.modules.get(_module_name(file))
+    path = getattr(module, "__file__", None)
+    return module if path and Path(path).resolve() == file.resolve() else None
+
+
+def _module_name(file: Path) -> str:
+    name = re.sub(r"\W", "_", file.stem)
+    return name if name.isidentifier() else f"_{name}"
+
+
 def _load_file(file: Path) -> ModuleType:
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file")
-    name = re.sub(r"\W", "_", file.stem)
-    loaded = sys.modules.get(name)
+        raise FileNotFoundError(f"{file}: there is no such file; name a Python file of yours")
+    loaded = _loaded(file)
     if loaded is not None:
-        if Path(getattr(loaded, "__file__", None) or "").resolve() == file.resolve():
-            return loaded
+        return loaded
+    name = _module_name(file)
+    if name in sys.modules:
         raise ValueError(f"{file}: a module named {name!r} is loaded already; rename the file")
+    return _executed(file)
+
+
+def _executed(file: Path) -> ModuleType:
+    name = _module_name(file)
     specification = importlib.util.spec_from_file_location(name, file)
     if specification is None or specification.loader is None:
-        raise ValueError(f"{file} is no Python file")
+        raise ValueError(f"{file} is no Python file: its name ends in .py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
     try:
         specification.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ValueError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{file} cannot be imported: {_said(error)}; correct it") from error
     return module
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyro
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 import pyro_vae.evaluation as evaluation
@@ -28,6 +29,11 @@ from pyro_vae.inference import Program
 __all__ = ["Run", "default_arguments", "judge", "load", "open_run", "tell", "train"]
 
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
+_OF_LEVELS = {
+    "Binarize": "integers, or values in [0, 1]",
+    "Dequantize": "integers",
+    "Rescale": "integers",
+}
 _SEEN_ROWS = 10_000
 _TRAINING_STEPS = 12_000
 
@@ -117,10 +123,27 @@ def open_run(config: Any, instances: Any, data: Dataset) -> Run:
         data: The data set that it names.
     """
     device = resolve_device(config.device)
-    observation = instances.observation(data.levels)
+    observation = instances.observation(_levels(config, data))
+    num_particles = getattr(instances.objective, "num_particles", 1)
+    if num_particles < 1:
+        raise ValueError(f"--objective.num_particles {num_particles}: give 1 or more")
     torch.manual_seed(config.seed)
     program = _program(config, instances, data, observation)
     return Run(config, data, observation, program, device)
+
+
+def _levels(config: Any, data: Dataset) -> int | None:
+    """Return the levels for the observation; values in [0, 1] are probabilities of Binarize."""
+    name = config.observation.class_path.rpartition(".")[2]
+    if data.levels is not None or name not in _OF_LEVELS:
+        return data.levels
+    low, high = float(data.train.x.min()), float(data.train.x.max())
+    if name == "Binarize" and low >= 0 and high <= 1:
+        return 1
+    raise ValueError(
+        f"--observation {name}: {data.name} holds real values from {low:g} to {high:g}, and "
+        f"{name} takes {_OF_LEVELS[name]}; take them as they are, --observation AsFloat"
+    )
 
 
 def _program(config: Any, instances: Any, data: Dataset, observation: Observation) -> nn.Module:
@@ -141,11 +164,23 @@ def _program(config: Any, instances: Any, data: Dataset, observation: Observatio
             network=instances.network, data=x,
         )  # fmt: skip
     given = {name: value for name, value in shapes.items() if name in wanted}
-    program = model_class(**given, **dict(getattr(config.model, "init_args", None) or {}))
+    program = model_class(**given, **_own_arguments(model_class, config.model, set(wanted)))
     for role in ("model", "guide"):
         if not callable(getattr(program, role, None)):
             raise ValueError(f"{name} has no method {role!r}: a program has model(x) and guide(x)")
     return program
+
+
+def _own_arguments(model_class: type, config: Any, wanted: set[str]) -> dict[str, Any]:
+    """Return the arguments of a model's own, with those that are classes themselves built."""
+    given = getattr(config, "init_args", None)
+    if not given:
+        return {}
+    parser = ArgumentParser()
+    parser.add_class_arguments(
+        model_class, "model", skip=wanted - set(vars(given)), instantiate=False
+    )
+    return vars(parser.instantiate(Namespace(model=given)).model)
 
 
 def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
@@ -196,12 +231,21 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "active_units": sum(site.num_active for site in activity.values()),
         "num_units": sum(site.activity.numel() for site in activity.values()),
         "probe_accuracy": _probe_accuracy(run),
-        "num_parameters": sum(p.numel() for p in run.program.parameters()),
+        "num_parameters": _num_parameters(run),
         "epochs": done.epochs,
         "steps": done.steps,
         "seconds": done.seconds,
         "num_test": len(x),
     }
+
+
+def _num_parameters(run: Run) -> int:
+    # Functions hold no parameters: theirs are in modules that they refer to, or in Pyro's store.
+    program = Program(run.program.model, run.program.guide)
+    found = [p for module in program.reachable for p in module.parameters() if p.requires_grad]
+    if not found:
+        found = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
+    return sum(parameter.numel() for parameter in {id(p): p for p in found}.values())
 
 
 def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:

@@ -3,12 +3,13 @@
 Effect handlers, distribution objects and their checks do the same at every step of a program of
 static structure. So they run once, on tensors without data, and what they did to tensors is
 recorded with autograd's backward pass in it; after that the operations alone are replayed. The
-same operations in the same order give the same bits.
+same operations in the same order give the same bits: the first replay is held against the program.
 """
 
 from __future__ import annotations
 
-import copy
+import linecache
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,15 +20,21 @@ import pyro
 import torch
 from pyro.infer import trace_elbo, trace_mean_field_elbo
 from torch import Tensor, fx
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.engine.watch import Watch, generators_state
+from pyro_vae.engine.watch import Watch, is_users
 from pyro_vae.inference.program import Program
 
 __all__ = ["NotRecordable", "Recorder"]
 
 _MAX_RECORDINGS = 8
 _MAX_CHANGES = 3
+_WORTHWHILE = 50  # replays that make up for a recording
+
+_Outputs = tuple[Tensor | None, ...]
 
 
 class NotRecordable(Exception):
@@ -40,6 +47,7 @@ class Recorder:
     Args:
         program: What ``function`` runs; its Python state is watched for changes.
         function: Returns the loss and a gradient (or None) for each parameter.
+        watched: What else ``function`` depends on, by name.
         compiled: Whether Inductor compiles the recording, too; its operations are then fused, and
             equal to the program's up to rounding and the order of random numbers.
     """
@@ -47,33 +55,47 @@ class Recorder:
     def __init__(
         self,
         program: Program,
-        function: Callable[..., tuple[Tensor | None, ...]],
+        function: Callable[..., _Outputs],
         *,
+        watched: dict[str, Any] | None = None,
         compiled: bool = False,
     ) -> None:
         self.program = program
         self.function = function
+        self.watched = watched or {}
         self.compiled = compiled
         self._recordings: dict[Any, Callable[..., Any]] = {}
         self._watch: Watch | None = None
         self._num_changes = 0
+        self._num_replays = 0
 
-    def __call__(self, *args: Tensor) -> tuple[Tensor | None, ...]:
+    def __call__(self, parameters: dict[str, Tensor], *args: Tensor) -> _Outputs:
         """Return what the function would.
+
+        Args:
+            parameters: What the function takes gradients for.
+            args: The function's arguments.
 
         Raises:
             NotRecordable: If the step depends on more than its tensors.
         """
-        signature = tuple((arg.shape, arg.dtype, arg.device, arg.stride()) for arg in args)
+        signature = (_surroundings(), *(_facts(arg) for arg in args))
         if signature not in self._recordings:
             if len(self._recordings) >= _MAX_RECORDINGS:
                 raise NotRecordable(
                     f"batches come in more than {_MAX_RECORDINGS} shapes, each of which would have "
                     "to be recorded"
                 )
-            self._recordings[signature] = self._record(args)
+            self._recordings[signature] = self._record(parameters, args)
+        self._num_replays += 1
         with torch.no_grad():
             return self._recordings[signature](*args)
+
+    def forget(self) -> None:
+        """Drop all recordings."""
+        self._recordings.clear()
+        self._watch = None
+        self._num_replays = 0
 
     def forget_if_changed(self) -> bool:
         """Drop the recordings if the program has changed since; say whether it has.
@@ -84,35 +106,43 @@ class Recorder:
         changed = self._watch.changed() if self._watch else None
         if changed is None:
             return False
-        self._num_changes += 1
+        self._num_changes = 1 + (self._num_changes if self._num_replays < _WORTHWHILE else 0)
         if self._num_changes > _MAX_CHANGES:
             raise NotRecordable(
                 f"{changed} changes again and again: keep it in a tensor and change that in place"
             )
-        self._recordings.clear()
-        self._watch = None
+        self.forget()
         return True
 
-    def _record(self, args: tuple[Tensor, ...]) -> Callable[..., Any]:
-        watch = self._watch or Watch(
-            (self.program.model, self.program.guide), self.program.reachable
-        )
-        generators = generators_state()
-        with _put_back(self.program), _tensor_losses():
-            graph = _traced(self.function, args)
-        changed = watch.changed()
-        if changed is not None:
-            watch.put_back()
-            raise NotRecordable(f"a run of the program changes {changed}")
-        if generators_state() != generators:
-            raise NotRecordable("the program draws from Python's or numpy's random numbers")
+    def _record(
+        self, parameters: dict[str, Tensor], args: tuple[Tensor, ...]
+    ) -> Callable[..., Any]:
+        watch = self._watch or self._watched()
+        _check_tensors(watch)
+        with _tensor_losses():
+            with _aside(watch) as changed:
+                graph = _traced(self.function, args)
+                reason = changed()
+            if reason is not None:
+                line = _line_that(changes=watch, run=lambda: self.function(*args))
+                raise NotRecordable(f"{line} ({reason})" if line else reason)
+            _check_constants(graph, parameters, watch)
+            _check_replay(graph, self.function, args, watch)
         self._watch = watch
         return _compiled(graph) if self.compiled else graph
+
+    def _watched(self) -> Watch:
+        program = self.program
+        modules = [(type(module).__name__, module) for module in program.reachable]
+        roots = [("model", program.model), ("guide", program.guide), *self.watched.items()]
+        return Watch([*modules, *roots])
 
 
 def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
     """Compile a recording; where that fails, say so once and go on with the recording."""
+    validates = Distribution._validate_args
     chosen = compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+    Distribution.set_default_validate_args(validates)  # torch.compile turns it off for everyone
 
     def run(*args: Tensor) -> Any:
         nonlocal chosen
@@ -122,7 +152,7 @@ def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
             return compiled(*args)
         except Exception as error:
             reason = _first_line(error)
-            warnings.warn(f"not compiled, only recorded, since {reason}", stacklevel=5)
+            warnings.warn(f"not compiled, only recorded, since {reason}", stacklevel=6)
             chosen = graph
             return graph(*args)
 
@@ -130,10 +160,14 @@ def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
 
 
 def _traced(function: Callable[..., Any], args: tuple[Tensor, ...]) -> fx.GraphModule:
+    def without_values(*args: Tensor) -> Any:
+        with _NoValues(), _NoArrays():
+            return function(*args)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
+            graph = make_fx(without_values, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
     except Exception as error:
         raise NotRecordable(_reason(error)) from error
     graph.graph.eliminate_dead_code()
@@ -141,21 +175,113 @@ def _traced(function: Callable[..., Any], args: tuple[Tensor, ...]) -> fx.GraphM
     return graph
 
 
+class _NoValues(TorchDispatchMode):
+    """Refuse operations that hand a tensor's value to Python: a replay could not take it back."""
+
+    _OPERATIONS = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.is_nonzero.default,
+        torch.ops.aten.equal.default,
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._OPERATIONS:
+            raise NotRecordable("it asks for the value of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+class _NoArrays(TorchFunctionMode):
+    """Refuse functions that do the same without an operation."""
+
+    _NAMES = ("numpy", "tolist", "__array__", "__dlpack__", "__repr__")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._NAMES:
+            raise NotRecordable("it asks for the values of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+def _check_tensors(watch: Watch) -> None:
+    if watch.unwatchable is not None:
+        raise NotRecordable(watch.unwatchable)
+    for where, tensor in watch.tensors:
+        if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+            raise NotRecordable(f"{where} has a hook, which would not be called")
+
+
+def _check_constants(graph: fx.GraphModule, parameters: dict[str, Tensor], watch: Watch) -> None:
+    known = {id(parameter) for parameter in parameters.values()}
+    names = {id(tensor): where for where, tensor in watch.tensors}
+    for node in graph.graph.nodes:
+        value = getattr(graph, node.target) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and value.requires_grad and id(value) not in known:
+            where = names.get(id(value), "a tensor")
+            raise NotRecordable(f"{where} takes part in the loss, but is not trained here")
+
+
+def _check_replay(
+    graph: fx.GraphModule, function: Callable[..., Any], args: tuple[Tensor, ...], watch: Watch
+) -> None:
+    """Hold the first replay against the program, under the same random numbers."""
+    with _aside(watch):
+        expected = function(*(arg.clone() for arg in args))
+    with _aside(watch), torch.no_grad():
+        found = graph(*(arg.clone() for arg in args))
+    if not all(map(_agree, found, expected)):
+        raise NotRecordable("a replay of its operations does not give its numbers")
+
+
+def _agree(found: Tensor | None, expected: Tensor | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    if found.device.type == "cpu":
+        return torch.allclose(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
+    # Sums on a GPU may be taken in any order.
+    scale = float(expected.abs().nan_to_num().max())
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+
+
 @contextmanager
-def _put_back(program: Program) -> Iterator[None]:
-    """Leave buffers and the random state as they are: recording computes with single numbers."""
-    buffers = [buffer for module in program.reachable for buffer in module.buffers()]
-    before = [copy.deepcopy(buffer) for buffer in buffers]
-    try:
-        with torch.random.fork_rng(
-            list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        ):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+def _aside(watch: Watch) -> Iterator[Callable[[], str | None]]:
+    """Run the program and leave no trace: in its state, in the random state, in Pyro's store.
+
+    Yields:
+        A function that says what the run has changed; None if nothing.
+    """
+    store = pyro.get_param_store()
+    before = set(store._params)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), watch.undoing() as changed:
+        try:
+            yield changed
+        finally:
+            for name in set(store._params) - before:
+                del store[name]
+
+
+def _line_that(*, changes: Watch, run: Callable[[], Any]) -> str:
+    """Run the program line by line until it changes its state; give that line, or nothing."""
+    line = last = ""
+    outer = sys.gettrace()
+
+    def follow(frame: Any, event: str, _: Any) -> Any:
+        nonlocal line, last
+        if not is_users(frame.f_globals.get("__name__")):
+            return None
+        if not line and last and changed() is not None:
+            line = last
+        last = _place(frame.f_code.co_filename, frame.f_lineno)
+        return follow
+
+    with _aside(changes) as changed:
+        sys.settrace(follow)
+        try:
+            run()
+        except Exception:
+            return line
+        finally:
+            sys.settrace(outer)
+    return line
 
 
 @contextmanager
@@ -185,13 +311,35 @@ def _no_warning(value: Any, message: str = "") -> None:
     return None
 
 
+def _facts(arg: Tensor) -> tuple[Any, ...]:
+    return (arg.shape, arg.dtype, arg.device, arg.stride())
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """Return what in torch's own state decides which operations a program runs."""
+    autocast = [
+        torch.get_autocast_dtype(kind)
+        for kind in ("cpu", "cuda")
+        if torch.is_autocast_enabled(kind)
+    ]
+    return (torch.get_default_dtype(), *autocast)
+
+
 def _reason(error: BaseException) -> str:
+    """Say what went wrong, and in which line of the user's."""
     said = _first_line(error)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        place = frame.filename
-        if not any(part in place for part in ("/torch/", "/pyro/", "pyro_vae/inference", __file__)):
-            return f"{place.rsplit('/', 1)[-1]}:{frame.lineno}: {frame.line} ({said})"
-    return said
+    frames = traceback.walk_tb(error.__traceback__)
+    places = [
+        _place(frame.f_code.co_filename, number)
+        for frame, number in frames
+        if is_users(frame.f_globals.get("__name__"))
+    ]
+    return f"{places[-1]} ({said})" if places else said
+
+
+def _place(filename: str, number: int) -> str:
+    source = linecache.getline(filename, number).strip()
+    return f"{filename.rsplit('/', 1)[-1]}:{number}: {source}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -83,7 +83,7 @@ class SVI:
             raise ValueError(f"clip_norm={clip_norm}: the largest gradient norm is positive")
         self.program = Program(model, guide)
         self._announcing_model = _announcing(self.program)
-        self.loss = loss
+        self._loss = loss
         self.clip_norm = clip_norm
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: Any = None
@@ -93,16 +93,30 @@ class SVI:
         self._in_store: dict[str, Tensor] = {}
         self._warns = engine in ("recorded", "compiled")
         self._seconds_to_wait = _RECORDING_SECONDS if engine == "auto" else 0.0
-        self._recorder: Recorder | None = None
-        if engine != "eager":
-            self._recorder = Recorder(
-                self.program, self._tensors_of_step, compiled=engine == "compiled"
-            )
+        self._compiled = engine == "compiled"
+        self._was_replayed = False
+        self._recorder = None if engine == "eager" else self._new_recorder()
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """Return the parameters found so far, unconstrained, by name."""
         return dict(self._parameters)
+
+    @property
+    def loss(self) -> Any:
+        """The objective; another one may be set between steps."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Any) -> None:
+        self._loss = loss
+        if self._recorder is not None:
+            self._recorder = self._new_recorder()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the last step replayed a recording."""
+        return self._was_replayed
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; return the loss, negative and summed over the data plate."""
@@ -119,10 +133,13 @@ class SVI:
     def loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loss and add its gradient to every parameter's ``grad``."""
         ready = self.optimizer is not None and self._seconds_to_wait <= 0
+        self._was_replayed = False
         if self._recorder is not None and ready:
             try:
                 if self._is_as_recorded():
-                    return self._replayed(*args, **kwargs)
+                    loss = self._replayed(*args, **kwargs)
+                    self._was_replayed = True
+                    return loss
             except NotRecordable as reason:
                 self._recorder = None
                 if self._warns:
@@ -136,11 +153,11 @@ class SVI:
         with self.program.running(), poutine.trace(param_only=True) as capture:
             loss = self._loss_and_grads(*args, **kwargs)
         first = self.optimizer is None
-        found: dict[str, Tensor] = dict(self.program.parameters()) if first else {}
+        found: dict[str, Tensor] = dict(self.program.parameters())
         for name, site in capture.trace.nodes.items():
             value = site["value"]
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
-            if id(leaf) not in self._known and leaf.requires_grad:
+            if leaf.requires_grad:
                 found.setdefault(name, leaf)
         self._adopt(found)
         if first:
@@ -162,22 +179,36 @@ class SVI:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _new_recorder(self) -> Recorder:
+        loss = self._loss
+        watched = {type(loss).__name__: type(loss), "the objective": getattr(loss, "__dict__", {})}
+        return Recorder(
+            self.program, self._tensors_of_step, watched=watched, compiled=self._compiled
+        )
+
     def _is_as_recorded(self) -> bool:
         """Whether a recording still says what the program says; the step is eager if not."""
         assert self._recorder is not None
         if not (type(self.loss) in _RECORDABLE or isinstance(self.loss, Objective)):
-            name = getattr(type(self.loss), "__name__", repr(self.loss))
-            raise NotRecordable(f"{name} depends on values, not on tensors alone")
+            name = getattr(self.loss, "__name__", type(self.loss).__name__)
+            raise NotRecordable(f"{name} may depend on values, not on tensors alone")
+        if self._recorder.forget_if_changed():
+            return False
         store = pyro.get_param_store()._params
         if any(store.get(name) is not parameter for name, parameter in self._in_store.items()):
+            self._in_store = {n: p for n, p in self._in_store.items() if store.get(n) is p}
+            self._recorder.forget()
             return False
-        return not self._recorder.forget_if_changed()
+        looped = self.loss.num_particles > 1 and not self.loss.vectorize_particles
+        adding = looped and any(p.grad is not None for p in self._parameters.values())
+        # Handlers around a step change its meaning; gradients of particles are added one by one.
+        return not (adding or poutine.runtime.am_i_wrapped())
 
     def _replayed(self, *args: Any, **kwargs: Any) -> Any:
         assert self._recorder is not None
-        if kwargs or not all(isinstance(arg, Tensor) for arg in args):
-            raise NotRecordable("it is called with other arguments than tensors")
-        loss, *gradients = self._recorder(*args)
+        if kwargs or not all(isinstance(arg, Tensor) and not arg.requires_grad for arg in args):
+            raise NotRecordable("it is called with other arguments than tensors without gradients")
+        loss, *gradients = self._recorder(self._parameters, *args)
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             if gradient is not None:
                 old = parameter.grad
@@ -187,7 +218,8 @@ class SVI:
     def _tensors_of_step(self, *args: Tensor) -> tuple[Tensor | None, ...]:
         """Return the loss and the gradients: what ``_loss_and_grads`` does, as one function."""
         assert isinstance(self.loss, ELBO)
-        model, guide, parameters = self._announcing_model, self.program.guide, self._parameters
+        model, guide = self._announcing_model, self.program.guide
+        parameters = [p for p in self._parameters.values() if p.requires_grad]
         objective, times = self.loss, 1
         if not objective.vectorize_particles and objective.num_particles > 1:
             objective, times = copy.copy(objective), objective.num_particles
@@ -197,13 +229,14 @@ class SVI:
         with torch.enable_grad(), self.program.running():
             for _ in range(times):
                 loss = objective.differentiable_loss(model, guide, *args) / times
-                new = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                new = torch.autograd.grad(loss, parameters, allow_unused=True)
                 gradients = [
                     b if a is None else a if b is None else a + b
                     for a, b in zip(gradients, new, strict=True)
                 ]
                 total = total + loss.detach()
-        return (total, *gradients)
+        by_parameter = dict(zip(map(id, parameters), _laid_out(gradients, parameters), strict=True))
+        return (total, *(by_parameter.get(id(p)) for p in self._parameters.values()))
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         model, guide = self.program.model, self.program.guide
@@ -225,21 +258,30 @@ class SVI:
                 return
 
     def _adopt(self, found: dict[str, Tensor]) -> None:
-        new: dict[str, Tensor] = {}
-        for name, parameter in found.items():
-            if id(parameter) not in self._known:
-                self._known.add(id(parameter))
-                new[name] = parameter
+        new = {n: p for n, p in _once(found).items() if id(p) not in self._known}
+        held = self._parameters
+        changed = {n: p for n, p in found.items() if n in held and held[n] is not p} | new
+        if not changed:
+            return
+        self._known.update(map(id, new.values()))
+        self._parameters.update(changed)
+        store = pyro.get_param_store()._params
+        self._in_store.update({n: p for n, p in changed.items() if store.get(n) is p})
+        if self._recorder is not None:
+            self._recorder.forget()
         if not new:
             return
-        self._parameters.update(new)
-        store = pyro.get_param_store()._params
-        self._in_store.update({n: p for n, p in new.items() if store.get(n) is p})
         if self.optimizer is None:
             self.optimizer, self.scheduler = _build(self._optim, new)
             return
         for group in _groups(self._optim, new):
             self.optimizer.add_param_group(group)
+
+
+def _once(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keep of each parameter the first of its names."""
+    names = {id(p): name for name, p in reversed(parameters.items())}
+    return {name: parameters[name] for name in reversed(names.values())}
 
 
 def _announcing(program: Program) -> Callable[..., Any]:
@@ -258,6 +300,20 @@ def _announcing(program: Program) -> Callable[..., Any]:
         return program.model(*args, **kwargs)
 
     return model
+
+
+def _laid_out(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor | None]:
+    """Lay gradients out as ``backward`` does: like their parameters, no two in one memory."""
+    taken: set[int] = set()
+    found: list[Tensor | None] = []
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if gradient is not None:
+            shared = gradient.untyped_storage()._cdata in taken
+            if shared or gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            taken.add(gradient.untyped_storage()._cdata)
+        found.append(gradient)
+    return found
 
 
 def _to_float(loss: Any) -> Any:

@@ -34,10 +34,13 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
         guide_trace = poutine.trace(program.guide).get_trace(x[:1], *(r[:1] for r in rest))
         replayed = poutine.replay(program.model, trace=guide_trace)
         site = poutine.trace(replayed).get_trace(x[:1], *(r[:1] for r in rest)).nodes
+    _check_data(layout.observed, site[layout.observed]["fn"], x)
     for name in layout.latents:
         if name in site:
             _check_latent(name, site[name]["fn"], guide_trace.nodes[name])
-    fn = site[layout.observed]["fn"]
+
+
+def _check_data(name: str, fn: Any, x: Tensor) -> None:
     try:
         support = _of_one_datum(fn.support)
     except (AttributeError, NotImplementedError):
@@ -46,10 +49,10 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
     for start in range(0, len(x), rows):
         chunk = x[start : start + rows]
         if not bool(chunk.isfinite().all()):
-            raise ValueError(_not_finite(layout.observed, x, chunk, start))
+            raise ValueError(_not_finite(name, x, chunk, start))
         inside = support.check(chunk)
         if not bool(inside.all()):
-            raise ValueError(_message(layout.observed, fn, support, x, chunk, inside, start))
+            raise ValueError(_message(name, fn, support, x, chunk, inside, start))
 
 
 def _check_latent(name: str, prior: Any, guide_site: Any) -> None:

@@ -71,7 +71,7 @@ def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int 
     if num_particles == 1 or layout.vectorizes:
         return _table(program, layout, args, None if num_particles == 1 else num_particles)
     tables = [_table(program, layout, args, None) for _ in range(num_particles)]
-    stacked = {
+    stacked: Any = {
         part: {
             name: torch.cat([getattr(table, part)[name] for table in tables])
             for name in getattr(tables[0], part)

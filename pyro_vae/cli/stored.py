@@ -1,0 +1,102 @@
+"""Configurations in files, which may come from strangers: read, held against trust, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from pyro_vae.cli.parts import check_trusted
+
+__all__ = ["CONFIG", "check_config", "refuse_changes", "run_config"]
+
+CONFIG = "config.yaml"
+_MAX_BYTES = 1_000_000
+_MAX_DEPTH = 30
+# What may differ when a run goes on: the checkpoint knows the data by their fingerprint.
+_MAY_CHANGE = {"config", "data", "data_root", "device", "num_samples", "out", "resume"}
+
+
+def run_config(folder: Path, modules: set[str]) -> Path:
+    """Return the configuration file of a run, once it is known to import nothing unnamed.
+
+    Raises:
+        FileNotFoundError: If the folder is no run's.
+        ValueError: If it cannot be read or trusted.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no run folder: it has no {CONFIG}; name the folder that pyro-vae train "
+            "wrote, such as runs/digits-VAE-..."
+        )
+    check_config(path, modules)
+    return path
+
+
+def check_config(path: Path, modules: set[str]) -> None:
+    """Check that a configuration file can be read, and imports nothing that was not named.
+
+    Args:
+        path: The YAML file.
+        modules: Modules that the user named on this command line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not YAML, or names what the user did not name.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: there is no such file; give a YAML file")
+    try:
+        check_trusted(_read(path), modules)
+    except yaml.MarkedYAMLError as error:
+        where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise ValueError(f"{path} is not a YAML file of options: {where}{error.problem}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a YAML file of options: {said}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes, too many for options")
+    text = path.read_text(encoding="utf-8")
+    depth = 0
+    # Before anything is built: a few lines of aliases stand for more values than memory holds.
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has YAML aliases (*NAME): write values out")
+    return yaml.safe_load(text)
+
+
+def refuse_changes(folder: Path, stored: Namespace, config: Namespace) -> None:
+    """Refuse to go on with a run under other options than it was started with.
+
+    Raises:
+        ValueError: Names the option and both values.
+    """
+    before, now = _flat(stored), _flat(config)
+    for key in [*now, *before]:
+        if before.get(key) != now.get(key):
+            option = f"--{key.replace('_', '-')}"
+            raise ValueError(
+                f"{option} {now.get(key)}: the run was started with {before.get(key)} and goes on "
+                f"with its own options; leave {option} out, or start a new run with --config "
+                f"{folder / CONFIG}"
+            )
+
+
+def _flat(config: Namespace) -> dict[str, Any]:
+    return {
+        key.replace(".init_args", "").replace(".class_path", ""): value
+        for key, value in config.items()
+        if key.partition(".")[0] not in _MAY_CHANGE and key != "model.init_args.file"
+    }

@@ -1,0 +1,454 @@
+"""The command line: its options, and every kind of run from its data to its report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+import yaml
+from command import (
+    FUNCTIONS,
+    PRIOR,
+    PROGRAM,
+    SCALE,
+    SCRIPT,
+    TINY,
+    environment,
+    script,
+    train,
+    write_data,
+)
+from PIL import Image
+
+from pyro_vae.cli import commands, main, parts
+from pyro_vae.cli.parser import training_parser
+from pyro_vae.engine.checkpoint import latest, load
+
+FLAGS = (
+    "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--device", "--epochs",
+    "--help", "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
+    "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
+    "--prior", "--resume", "--schedule", "--seed", "--tensorboard",
+)  # fmt: skip
+COMMANDS = ("train", "evaluate", "sample", "plot", "list")
+FILES = {"config.yaml", "metrics.jsonl", "results.json", "report.html", "checkpoints", "pictures"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    write_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """One run, which no test may change."""
+    out = folder / "trained"
+    assert train("--data", folder / "real.npy", "--out", out) == 0
+    return out
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def final(out: Path):
+    """Return all that a run leaves and that its bits decide."""
+    state = load(latest(out / "checkpoints"))
+    state["progress"].pop("seconds")
+    return state, (out / "metrics.jsonl").read_bytes()
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def results(out: Path) -> dict:
+    found = json.loads((out / "results.json").read_text())
+    found.pop("seconds")
+    return found
+
+
+def table_of(text: str) -> dict[str, str]:
+    """Return the rows of the table that a run ends with."""
+    rows = (re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in text.splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {
+        name: action
+        for action in parser._actions
+        for name in action.option_strings
+        if name.startswith("--") and not name.endswith(".help")
+    }
+
+
+def test_the_flags_are_frozen():
+    assert sorted(options(training_parser())) == sorted(FLAGS)
+
+
+def test_every_option_has_help_and_is_shown(capsys):
+    assert all(action.help for action in options(training_parser()).values())
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{flag} " in shown for flag in FLAGS if flag != "--help")
+    assert len(shown.splitlines()) < 100
+    assert max(map(len, shown.splitlines())) <= 120
+    assert not re.search(r"class_path|Callable|Standardize|torch\.", shown)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("usage: pyro-vae")
+    assert shown.err == ""
+
+
+def test_a_parts_own_arguments_are_shown(capsys):
+    assert main(["train", "--likelihood.help", "Normal"]) == 0
+    assert "--likelihood.min_scale" in capsys.readouterr().out
+
+
+def test_without_a_command_the_commands_are_shown(capsys):
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+
+
+def test_version(capsys):
+    from importlib.metadata import version
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pyro-vae {version('pyro-vae')}\n"
+
+
+def test_list_shows_every_part_once_with_its_line(capsys):
+    assert main(["list"]) == 0
+    sections = capsys.readouterr().out.split("\n--")[1:]
+    assert [section.partition("\n")[0] for section in sections] == list(parts.PARTS)
+    for section in sections:
+        option = section.partition("\n")[0]
+        rows = re.findall(r"^  (\w+) +(\S.*\.)$", section, re.MULTILINE)
+        assert [name for name, _ in rows] == list(parts.offered(option))
+        assert all(10 < len(line) < 120 and ":math:" not in line for _, line in rows)
+
+
+def test_options_are_not_abbreviated(capsys):
+    assert main(["train", "--epo", "3"]) == 2
+    assert "did you mean --epochs?" in capsys.readouterr().err
+
+
+# Every part by its name ---------------------------------------------------------------------------
+
+# What a part needs beside its own name; most need nothing.
+COMPANIONS = {
+    ("prior", "Automatic"): "--prior.distribution Laplace",
+    ("prior", "Bernoulli"): "--posterior Bernoulli",
+    ("prior", "Binomial"): "--posterior Binomial",
+    ("posterior", "Automatic"): "--posterior.distribution Laplace",
+    ("posterior", "Bernoulli"): "--prior Bernoulli",
+    ("posterior", "Binomial"): "--prior Binomial",
+    ("likelihood", "Automatic"): "--likelihood.distribution Laplace",
+    ("likelihood", "Bernoulli"): "--data binary.npz",
+    ("likelihood", "Binomial"): "--data counts.npy",
+    ("network", "Convolutional"): "--data bytes.npy --network.channels [2]",
+    ("observation", "Binarize"): "--data counts.npy --likelihood Bernoulli",
+    ("observation", "Dequantize"): "--data counts.npy --likelihood Normal",
+    ("observation", "Rescale"): "--data counts.npy --likelihood Normal",
+}
+OFFERED = [(option, name) for option in parts.PARTS for name in parts.offered(option)]
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites configured")
+@pytest.mark.parametrize(("option", "name"), OFFERED)
+def test_every_offered_part_trains_by_its_name(option, name, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    if option not in ("prior", "posterior"):  # most of the time goes into pictures
+        monkeypatch.setattr(commands.pictures, "draw", lambda *_: [])
+    companions = COMPANIONS.get((option, name), "").split()
+    # The last --network wins, and MLP's argument goes with it.
+    tiny = [f"--{option}", name, *companions, "--out", tmp_path / "run"]
+    if option == "network":
+        status = main(["train", "--data", "real.npy", *SCALE, *map(str, tiny)])
+    else:
+        status = train("--data", "real.npy", *tiny)
+    assert status == 0, capsys.readouterr().err
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored[option]["class_path"].endswith(f".{name}")
+    assert len(records(tmp_path / "run")) == 2
+
+
+# Every kind of data and program -------------------------------------------------------------------
+
+
+def images(folder: Path) -> Path:
+    rng = np.random.default_rng(1)
+    for label in ("cats", "dogs"):
+        (folder / "images" / label).mkdir(parents=True)
+        for i in range(15):
+            pixels = rng.integers(0, 256, (5, 4)).astype("u1")
+            Image.fromarray(pixels).save(folder / "images" / label / f"{i}.png")
+    return folder / "images"
+
+
+DATA = {
+    "vectors": ("real.npy", "AsFloat", "Normal", "-"),
+    "counts": ("counts.npy", "AsFloat", "Binomial", "-"),
+    "binary with labels": ("binary.npz", "AsFloat", "Bernoulli", r"\d+\.\d %"),
+    "bytes": ("bytes.npy", "Dequantize", "Normal", "-"),
+    "images": ("images", "Dequantize", "Normal", r"\d+\.\d %"),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_data_of_a_kind_train_end_to_end(kind, tmp_path, monkeypatch, capsys):
+    name, observation, likelihood, probe = DATA[kind]
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    images(tmp_path)
+    assert train("--data", name, "--out", "run") == 0
+    shown = capsys.readouterr()
+    assert f"{observation}(" in shown.err
+    assert f"under {likelihood}," in shown.err
+    table = table_of(shown.out)
+    assert re.fullmatch(r"-?[\d.]+ \+- [\d.]+", table["test ELBO (nats per datum)"])
+    assert re.fullmatch(probe, table["linear probe accuracy"])
+    assert {path.name for path in Path("run").iterdir()} >= FILES
+    found = results(Path("run"))
+    assert (found["epochs"], found["num_importance_samples"]) == (2, 2)
+    assert table["test data"] == str(found["num_test"])
+    report = Path("run/report.html").read_text()
+    assert all(path.stat().st_size > 1000 for path in Path("run/pictures").glob("*.png"))
+    assert report.count("data:image/png;base64,") == len(list(Path("run/pictures").iterdir())) >= 3
+    assert str(tmp_path) not in report
+
+
+PROGRAMS = {
+    "class": (PROGRAM, "--model", ":MyVAE", ["--model.hidden", "5", "--model.activation", "ReLU"]),
+    "functions": (FUNCTIONS, "--model", "", []),
+    "prior": (PRIOR, "--prior", ":StudentPrior", ["--prior.df", "7"]),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_users_own_file(kind, folder, tmp_path, capsys):
+    """It trains; afterwards it has to be named again, and is then the program that was trained."""
+    source, option, name, arguments = PROGRAMS[kind]
+    file = tmp_path / f"own_{kind}.py"
+    file.write_text(source)
+    own = [option, f"{file}{name}"]
+    out = tmp_path / "run"
+    assert train("--data", folder / "real.npy", *own, *arguments, "--out", out) == 0
+    before = results(out)
+    assert before["num_parameters"] > 10
+    capsys.readouterr()
+    for command in (["evaluate", str(out)], ["train", "--resume", str(out)]):
+        assert main(command) == 2
+        assert "name" in capsys.readouterr().err
+        pyro.clear_param_store()  # as in a process of its own
+        assert main([*command, *own]) == 0, capsys.readouterr().err
+        assert results(out) == before
+    config = ["--config", str(out / "config.yaml"), *own, "--out", str(tmp_path / "again")]
+    pyro.clear_param_store()
+    assert main(["train", *config]) == 0
+    assert records(tmp_path / "again") == records(out)
+
+
+# Repeating, judging, drawing ----------------------------------------------------------------------
+
+
+def test_the_configuration_repeats_the_run_to_the_same_bits(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", str(trained / "config.yaml"), "--out", "again"]) == 0
+    assert same(final(Path("again")), final(trained))
+    assert Path("again/config.yaml").read_text() == (trained / "config.yaml").read_text()
+
+
+def test_another_seed_is_another_run(trained, tmp_path):
+    config = ["--config", str(trained / "config.yaml")]
+    assert main(["train", *config, "--seed", "1", "--out", str(tmp_path / "run")]) == 0
+    assert records(tmp_path / "run") != records(trained)
+
+
+def test_evaluating_repeats_the_results_exactly(trained, copy, capsys):
+    for name in ("results.json", "report.html"):
+        (copy / name).unlink()
+    assert main(["evaluate", str(copy)]) == 0
+    assert (copy / "results.json").read_bytes() == (trained / "results.json").read_bytes()
+    assert main(["evaluate", str(copy), "--num-samples", "7"]) == 0
+    assert json.loads((copy / "results.json").read_text())["num_importance_samples"] == 7
+    assert "test ELBO" in capsys.readouterr().out
+
+
+def test_samples_are_written_and_depend_on_the_seed(copy, tmp_path, capsys):
+    drawn = []
+    for seed in ("0", "0", "1"):
+        out = tmp_path / f"{len(drawn)}.npy"
+        arguments = [str(copy), "--num", "5", "--seed", seed, "--out", str(out)]
+        assert main(["sample", *arguments]) == 0
+        assert str(out) in capsys.readouterr().out
+        drawn.append(np.load(out))
+    assert drawn[0].shape == (5, 3)
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_pictures_are_drawn_anew(copy, capsys):
+    before = sorted(path.name for path in (copy / "pictures").iterdir())
+    shutil.rmtree(copy / "pictures")
+    assert main(["plot", str(copy)]) == 0
+    assert sorted(path.name for path in (copy / "pictures").iterdir()) == before
+    assert capsys.readouterr().out.count(".png: ") == len(before)
+
+
+def test_paths_may_hold_spaces_and_letters_of_any_script(folder, tmp_path):
+    place = tmp_path / "päth 图 with 'quotes'"
+    place.mkdir()
+    shutil.copy(folder / "real.npy", place / "dätä 1.npy")
+    assert train("--data", place / "dätä 1.npy", "--out", place / "rün 1") == 0
+    assert main(["evaluate", str(place / "rün 1")]) == 0
+
+
+def test_the_run_folder_is_named_after_data_and_model(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train("--data", folder / "real.npy") == 0
+    (out,) = Path("runs").iterdir()
+    assert re.fullmatch(r"real-VAE-\d{8}-\d{6}", out.name)
+
+
+def test_a_configuration_of_ones_own(folder, tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    config.write_text("latent: 3\nprior: {class_path: DiagonalNormal}\nlr: 1e-2\n")
+    arguments = ["--config", config, "--latent", "2", "--out", tmp_path / "run"]
+    assert train("--data", folder / "real.npy", *arguments) == 0
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (stored["latent"], stored["lr"]) == (2, 0.01)
+    assert stored["prior"]["class_path"].endswith("DiagonalNormal")
+
+
+# Stopping and going on ----------------------------------------------------------------------------
+
+
+def test_resuming_a_finished_run_changes_nothing(trained, copy, capsys):
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert "test ELBO" in capsys.readouterr().out
+    assert same(final(copy), final(trained))
+    assert results(copy) == results(trained)
+
+
+CHANGES = {
+    "--lr 0.5": "--lr 0.5: the run was started with 0.001",
+    "--epochs 9": "--epochs 9: the run was started with 2",
+    "--seed 3": "--seed 3: the run was started with 0",
+    "--network.hidden [9]": r"--network.hidden \[9\]: the run was started with \[8\]",
+    "--prior DiagonalNormal": "--prior pyro_vae.*DiagonalNormal: the run was started with .*Stand",
+    "--likelihood Normal --likelihood.scale 2": "--likelihood.scale 2",
+    "--patience 3": "--patience 3: the run was started with None",
+    "--out elsewhere": "--out",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_goes_on_with_its_own_options(change, trained, capsys):
+    before = final(trained)
+    assert main(["train", "--resume", str(trained), *change.split()]) == 2
+    assert re.search(CHANGES[change], capsys.readouterr().err)
+    assert same(final(trained), before)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [str(SCRIPT), "train", *map(str, arguments)], env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for_epoch(out: Path, epoch: int, process: subprocess.Popen) -> None:
+    for _ in range(3000):
+        path = out / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") > epoch:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    pytest.fail("the run did not get going")
+
+
+def test_a_stopped_and_killed_run_goes_on_to_the_same_bits(folder, tmp_path):
+    """SIGTERM, then SIGINT, then SIGKILL, each in the middle of what the one before left."""
+    arguments = [*TINY, "--data", folder / "real.npy", "--epochs", "150"]
+    assert main(["train", *map(str, arguments), "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "stopped"
+    process = start(*arguments, "--out", out)
+    for signum, status, message in (
+        (signal.SIGTERM, 143, "stopped in epoch"),
+        (signal.SIGINT, 130, "stopped in epoch"),
+        (signal.SIGKILL, -9, None),
+    ):
+        epochs = len(records(out)) if (out / "metrics.jsonl").exists() else 0
+        wait_for_epoch(out, epochs + 5, process)
+        process.send_signal(signum)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == status, said
+        lines = [line for line in said.splitlines() if line.startswith("pyro-vae: ")]
+        assert len(lines) == (message is not None)
+        assert message is None or message in lines[0]
+        assert message is None or f"pyro-vae train --resume {out}" in lines[0]
+        assert "Traceback" not in said
+        assert len(records(out)) < 150
+        process = start("--resume", out)
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "test ELBO" in shown
+    assert same(final(out), final(tmp_path / "whole"))
+
+
+# The installed script -----------------------------------------------------------------------------
+
+
+def test_a_reader_that_has_left_is_no_error():
+    """As in ``pyro-vae list | head -1``."""
+    assert SCRIPT.exists(), "install the package: pip install -e '.[test]'"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [str(SCRIPT), "list"], stdout=write, stderr=subprocess.PIPE, text=True, env=environment(),
+        check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_optimised_python_is_warned_of():
+    done = script("list", env={**environment(), "PYTHONOPTIMIZE": "1"})
+    assert done.returncode == 0
+    assert "-O turns all checks of values off" in done.stderr

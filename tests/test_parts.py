@@ -1,0 +1,274 @@
+"""Parts by name: what is offered, how it is named, and what a stored name may import."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+
+import pytest
+import torch
+from command import FUNCTIONS, PRIOR, PROGRAM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_vae.cli.messages import nearest, readable
+from pyro_vae.cli.parts import (
+    PARTS,
+    Functions,
+    check_trusted,
+    named,
+    offered,
+    summary,
+    with_loaded_files,
+)
+
+OFFERED = [(option, name) for option in PARTS for name in offered(option)]
+every_part = pytest.mark.parametrize(("option", "name"), OFFERED)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Three files of a user's, unloaded afterwards."""
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    for name, source in (("mine", PROGRAM), ("pair", FUNCTIONS), ("priors", PRIOR)):
+        (tmp_path / f"{name}.py").write_text(source)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def imported(path: str):
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+# Names --------------------------------------------------------------------------------------------
+
+
+@every_part
+def test_a_name_stands_for_its_class(option, name):
+    part = imported(named(option, name))
+    assert part is offered(option)[name]
+    assert issubclass(part, PARTS[option][1])
+    assert part is not PARTS[option][1]
+
+
+@every_part
+def test_a_name_is_public_and_has_one_line(option, name):
+    module = inspect.getmodule(offered(option)[name])
+    assert not name.startswith("_")
+    assert module.__name__.startswith("pyro.") or name in module.__all__
+    line = summary(offered(option)[name])
+    assert line.endswith(".")
+    assert line.count("\n") == 0
+    assert 10 < len(line) < 100
+
+
+@every_part
+def test_an_import_path_is_its_own_name(option, name):
+    path = named(option, name)
+    assert named(option, path) == path
+
+
+@every_part
+def test_a_misspelt_name_is_mended(option, name):
+    with pytest.raises(ValueError, match=f"did you mean {name}[?]"):
+        named(option, name[:-2] + name[-1])
+
+
+def test_something_else_is_not_taken_for_a_part():
+    for name in ("os.system", "torch.nn.Linear", "collections.OrderedDict"):
+        with pytest.raises(ValueError, match="not a class derived from"):
+            named("prior", name)
+
+
+def test_a_file_is_loaded_once_and_under_one_name(files):
+    path = named("model", "mine.py:MyVAE")
+    module = sys.modules["mine"]
+    assert path == "mine.MyVAE"
+    assert named("model", f"{files}/mine.py:MyVAE") == path
+    assert sys.modules["mine"] is module
+
+
+def test_a_file_takes_no_name_that_is_taken(files):
+    (files / "json.py").write_text(PROGRAM)
+    with pytest.raises(ValueError, match=r"json\.py: a module named 'json' is loaded already"):
+        named("model", "json.py:MyVAE")
+
+
+def test_a_file_that_fails_can_be_mended(files):
+    (files / "failing.py").write_text("import nosuch_module")
+    with pytest.raises(ValueError, match=r"failing\.py cannot be imported: ModuleNotFoundError"):
+        named("model", "failing.py:MyVAE")
+    (files / "failing.py").write_text(PROGRAM + "\n")
+    assert named("model", "failing.py:MyVAE") == "failing.MyVAE"
+
+
+@pytest.mark.parametrize("name", ["my model.py", "2nd.py", "café-1.py"])
+def test_a_file_may_have_any_name(name, files):
+    (files / name).write_text(PROGRAM)
+    assert imported(named("model", f"{name}:MyVAE")).__name__ == "MyVAE"
+
+
+# Spellings on the command line --------------------------------------------------------------------
+
+NORMAL = "pyro_vae.components.likelihoods.Normal"
+SPELLINGS = {
+    "a name": (["--prior", "Normal"], ["--prior", NORMAL], NORMAL),
+    "a name after =": (["--prior=Normal"], [f"--prior={NORMAL}"], NORMAL),
+    "an import path": (["--prior", NORMAL], ["--prior", NORMAL], NORMAL),
+    "JSON": (
+        ["--prior", '{"class_path": "Normal", "init_args": {"scale": 2.0}}'],
+        ["--prior", f'{{"class_path": "{NORMAL}", "init_args": {{"scale": 2.0}}}}'],
+        NORMAL,
+    ),
+    "YAML after =": (
+        ["--prior={class_path: Normal}"],
+        [f'--prior={{"class_path": "{NORMAL}"}}'],
+        NORMAL,
+    ),
+    "a class in a file": (["--prior", "priors.py:StudentPrior"], None, "priors.StudentPrior"),
+    "after =": (["--prior=priors.py:StudentPrior"], None, "priors.StudentPrior"),
+    "in JSON": (['--prior={"class_path": "priors.py:StudentPrior"}'], None, "priors.StudentPrior"),
+    "functions": (
+        ["--model", "pair.py"],
+        ["--model", "pyro_vae.cli.parts.Functions", "--model.file", "pair.py"],
+        "pyro_vae.cli.parts.Functions",
+    ),
+    "functions after =": (
+        ["--model=pair.py"],
+        ["--model=pyro_vae.cli.parts.Functions", "--model.file", "pair.py"],
+        "pyro_vae.cli.parts.Functions",
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_names_the_class_and_its_module(spelling, files):
+    given, expected, path = SPELLINGS[spelling]
+    around = ["--latent", "2"], ["--lr=1", "--prior.scale", "Normal"]
+    arguments, modules = with_loaded_files([*around[0], *given, *around[1]])
+    assert expected is None or arguments == [*around[0], *expected, *around[1]]
+    assert path in " ".join(arguments)
+    assert modules == {path.rpartition(".")[0]}
+
+
+PLAIN = [
+    [],
+    ["--data", "Normal", "--out=model.py"],
+    ["run", "--latent", "3"],
+    ["--likelihood", "null"],
+    ["--likelihood=null"],
+    ["--prior"],
+    ["--prior.help", "Normal"],
+]
+
+
+@pytest.mark.parametrize("arguments", PLAIN, ids=map(str, PLAIN))
+def test_other_arguments_stay_as_they_are(arguments):
+    assert with_loaded_files(arguments) == (arguments, set())
+
+
+# Trust --------------------------------------------------------------------------------------------
+
+
+@every_part
+def test_our_own_parts_are_trusted(option, name):
+    check_trusted({option: {"class_path": named(option, name)}}, set())
+
+
+FOREIGN = ["os.system", "subprocess.Popen", "nosuch.Thing", "pyro_vae.cli.os.system", "torch.load"]
+FOREIGN += ["pyro_vae.engine.svi.SVI", "torch.nn.Parameter", "torch.fx.GraphModule"]
+FOREIGN += ["torch.package.PackageImporter", "pyro_vae.cli.commands.train", "builtins.eval"]
+
+
+def wrap(inner: st.SearchStrategy) -> st.SearchStrategy:
+    keys = st.sampled_from(["init_args", "a", "data", "class_path", "hidden"])
+    return st.lists(inner, min_size=1, max_size=2) | st.dictionaries(keys, inner, min_size=1)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    place=st.recursive(st.just("HERE"), wrap, max_leaves=4),
+    option=st.sampled_from(list(PARTS)),
+    path=st.sampled_from(["os.system", "subprocess.Popen", "builtins.eval"]),
+)
+def test_a_foreign_name_is_refused_wherever_it_stands(place, option, path):
+    def filled(value):
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(v) for v in value] if isinstance(value, list) else path
+
+    with pytest.raises(ValueError, match=f"names '{path}'"):
+        check_trusted({"latent": 3, option: filled(place)}, set())
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+def test_a_foreign_class_is_refused_and_not_imported(path):
+    loaded = set(sys.modules)
+    with pytest.raises(ValueError, match=f"names '{path}'"):
+        check_trusted({"prior": {"class_path": path}}, set())
+    assert not {name for name in set(sys.modules) - loaded if not name.startswith("torch")}
+
+
+def test_trust_is_by_module_and_not_by_its_beginning():
+    check_trusted({"prior": {"class_path": "mine.Prior"}}, {"mine"})
+    for other in ("mine2.Prior", "mine.more.Prior", "min.Prior"):
+        with pytest.raises(ValueError, match=other):
+            check_trusted({"prior": {"class_path": other}}, {"mine"})
+
+
+def test_plain_values_are_no_imports():
+    check_trusted(
+        {
+            "data": "os.path", "out": "a.b", "latent": 3, "lr": "1e-3", "patience": None,
+            "model": {"class_path": "mine.M", "init_args": {"weights": "weights.npy", "n": 1.5}},
+        },
+        {"mine"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [None, [], "latent", 3])
+def test_what_holds_no_options_is_refused(config):
+    with pytest.raises(ValueError, match="instead of options"):
+        check_trusted(config, set())
+
+
+# Functions in a file ------------------------------------------------------------------------------
+
+
+def test_functions_are_loaded_only_where_the_file_was_named(files):
+    with pytest.raises(ValueError, match=r"pair\.py is a file of your own: name it again"):
+        Functions("pair.py")
+    with_loaded_files(["--model", "pair.py"])
+    assert callable(Functions("pair.py").guide)
+    with pytest.raises(ValueError, match=r"mine\.py is a file of your own"):
+        Functions("mine.py")
+
+
+def test_functions_start_from_the_seed(files):
+    with_loaded_files(["--model", "pair.py"])
+    weights = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        weights.append(Functions("pair.py").guide.__globals__["encoder"].weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+# Messages -----------------------------------------------------------------------------------------
+
+
+def test_the_nearest_name():
+    assert nearest("Bernouli", ["Binomial", "Bernoulli"]) == "did you mean Bernoulli? "
+    assert nearest("xyz", ["Binomial", "Bernoulli"]) == ""
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.text(max_size=2000))
+def test_any_message_becomes_one_short_line(message):
+    line = readable(message, ["--lr", "3"], ["--lr"], {})
+    assert "\n" not in line
+    assert len(line) < 600

@@ -1,0 +1,182 @@
+"""The README: its code runs, its options exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import FUNCTIONS, PROGRAM, write_data
+from PIL import Image
+
+import pyro_vae
+import pyro_vae.components
+import pyro_vae.evaluation
+from pyro_vae.cli import commands, main, parts
+from pyro_vae.cli.parser import training_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+INDENTED = re.findall(r"^ {4}(pyro-vae .*)$", TEXT, re.MULTILINE)
+INLINE = re.findall(r"`(pyro-vae [^`]+)`", TEXT)
+TABLE = re.findall(r"^\|[^|]+\| `(--[^`]+)` ", TEXT, re.MULTILINE)
+# What the README's examples are given instead of hours and gigabytes.
+SMALL = ["--epochs", "1", "--batch-size", "8", "--latent", "2", "--num-samples", "2"]
+
+
+def block(beginning: str) -> str:
+    (found,) = [code for code in BLOCKS if beginning in code]
+    return found
+
+
+def test_there_is_something_to_test():
+    assert len(BLOCKS) >= 4
+    assert len(INDENTED) >= 7
+    assert len(TABLE) >= 7
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_every_block_is_python(number):
+    compile(BLOCKS[number], "README.md", "exec")
+
+
+def tiny_mnist() -> pyro_vae.datasets.Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28)).astype("u1")
+    return pyro_vae.datasets.from_arrays(images, name="mnist", levels=255)
+
+
+def test_the_vae_of_the_readme_trains_and_is_judged(monkeypatch):
+    monkeypatch.setattr(pyro_vae.datasets, "load", lambda name: tiny_mnist())
+    code = block("fit(vae, data").replace("epochs=30", "epochs=1, batch_size=24")
+    names: dict = {}
+    exec(code.replace("num_samples=1000", "num_samples=3"), names)
+    assert names["log_p"].shape == (6,)
+    assert bool(names["log_p"].isfinite().all())
+
+
+def test_the_class_of_the_readme_is_the_textbooks():
+    code = block("class VAE(PyroModule)")
+    source = (ROOT / "pyro_vae" / "models" / "vae.py").read_text(encoding="utf-8")
+    for line in code.splitlines():
+        bare = line.strip()
+        if not bare.startswith("def "):
+            assert bare in source
+    assert re.search(r"def model\(self, x: Tensor\)", source)
+
+
+def test_the_prior_of_the_readme_is_named_by_file(tmp_path):
+    imports = "import pyro.distributions as dist\nfrom pyro_vae.components import Family\n"
+    imports += "from pyro_vae.components.conditional import positive\n"
+    write_data(tmp_path)
+    (tmp_path / "readme_prior.py").write_text(imports + block("class StudentPrior"))
+    prior = ["--prior", f"{tmp_path / 'readme_prior.py'}:StudentPrior"]
+    data = ["--data", str(tmp_path / "real.npy"), "--out", str(tmp_path / "run")]
+    assert main(["train", *SMALL, *data, *prior]) == 0
+
+
+def test_an_existing_script_changes_one_import():
+    names: dict = {"x": torch.randn(5, 3)}
+    exec("import pyro\nfrom pyro.infer import Trace_ELBO\n" + FUNCTIONS, names)
+    exec(block("from pyro_vae import SVI"), names)
+    assert names["svi"].step(names["x"]) != names["loss"]
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def test_every_option_exists():
+    known = {name for action in training_parser()._actions for name in action.option_strings}
+    known |= {"--num-samples", "--num", "--mean"}  # of evaluate and sample
+    mentioned = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", TEXT))
+    assert len(mentioned) > 15
+    assert mentioned - known == set()
+
+
+def test_every_command_exists(capsys):
+    for command in {shlex.split(line)[1] for line in [*INDENTED, *INLINE]}:
+        assert main([command, "--help"]) == 0, command
+
+
+COMPANIONS = {
+    "Laplace": ["--data", "real.npy"],
+    "Bernoulli": ["--data", "binary.npz"],
+    "Convolutional": ["--data", "bytes.npy"],
+    "Binarize": ["--data", "counts.npy", "--likelihood", "Bernoulli"],
+}
+
+
+@pytest.mark.parametrize("options", TABLE)
+def test_every_swap_of_the_table_trains(options, tmp_path, monkeypatch):
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands.pictures, "draw", lambda *_: [])
+    needed = next((COMPANIONS[word] for word in options.split() if word in COMPANIONS), [])
+    arguments = ["--data", "real.npy", *needed, *options.split(), "--out", "run"]
+    assert main(["train", *SMALL, *arguments]) == 0
+
+
+def own_files(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(folder / "measurements.npy", rng.normal(size=(40, 3)))
+    np.savez(folder / "counts.npz", x=rng.poisson(3.0, (40, 3)))
+    (folder / "folder_of_images").mkdir()
+    for i in range(30):
+        pixels = rng.integers(0, 256, (6, 6)).astype("u1")
+        Image.fromarray(pixels).save(folder / "folder_of_images" / f"{i}.png")
+
+
+@pytest.mark.parametrize("line", [line for line in INDENTED if "train" in line])
+def test_every_training_command_runs(line, tmp_path, monkeypatch):
+    own_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _, _, *arguments = shlex.split(line, comments=True)
+    if "--resume" in arguments:
+        assert main(["train", *SMALL, "--data", "measurements.npy", "--out", "RUN"]) == 0
+        assert main(["train", *arguments]) == 0
+        return
+    if "--model" in arguments:
+        # A name of its own, as one process loads a file under one name.
+        source, file = (PROGRAM, "class") if "MyVAE" in line else (FUNCTIONS, "pair")
+        (tmp_path / f"readme_{file}.py").write_text(source)
+        arguments = [word.replace("my_file", f"readme_{file}") for word in arguments]
+        arguments += ["--data", "measurements.npy"]
+    assert main(["train", *arguments, *SMALL, "--out", "run"]) == 0
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in INDENTED if " RUN" in line and "--res" not in line]
+)
+def test_every_judging_command_runs(line, tmp_path, monkeypatch):
+    own_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL, "--data", "measurements.npy", "--out", "RUN"]) == 0
+    assert main([word.replace("5000", "3") for word in shlex.split(line)[1:]]) == 0
+
+
+# Names and links ----------------------------------------------------------------------------------
+
+
+def test_every_name_exists():
+    for name in re.findall(r"`(\w+)`", TEXT.partition("`pyro_vae.evaluation` has")[2])[:9]:
+        assert hasattr(pyro_vae.evaluation, name) or name in ("SVI", "fit"), name
+    for name in re.findall(r"`((?:Trace|Renyi)\w*_?ELBO)`", TEXT):
+        assert name in parts.offered("objective")
+
+
+def links() -> list[str]:
+    return [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+
+
+def test_every_link_leads_to_a_file():
+    assert links()
+    for link in links():
+        assert (ROOT / link.partition("#")[0]).is_file(), link
+
+
+def test_the_picture_of_results_is_a_picture():
+    with Image.open(ROOT / "experiments" / "results" / "mnist.png") as picture:
+        assert min(picture.size) > 100

@@ -1,0 +1,411 @@
+"""A recorded step gives the eager step's bits, leaves no trace, and refuses what it cannot say."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import resource
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from laws import PROGRAMS, functions_with_params
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import trace_elbo as trace_elbo_module
+from recorded import (
+    DIMS,
+    RECORDED,
+    SIZES,
+    Appends,
+    BatchNormAndDropout,
+    Branches,
+    Constrained,
+    Counts,
+    CumulativeNorm,
+    Flag,
+    Items,
+    Iterates,
+    Late,
+    Lists,
+    MixturePrior,
+    OfNumpy,
+    OfPython,
+    OwnGenerator,
+    Raises,
+    Seeds,
+    Small,
+    adam,
+    assert_same,
+    both,
+    copies,
+    injected,
+    late_function,
+    run,
+    small,
+)  # fmt: skip
+from test_resume import child, final, same
+from torch import Tensor
+
+from pyro_vae import VAE, fit
+from pyro_vae.components import MLP, DiagonalNormal, Normal
+from pyro_vae.engine import checkpoint
+from pyro_vae.engine import svi as svi_module
+from pyro_vae.engine.recording import NotRecordable
+from pyro_vae.engine.svi import SVI
+from pyro_vae.inference import ELBO, IWAE
+
+OBJECTIVES = {
+    "one": partial(Trace_ELBO, max_plate_nesting=2),
+    "looped": partial(Trace_ELBO, num_particles=3, max_plate_nesting=2),
+    "vectorized": partial(
+        Trace_ELBO, num_particles=3, vectorize_particles=True, max_plate_nesting=3
+    ),
+    "mean field": partial(TraceMeanField_ELBO, max_plate_nesting=2),
+}
+PYRO_REFUSES = {
+    ("discrete, score function", "mean field"),
+    ("no particles", "vectorized"),
+}
+
+
+# ---------------------------------------------------------------------------- the same bits
+
+
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", [*PROGRAMS, *RECORDED])
+def test_bits_are_those_of_the_eager_step(name: str, objective: str) -> None:
+    if (name, objective) in PYRO_REFUSES:
+        pytest.skip("eager Pyro refuses, too")
+    build = PROGRAMS.get(name) or partial(small, RECORDED[name])
+    found = both(build, OBJECTIVES[objective])
+    assert found.replayed == [False] + [True] * 7
+    assert len(found.svi._recorder._recordings) == 2
+    assert len(set(found.losses)) == len(found.losses)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_bits_are_those_of_the_eager_step_in_float64(name: str) -> None:
+    build = partial(small, RECORDED[name], torch.float64)
+    assert all(both(build, OBJECTIVES["one"]).replayed[1:])
+
+
+@pytest.mark.parametrize("objective", [partial(ELBO, 3), partial(IWAE, 3)])
+def test_bits_of_our_objectives(objective) -> None:
+    assert all(both(partial(small, MixturePrior), objective).replayed[1:])
+
+
+OPTIMISERS = {
+    "clip_norm": {"clip_norm": 0.01},
+    "sgd with momentum": {"optim": partial(torch.optim.SGD, lr=0.05, momentum=0.9)},
+    "fused": {"optim": partial(torch.optim.Adam, lr=0.05, fused=True)},
+    "Pyro's ClippedAdam": {"optim": pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 0.1})},
+    "Pyro's clip_norm": {"optim": pyro.optim.SGD({"lr": 0.05}, {"clip_norm": 0.01})},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_bits_under_every_optimiser(name: str) -> None:
+    """Clipping in place would show gradients that share memory, as those of a sum do."""
+    found = both(partial(small, Constrained), Trace_ELBO, **OPTIMISERS[name])
+    assert all(found.replayed[1:])
+    assert all(gradients["unused"] is None for gradients in found.gradients)
+    addresses = [p.data_ptr() for p in found.svi.parameters.values()]
+    assert len(set(addresses)) == len(addresses)
+
+
+@pytest.mark.parametrize("objective", ["one", "looped"])
+def test_gradients_add_up(objective: str) -> None:
+    x = torch.ones(5, DIMS)
+
+    def once_more(step: int, svi: SVI) -> None:
+        if step % 2:
+            svi.loss_and_grads(x)
+
+    found = both(partial(small, Small), OBJECTIVES[objective], between=once_more)
+    assert any(found.replayed)
+
+
+def test_handlers_around_a_step_count() -> None:
+    def steps(engine: str) -> list[float]:
+        found = run(partial(small, Small), Trace_ELBO(), engine, sizes=(6, 6))
+        losses = []
+        for scale in (1.0, 0.5, 2.0):
+            with poutine.scale(scale=scale):
+                losses.append(found.svi.step(torch.ones(5, DIMS)))
+        losses.append(found.svi.step(torch.ones(5, DIMS)))
+        assert found.svi.recorded is (engine == "recorded")
+        return losses
+
+    assert steps("recorded") == steps("eager")
+
+
+def test_torchs_own_settings_count() -> None:
+    def steps(engine: str) -> list[float]:
+        found = run(partial(small, Small), Trace_ELBO(), engine, sizes=(6, 6))
+        losses = []
+        for enabled in (True, True, False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                losses.append(found.svi.step(torch.ones(6, DIMS)))
+            assert found.svi.recorded is (engine == "recorded")
+        return losses
+
+    assert steps("recorded") == steps("eager")
+
+
+# ---------------------------------------------------------------------------- refused
+
+
+HERE = r"recorded\.py:\d+: "
+REFUSED = {
+    "branch": (Branches, HERE + r"if z\.sum\(\) > 0: \("),
+    "item": (Items, HERE + r".*\.item\(\)"),
+    "flag": (Flag, HERE + r".*self\.flag > 0"),
+    "tolist": (Lists, HERE + r".*self\.flag\.tolist\(\)"),
+    "Python's random": (OfPython, HERE + r".*random\.random.*Python's random numbers"),
+    "numpy's random": (OfNumpy, HERE + r".*np\.random\.rand.*numpy's random numbers"),
+    "own generator": (OwnGenerator, HERE + r".*source\.random.*source's random numbers"),
+    "own Random": (partial(OwnGenerator, random.Random), HERE + ".*source's random numbers"),
+    "seeds": (Seeds, "does not give its numbers"),
+    "counter": (Counts, HERE + r"self\.num_calls \+= 1 \(.*changes Counts\.num_calls"),
+    "list": (Appends, HERE + r"self\._calls\.append\(1\) \(.*changes Appends\._calls"),
+    "iterator": (Iterates, "Iterates.numbers is an iterator"),
+    "cumulative batch norm": (CumulativeNorm, HERE + ".*asks for the value of a tensor"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_recorded_runs_eagerly_and_says_why(monkeypatch, name: str) -> None:
+    leaf, said = REFUSED[name]
+    expected = run(partial(small, leaf), Trace_ELBO(), "eager")
+    with pytest.warns(UserWarning, match=f"running eagerly, since .*{said}") as caught:
+        found = run(partial(small, leaf), Trace_ELBO(), "recorded")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert not any(found.replayed)
+    assert_same(found, expected)
+    monkeypatch.setattr(svi_module, "_RECORDING_SECONDS", 0.0)
+    assert_same(run(partial(small, leaf), Trace_ELBO(), "auto"), expected)
+
+
+OTHER_OBJECTIVES = {
+    "RenyiELBO": partial(RenyiELBO, num_particles=2),
+    "TraceGraph_ELBO": TraceGraph_ELBO,
+    "TraceEnum_ELBO": partial(TraceEnum_ELBO, strict_enumeration_warning=False),
+    "own_loss": lambda: own_loss,
+}
+
+
+def own_loss(model, guide, *args):
+    return Trace_ELBO().differentiable_loss(model, guide, *args)
+
+
+@pytest.mark.parametrize("name", OTHER_OBJECTIVES)
+def test_objectives_that_look_at_values_run_eagerly(name: str) -> None:
+    expected = run(partial(small, Small), OTHER_OBJECTIVES[name](), "eager")
+    with pytest.warns(UserWarning, match=f"running eagerly, since {name} "):
+        found = run(partial(small, Small), OTHER_OBJECTIVES[name](), "recorded")
+    assert_same(found, expected)
+
+
+def test_other_arguments_than_tensors_run_eagerly() -> None:
+    svi = run(partial(small, Small), Trace_ELBO(), "recorded", sizes=(6, 6)).svi
+    with pytest.warns(UserWarning, match="other arguments than tensors"):
+        svi.step(x=torch.ones(6, DIMS))
+
+
+def test_too_many_shapes_run_eagerly() -> None:
+    sizes = (*range(1, 7), *range(1, 7))
+    build = partial(small, Small)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vae.engine.recording._MAX_RECORDINGS", 3)
+        with pytest.warns(UserWarning, match="batches come in more than 3 shapes"):
+            found = run(build, Trace_ELBO(), "recorded", sizes=sizes)
+    assert found.replayed == [False, True, True, True] + [False] * 8
+    assert_same(found, run(build, Trace_ELBO(), "eager", sizes=sizes))
+
+
+# ---------------------------------------------------------------------------- no trace
+
+
+def snapshot(svi: SVI) -> dict[str, Any]:
+    store = pyro.get_param_store()
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "modules": [copies(m.state_dict()) for m in svi.program.reachable],
+        "attributes": [{**vars(m)} for root in svi.program.reachable for m in root.modules()],
+        "gradients": copies({n: p.grad for n, p in svi.parameters.items()}),
+        "store": dict(store._params),
+        "settings": pyro.settings.get(),
+        "patched": [getattr(trace_elbo_module, n) for n in ("torch_item", "warn_if_nan")],
+        "stack": list(poutine.runtime._PYRO_STACK),
+        "tracing": sys.gettrace(),
+    }
+
+
+TRACELESS = {
+    **{name: partial(small, leaf) for name, leaf in RECORDED.items()},
+    "counts": partial(small, Counts),
+    "appends": partial(small, Appends),
+    "own generator": partial(small, OwnGenerator),
+    "raises": partial(small, Raises),
+    "late in a module": partial(small, Late),
+    "late in the store": late_function,
+    "pyro.param": functions_with_params,
+}
+
+
+@pytest.mark.parametrize("name", TRACELESS)
+def test_recording_leaves_no_trace(name: str) -> None:
+    pair = TRACELESS[name]()
+    svi = SVI(pair.model, pair.guide, adam, Trace_ELBO(), engine="recorded")
+    svi.step(*pair.args)
+    before = snapshot(svi)
+    with contextlib.suppress(NotRecordable):
+        svi._recorder._record(svi._parameters, pair.args)
+    assert identical(snapshot(svi), before)
+
+
+def identical(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(identical, a, b))
+    if isinstance(a, Tensor):
+        return a is b or torch.equal(a, b)
+    return a is b or bool(a == b)
+
+
+def test_a_second_program_is_untouched() -> None:
+    alone = run(functions_with_params, Trace_ELBO(), "recorded")
+    pyro.clear_param_store()
+    torch.manual_seed(3)
+    first, second = functions_with_params(), functions_with_params()
+    a, b = (
+        SVI(pair.model, pair.guide, adam, Trace_ELBO(), engine="recorded")
+        for pair in (first, second)
+    )
+    for svi, pair in ((a, first), (b, second)):
+        torch.manual_seed(11)
+        losses = [svi.step(*(arg[:size] for arg in pair.args)) for size in SIZES]
+        assert losses == alone.losses
+    assert same(copies(a.parameters), alone.state["parameters"])
+
+
+def test_memory_does_not_grow() -> None:
+    pair = small(BatchNormAndDropout)
+    svi = SVI(pair.model, pair.guide, adam, Trace_ELBO(), engine="recorded")
+
+    def steps(number: int) -> tuple[int, int]:
+        for _ in range(number):
+            svi.step(*pair.args)
+        assert svi.recorded
+        gc.collect()
+        tensors = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+        return tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    (tensors, kilobytes), after = steps(200), steps(2000)
+    assert after[0] == tensors
+    assert after[1] - kilobytes < 2_000
+
+
+# ---------------------------------------------------------------------------- compiled
+
+
+def test_compiled_is_eager_up_to_rounding() -> None:
+    options = {"sizes": [6] * 3, "optim": partial(torch.optim.SGD, lr=0.01)}
+    found = run(injected, Trace_ELBO(), "compiled", **options)
+    expected = run(injected, Trace_ELBO(), "eager", **options)
+    assert found.replayed == [False, True, True]
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.gradients, expected.gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_failing_compiler_leaves_the_recording(monkeypatch) -> None:
+    def no_compiler(graph, **options):
+        def fails(*args):
+            raise RuntimeError("no C++ compiler here\nmore lines")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    build = partial(small, Small)
+    with pytest.warns(UserWarning, match="only recorded, since no C.. compiler here$") as caught:
+        found = run(build, Trace_ELBO(), "compiled", sizes=[6] * 8)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert all(found.replayed[1:])
+    assert_same(found, run(build, Trace_ELBO(), "eager", sizes=[6] * 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*PROGRAMS, *RECORDED])
+def test_compiled_gives_the_same_curve(name: str) -> None:
+    build = PROGRAMS.get(name) or partial(small, RECORDED[name])
+    curves = {}
+    for engine in ("eager", "compiled"):
+        found = run(build, Trace_ELBO(max_plate_nesting=2), engine, sizes=[6] * 200)
+        curves[engine] = torch.tensor(found.losses[100:]).double()
+    assert found.replayed == [False] + [True] * 199
+    noise = sum(curve.var() / len(curve) for curve in curves.values()).sqrt()
+    assert (curves["eager"].mean() - curves["compiled"].mean()).abs() < 6 * noise + 1e-3
+
+
+# ---------------------------------------------------------------------------- fit
+
+
+def fitted(engine: str, out: Path | None = None, *, resume: bool = False) -> Any:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
+    network = partial(MLP, hidden=(8,))
+    vae = VAE.assemble((3,), (2,), prior=DiagonalNormal, likelihood=Normal, network=network)
+    settings = {"epochs": 3, "batch_size": 7, "checkpoint_seconds": 0.0}
+    done = fit(vae, x, out=out, resume=resume, engine=engine, clip_norm=5.0, **settings)
+    return done.history, dict(vae.state_dict())
+
+
+def test_fit_gives_the_same_bits() -> None:
+    assert same(fitted("recorded"), fitted("eager"))
+
+
+@pytest.mark.parametrize("engines", [("recorded", "eager"), ("eager", "recorded")])
+def test_a_killed_run_goes_on_under_either_engine(tmp_path, engines) -> None:
+    killed_and_resumed(tmp_path, *engines)
+
+
+@pytest.mark.slow
+def test_a_killed_compiled_run_goes_on_to_the_same_bits(tmp_path) -> None:
+    killed_and_resumed(tmp_path, "compiled", "compiled", whole="compiled")
+
+
+def killed_and_resumed(folder: Path, first: str, second: str, *, whole: str = "eager") -> None:
+    for name in ("whole", "killed"):
+        (folder / name).mkdir()
+    fitted(whole, folder / "whole")
+    original = checkpoint.save
+
+    def stop(*args: Any, **options: Any) -> Any:
+        path = original(*args, **options)
+        if options["step"] == 8:
+            os._exit(137)
+        return path
+
+    def run_and_die() -> None:
+        checkpoint.save = stop
+        fitted(first, folder / "killed")
+
+    _, status = os.waitpid(child(run_and_die), 0)
+    assert os.WEXITSTATUS(status) == 137
+    fitted(second, folder / "killed", resume=True)
+    assert same(final(folder / "killed"), final(folder / "whole"))
