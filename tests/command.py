@@ -85,7 +85,9 @@ def script(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Unbuffered, a closed stdout would show at the first line rather than at the end.
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    return {**inherited, "OMP_NUM_THREADS": "1"}
 
 
 def write_data(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from pyro.infer import ELBO
@@ -166,6 +166,9 @@ def _add_training(group: Any) -> None:
 def _add_run(group: Any) -> None:
     add = group.add_argument
     add("--num-samples", type=int, default=1000, help="importance samples a datum for log p(x)")
+    engines = Literal["auto", "eager", "recorded", "compiled"]
+    help_ = "how a step is run: by Pyro, replayed, or compiled; auto replays in longer runs"
+    add("--engine", type=engines, default="auto", help=help_)
     add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
     add("--seed", type=int, default=0, help="of weights, noise and order")
     add("--tensorboard", type=bool, default=False, help="write TensorBoard scalars too")

@@ -53,7 +53,7 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
     "likelihood": (pyro_vae.components, Family),
     "posterior": (pyro_vae.components, Family),
     "network": (pyro_vae.components.networks, nn.Module),
-    "objective": (pyro.infer, ELBO),
+    "objective": (pyro_vae.inference, ELBO),
     "observation": (pyro_vae.engine.data, pyro_vae.engine.data.Observation),
     "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
 }
@@ -61,6 +61,7 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
 _TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
 _UNREAD = ("data", "data_root", "out", "device")
 _NO_ROLE = {
+    "objective": ("Objective",),
     "network": ("Standardize",),
     "likelihood": ("StandardNormal",),
     "posterior": ("StandardNormal",),
@@ -94,8 +95,9 @@ class Functions(nn.Module):
 def offered(option: str) -> dict[str, type]:
     """Return the classes that an option offers by name, from the public names of its package."""
     package, base = PARTS[option]
-    names = _ELBOS if option == "objective" else package.__all__
-    found = {name: getattr(package, name) for name in names}
+    found = {name: getattr(package, name) for name in package.__all__}
+    if option == "objective":
+        found = {name: getattr(pyro.infer, name) for name in _ELBOS} | found
     return {
         name: value
         for name, value in found.items()

@@ -104,7 +104,7 @@ class Watch:
         Yields:
             A function that says what a run of the program has changed; None if nothing.
         """
-        values = [(tensor, tensor.detach().clone()) for _, tensor in self.tensors]
+        values = [(tensor, tensor.detach().clone(), _layout(tensor)) for _, tensor in self.tensors]
         states = [(where, source, _state(source)) for where, source in self._sources]
 
         def found() -> str | None:
@@ -121,8 +121,8 @@ class Watch:
             for _, source, state in states:
                 _set_state(source, state)
             with torch.no_grad():
-                for tensor, value in values:
-                    if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
+                for tensor, value, layout in values:
+                    if _layout(tensor) != layout:
                         tensor.data = value
                     elif not _equal(tensor, value):
                         tensor.copy_(value)
@@ -369,6 +369,10 @@ def is_users(module: str | None) -> bool:
 
 def _package(module: str | None) -> str:
     return (module or "builtins").partition(".")[0]
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.dtype, tensor.device, tensor.shape, tensor.stride())
 
 
 def _slots(owner: type) -> list[str]:
