@@ -128,6 +128,7 @@ OPTIONS = {
     "--num-samples 0": "--num-samples 0: give 1 or more",
     "--seed -1": "--seed -1: give 0 or more",
     "--seed 9223372036854775808": r"--seed 9223372036854775808: .*below 2\*\*63",
+    "--engine fast": "--engine fast: choose from 'auto', 'eager'",
     "--device nope": "'nope' is not here; choose from .*cpu",
     "--device cuda:99": "'cuda:99' is not here; choose from .*cpu",
     "--patience 0": "--patience 0: give 1 or more",

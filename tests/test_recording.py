@@ -349,7 +349,7 @@ def test_a_failing_compiler_leaves_the_recording(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*PROGRAMS, *RECORDED])
+@pytest.mark.parametrize("name", [*PROGRAMS, *sorted(RECORDED.keys() - {"own torch generator"})])
 def test_compiled_gives_the_same_curve(name: str) -> None:
     build = PROGRAMS.get(name) or partial(small, RECORDED[name])
     curves = {}

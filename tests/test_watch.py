@@ -165,7 +165,7 @@ STALE = {
     "tensor": lambda p: setattr(p, "plain", torch.full((DIMS,), 0.5)),
     "equal number": lambda p: (setattr(p, "number", torch.tensor(1.0)), p.number.fill_(0.5)),
     "buffer": lambda p: setattr(p, "offset", torch.ones(DIMS)),
-    "layout": lambda p: setattr(p.decoder.weight, "data", (2 * p.decoder.weight.data).T.contiguous().T),
+    "layout": lambda p: setattr(p.decoder.weight, "data", torch.ones(LATENTS, DIMS).T),
     "dtype of a buffer": lambda p: setattr(p.offset, "data", torch.ones(DIMS).bfloat16()),
 }  # fmt: skip
 

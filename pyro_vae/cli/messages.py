@@ -49,6 +49,8 @@ def readable(
     if found := re.match(r"Expected a <class '(\w+)'>", reason):
         kind = _KINDS.get(found[1], f"a {found[1]}")
         return f"{option} {value}: expected {kind}"
+    if found := re.match(r"Expected a typing\.Literal\[(.*?)\]", reason):
+        return f"{option} {value}: choose from {found[1]}"
     if found := re.search(r"Option '(\w+)' is not accepted", reason):
         if not keys:
             return _unrecognised([_option([found[1]])], options)
