@@ -80,12 +80,18 @@ class Bar:
         done = run.progress.epoch * batches + run.progress.position
         on_terminal = enabled and sys.stderr.isatty()
         self.lines = enabled and not on_terminal
+        # The numbers stand where tqdm's own postfix would.
+        numbers: Any = [""]
         self.bar = tqdm(
-            total=run.epochs * batches, initial=done, unit="step", disable=not on_terminal,
-            mininterval=0.2, dynamic_ncols=True,
+            total=run.epochs * batches,
+            initial=done,
+            unit="step",
+            disable=not on_terminal,
+            mininterval=0.2,
+            dynamic_ncols=True,
             bar_format="{desc} |{bar}| {postfix[0]}{elapsed}, {remaining} left",
-            postfix=[""],
-        )  # fmt: skip
+            postfix=numbers,
+        )
         self._describe()
 
     def step(self) -> None:
