@@ -80,9 +80,8 @@ class Bar:
         done = run.progress.epoch * batches + run.progress.position
         on_terminal = enabled and sys.stderr.isatty()
         self.lines = enabled and not on_terminal
-        # The numbers stand where tqdm's own postfix would.
-        numbers: Any = [""]
-        self.bar = tqdm(
+        numbers: Any = [""]  # where tqdm's own postfix would stand
+        self.bar: Any = tqdm(
             total=run.epochs * batches,
             initial=done,
             unit="step",
