@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -71,6 +72,11 @@ class Clock:
         self.last = now
 
 
+def _has_room(stream: Any) -> bool:
+    """Whether a stream is a terminal in which a bar can be drawn; some say they have no lines."""
+    return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
+
+
 class Bar:
     """A progress bar on a terminal, a line for every tenth of the run elsewhere."""
 
@@ -78,7 +84,7 @@ class Bar:
         self.run, self.enabled = run, enabled
         batches = run.batches.num_batches
         done = run.progress.epoch * batches + run.progress.position
-        on_terminal = enabled and sys.stderr.isatty()
+        on_terminal = enabled and _has_room(sys.stderr)
         self.lines = enabled and not on_terminal
         numbers: Any = [""]  # where tqdm's own postfix would stand
         self.bar: Any = tqdm(
