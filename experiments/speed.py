@@ -196,6 +196,7 @@ def main(rounds: int = 15, threads: int = 2, name: str = "speed") -> None:
 
 
 def _measured(shape: Shape, rounds: int) -> dict[str, dict[str, Any]]:
+    torch._dynamo.reset()  # its limit of recompilations is per function, not per program
     steps: dict[str, Step] = {}
     warm_up: dict[str, float] = {}
     for contender, (build, fast) in CONTENDERS.items():

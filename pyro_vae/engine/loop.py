@@ -26,6 +26,11 @@ from pyro_vae.inference.schedules import Cosine
 __all__ = ["Fit", "Interrupted", "fit"]
 
 
+# Multiplications in a product below which oneDNN's overhead exceeds its gain. By size, not by time:
+# the choice changes bits, and the same run has to make it again.
+_WORTHWHILE_PRODUCT = 2**22
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the run at the end of a step, after its checkpoint was written.
 
@@ -105,8 +110,8 @@ def fit(
         log_tensorboard: Write TensorBoard scalars to ``out/tensorboard``.
         engine: How a step is run: "eager", "recorded" (the same bits, without Pyro's overhead),
             "compiled", or "auto"; see ``SVI``.
-        fast: On a CPU, take the fastest products that are true float32; see
-            ``fast_arithmetic``.
+        fast: On a CPU, take the fastest products that are true float32, where the program's
+            largest is worth it; see ``fast_arithmetic``.
 
     Raises:
         ValueError: If an argument is unusable or the data do not fit the likelihood.
@@ -119,10 +124,13 @@ def fit(
     _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
     device = resolve_device(device)
     folder = None if out is None else Path(out)
-    arithmetic = fast_arithmetic() if fast and device.type == "cpu" else nullcontext()
+    program = Program(model, guide)
+    widest = max((p.numel() for p in program.parameters().values()), default=0)
+    fast = fast and device.type == "cpu" and batch_size * widest >= _WORTHWHILE_PRODUCT
+    arithmetic = fast_arithmetic() if fast else nullcontext()
     with arithmetic, _own_random_state(seed, device), stop_requests() as stop, _locked(folder):
         run = Training(
-            Program(model, guide), _dataset(data), objective, optim,
+            program, _dataset(data), objective, optim,
             schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
             patience, device, seed, folder, log_tensorboard, engine,
         )  # fmt: skip
