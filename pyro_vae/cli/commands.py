@@ -116,10 +116,11 @@ def _check_memory(config: Namespace) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return
-    needed = 4 * config.latent * config.batch_size
+    batch_size = config.batch_size or runs.BATCH_SIZE
+    needed = 4 * config.latent * batch_size
     if needed > memory:
         raise ValueError(
-            f"--latent {config.latent}: one batch of {config.batch_size} latents takes "
+            f"--latent {config.latent}: one batch of {batch_size} latents takes "
             f"{needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f}; lower --latent"
         )
 

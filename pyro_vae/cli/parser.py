@@ -155,7 +155,7 @@ def _add_training(group: Any) -> None:
         help="the ELBO estimator that is maximised; Trace_ELBO unless given, with its KL in closed "
         "form (TraceMeanField_ELBO) where there is one")  # fmt: skip
     add("--epochs", type=int | None, help="passes over the data; by their size unless given")
-    add("--batch-size", type=int, default=128, help="data per step")
+    add("--batch-size", type=int | None, help="data per step; 128, or all of fewer, unless given")
     add("--lr", type=float, default=1e-3, help="Adam's learning rate")
     add("--schedule", type=Schedule, default=_part("inference.schedules.Cosine"),
         help="the learning rate's factor over the run")  # fmt: skip

@@ -26,7 +26,7 @@ from pyro_vae.engine.training import adam, load_weights, resolve_device, takes_l
 from pyro_vae.evaluation import report
 from pyro_vae.inference import Program
 
-__all__ = ["Run", "default_arguments", "judge", "load", "open_run", "tell", "train"]
+__all__ = ["BATCH_SIZE", "Run", "default_arguments", "judge", "load", "open_run", "tell", "train"]
 
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _OF_LEVELS = {
@@ -35,6 +35,7 @@ _OF_LEVELS = {
     "Rescale": "integers",
 }
 _SEEN_ROWS = 10_000
+BATCH_SIZE = 128
 _TRAINING_STEPS = 12_000
 
 
@@ -97,8 +98,11 @@ def default_arguments(config: Any, data: Dataset) -> list[str]:
             arguments += ["--likelihood.total_count", str(levels)]
     if config.observation is None:
         arguments += ["--observation", _default_observation(likelihood, data)]
+    batch_size = config.batch_size or min(BATCH_SIZE, len(data.train))
+    if config.batch_size is None:
+        arguments += ["--batch-size", str(batch_size)]
     if config.epochs is None:
-        batches = math.ceil(len(data.train) / config.batch_size)
+        batches = math.ceil(len(data.train) / batch_size)
         arguments += ["--epochs", str(min(100, max(30, _TRAINING_STEPS // batches)))]
     return arguments
 
