@@ -335,8 +335,11 @@ class Run:
     state: dict[str, Any] = field(default_factory=dict)
 
 
-def run(build, objective, engine: str, *, sizes=SIZES, between=None, **options) -> Run:
-    """Take steps from one seed, with batches of these sizes, and note everything."""
+def run(build, objective, engine: str, *, sizes=SIZES, between=None, whole=False, **options) -> Run:
+    """Take steps from one seed, with batches of these sizes, and note everything.
+
+    Whole steps are taken in one call, which shows no gradients.
+    """
     pyro.clear_param_store()
     torch.manual_seed(3)
     random.seed(3)
@@ -350,18 +353,32 @@ def run(build, objective, engine: str, *, sizes=SIZES, between=None, **options) 
     for step, size in enumerate(sizes):
         if between is not None:
             between(step, svi)
-        found.losses.append(svi.loss_and_grads(*(arg[:size] for arg in pair.args)))
-        found.gradients.append(copies({n: p.grad for n, p in svi.parameters.items()}))
-        svi.apply_gradients()
+        batch = [arg[:size] for arg in pair.args]
+        if whole:
+            found.losses.append(svi.step(*batch))
+        else:
+            found.losses.append(svi.loss_and_grads(*batch))
+            found.gradients.append(copies({n: p.grad for n, p in svi.parameters.items()}))
+            svi.apply_gradients()
         found.replayed.append(svi.recorded)
     found.state = {
         "parameters": copies(svi.parameters),
+        "optimizer": copies(of_optimizer(svi)),
         "modules": [copies(module.state_dict()) for module in svi.program.reachable],
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].tolist(),
     }
     return found
+
+
+def of_optimizer(svi: SVI) -> dict[str, Any]:
+    return {
+        f"{place}.{name}": value
+        for place, state in enumerate(svi.optimizer.state.values())
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def copies(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from pyro.infer import ELBO
 from pyro_vae.datasets import Dataset, from_arrays
 from pyro_vae.engine.arithmetic import fast_arithmetic
 from pyro_vae.engine.data import AsFloat, Observation
+from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.progress import Bar, Clock, stop_requests
 from pyro_vae.engine.run_folder import lock
-from pyro_vae.engine.svi import Optim
-from pyro_vae.engine.training import Training, adam, cuda_index, resolve_device
+from pyro_vae.engine.training import Training, cuda_index, resolve_device
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
 

@@ -12,7 +12,7 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,11 @@ import pyro
 import torch
 from pyro.infer import trace_elbo, trace_mean_field_elbo
 from torch import Tensor, fx
-from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.engine.compiling import compiled, pays
 from pyro_vae.engine.watch import Watch, is_users
 from pyro_vae.inference.program import Program
 
@@ -46,10 +46,11 @@ class Recorder:
 
     Args:
         program: What ``function`` runs; its Python state is watched for changes.
-        function: Returns the loss and a gradient (or None) for each parameter.
+        function: Returns tensors, or None; it may change tensors that are watched in place.
         watched: What else ``function`` depends on, by name.
-        compiled: Whether Inductor compiles the recording, too; its operations are then fused, and
-            equal to the program's up to rounding and the order of random numbers.
+        engine: "recorded"; "compiled", where Inductor compiles the recording, too, whose numbers
+            are then the program's up to rounding; or "auto", which compiles where that pays.
+        num_calls: How many calls are to be expected, by which "auto" decides.
     """
 
     def __init__(
@@ -58,37 +59,39 @@ class Recorder:
         function: Callable[..., _Outputs],
         *,
         watched: dict[str, Any] | None = None,
-        compiled: bool = False,
+        engine: str = "recorded",
+        num_calls: int = 0,
     ) -> None:
         self.program = program
         self.function = function
         self.watched = watched or {}
-        self.compiled = compiled
+        self.engine = engine
+        self.num_calls = num_calls
         self._recordings: dict[Any, Callable[..., Any]] = {}
         self._watch: Watch | None = None
         self._num_changes = 0
         self._num_replays = 0
 
-    def __call__(self, parameters: dict[str, Tensor], *args: Tensor) -> _Outputs:
+    def __call__(self, parameters: Mapping[str, Tensor], *args: Tensor) -> _Outputs:
         """Return what the function would.
 
         Args:
-            parameters: What the function takes gradients for.
+            parameters: The tensors with gradients that the function may use.
             args: The function's arguments.
 
         Raises:
-            NotRecordable: If the step depends on more than its tensors.
+            NotRecordable: If the function depends on more than its tensors.
         """
-        signature = (_surroundings(), *(_facts(arg) for arg in args))
-        if signature not in self._recordings:
-            if len(self._recordings) >= _MAX_RECORDINGS:
-                raise NotRecordable(
-                    f"batches come in more than {_MAX_RECORDINGS} shapes, each of which would have "
-                    "to be recorded"
-                )
-            self._recordings[signature] = self._record(parameters, args)
-        self._num_replays += 1
+        signature = (_surroundings(), *map(_facts, args))
         with torch.no_grad():
+            if signature not in self._recordings:
+                if len(self._recordings) >= _MAX_RECORDINGS:
+                    raise NotRecordable(
+                        f"batches come in more than {_MAX_RECORDINGS} shapes, each of which would "
+                        "have to be recorded"
+                    )
+                self._recordings[signature] = self._record(parameters, args)
+            self._num_replays += 1
             return self._recordings[signature](*args)
 
     def forget(self) -> None:
@@ -115,7 +118,7 @@ class Recorder:
         return True
 
     def _record(
-        self, parameters: dict[str, Tensor], args: tuple[Tensor, ...]
+        self, parameters: Mapping[str, Tensor], args: tuple[Tensor, ...]
     ) -> Callable[..., Any]:
         watch = self._watch or self._watched()
         _check_tensors(watch)
@@ -129,34 +132,16 @@ class Recorder:
             _check_constants(graph, parameters, watch)
             _check_replay(graph, self.function, args, watch)
         self._watch = watch
-        return _compiled(graph) if self.compiled else graph
+        chosen = self.engine == "compiled" or (
+            self.engine == "auto" and pays(graph, self.num_calls)
+        )
+        return compiled(graph, args) if chosen else graph
 
     def _watched(self) -> Watch:
         program = self.program
         modules = [(type(module).__name__, module) for module in program.reachable]
         roots = [("model", program.model), ("guide", program.guide), *self.watched.items()]
         return Watch([*modules, *roots])
-
-
-def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
-    """Compile a recording; where that fails, say so once and go on with the recording."""
-    validates = Distribution._validate_args
-    chosen = compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-    Distribution.set_default_validate_args(validates)  # torch.compile turns it off for everyone
-
-    def run(*args: Tensor) -> Any:
-        nonlocal chosen
-        if chosen is graph:
-            return graph(*args)
-        try:
-            return compiled(*args)
-        except Exception as error:
-            reason = _first_line(error)
-            warnings.warn(f"not compiled, only recorded, since {reason}", stacklevel=6)
-            chosen = graph
-            return graph(*args)
-
-    return run
 
 
 def _traced(function: Callable[..., Any], args: tuple[Tensor, ...]) -> fx.GraphModule:
@@ -170,6 +155,9 @@ def _traced(function: Callable[..., Any], args: tuple[Tensor, ...]) -> fx.GraphM
             graph = make_fx(without_values, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
     except Exception as error:
         raise NotRecordable(_reason(error)) from error
+    for node in reversed(graph.graph.nodes):
+        if "profiler" in str(node.target):  # marks that an optimiser sets
+            graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -209,7 +197,7 @@ def _check_tensors(watch: Watch) -> None:
             raise NotRecordable(f"{where} has a hook, which would not be called")
 
 
-def _check_constants(graph: fx.GraphModule, parameters: dict[str, Tensor], watch: Watch) -> None:
+def _check_constants(graph: fx.GraphModule, parameters: Mapping[str, Tensor], watch: Watch) -> None:
     known = {id(parameter) for parameter in parameters.values()}
     names = {id(tensor): where for where, tensor in watch.tensors}
     for node in graph.graph.nodes:
@@ -223,11 +211,12 @@ def _check_replay(
     graph: fx.GraphModule, function: Callable[..., Any], args: tuple[Tensor, ...], watch: Watch
 ) -> None:
     """Hold the first replay against the program, under the same random numbers."""
-    with _aside(watch):
-        expected = function(*(arg.clone() for arg in args))
-    with _aside(watch), torch.no_grad():
-        found = graph(*(arg.clone() for arg in args))
-    if not all(map(_agree, found, expected)):
+    outcomes = []
+    for run in (function, graph):
+        with _aside(watch), torch.no_grad():
+            found = run(*(arg.clone() for arg in args))
+            outcomes.append((*found, *(tensor.detach().clone() for _, tensor in watch.tensors)))
+    if not all(map(_agree, *outcomes)):
         raise NotRecordable("a replay of its operations does not give its numbers")
 
 

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, Observation, observe_once
-from pyro_vae.engine.svi import SVI, Optim
+from pyro_vae.engine.optimizers import Optim, adam
+from pyro_vae.engine.svi import SVI
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Layout, Program, ProgramError
 from pyro_vae.inference.support import check_support
@@ -29,7 +30,6 @@ __all__ = [
     "Progress",
     "Training",
     "TrainingError",
-    "adam",
     "default_objective",
     "load_weights",
     "resolve_device",
@@ -37,13 +37,6 @@ __all__ = [
 ]
 
 _VALIDATION_ROWS = 1000
-
-
-def adam(parameters: Iterable[Any], lr: float = 1e-3) -> torch.optim.Adam:
-    """Return Adam over parameters or groups of them, in one fused kernel where there is one."""
-    groups = [group if isinstance(group, dict) else {"params": [group]} for group in parameters]
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    return torch.optim.Adam(groups, lr=lr, fused=fused)
 
 
 class TrainingError(ValueError):

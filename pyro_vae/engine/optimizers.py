@@ -1,0 +1,166 @@
+"""Torch optimisers: built from what the user gives, and run inside a recorded step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from pyro.params.param_store import normalize_param_name
+from torch import Tensor
+
+__all__ = ["Optim", "TensorRates", "adam", "add_parameters", "build", "clip_as_pyro"]
+
+Optim = Callable[[Iterable[Any]], torch.optim.Optimizer]
+
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_OTHER_KERNELS = ("fused", "foreach", "capturable", "differentiable")
+
+
+def adam(parameters: Iterable[Any], lr: float = 1e-3) -> torch.optim.Adam:
+    """Return Adam over parameters or groups of them."""
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+def build(optim: Optim | PyroOptim, parameters: dict[str, Tensor]) -> tuple[Any, Any]:
+    """Return a torch optimiser, and the scheduler that a ``pyro.optim`` object brings, or None.
+
+    Adam, AdamW and SGD take their fused kernel, the same arithmetic in one pass, unless another
+    one was asked for.
+    """
+    optimizer, scheduler = _built(optim, parameters)
+    _take_fused_kernels(optimizer)
+    return optimizer, scheduler
+
+
+def add_parameters(
+    optimizer: torch.optim.Optimizer, optim: Optim | PyroOptim, parameters: dict[str, Tensor]
+) -> None:
+    """Let an optimiser built by ``build`` train more parameters."""
+    for group in _groups(optim, parameters):
+        optimizer.add_param_group(group)
+    _take_fused_kernels(optimizer)
+
+
+def clip_as_pyro(optim: Any, parameters: dict[str, Tensor]) -> None:
+    """Apply a ``pyro.optim`` object's ``clip_args``, to each parameter by itself as Pyro does."""
+    if not isinstance(optim, PyroOptim):
+        return
+    for name, parameter in parameters.items():
+        clip = optim.pt_clip_args
+        if callable(clip):
+            module, _, stripped = normalize_param_name(name).rpartition(".")
+            clip = clip(module, stripped)
+        if clip and parameter.grad is not None:
+            optim._clip_grad(parameter, **clip)
+
+
+class TensorRates:
+    """An optimiser's learning rates as tensors, so that a recorded step reads them anew.
+
+    Args:
+        optimizer: One whose kernels read the rate from a tensor, see ``readable``.
+        device: Where the tensors live.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.optimizer = optimizer
+        # A float64 is what a Python float is; kernels on a GPU read a float32.
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        self.values = [float(group["lr"]) for group in optimizer.param_groups]
+        self.tensors = [torch.tensor(rate, dtype=dtype, device=device) for rate in self.values]
+        self.states = [state for state in optimizer.state.values() if state]
+        self._facts = self._settings()
+
+    @staticmethod
+    def readable(optimizer: torch.optim.Optimizer | None) -> bool:
+        """Whether a step of the optimiser can be recorded: its state is there, its kernels fused.
+
+        Hooks would run only once.
+        """
+        if type(optimizer) not in _FUSED or optimizer is None:
+            return False
+        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        return all(group["fused"] for group in optimizer.param_groups) and not any(hooks)
+
+    def changed(self) -> bool:
+        """Whether anything but the rates differs from the time of recording."""
+        return self._settings() != self._facts
+
+    def update(self) -> None:
+        """Take over the rates that the optimiser's groups hold now."""
+        for place, group in enumerate(self.optimizer.param_groups):
+            if group["lr"] != self.values[place]:
+                self.values[place] = group["lr"]
+                self.tensors[place].fill_(group["lr"])
+
+    @contextmanager
+    def read_by_kernels(self, failed: Tensor | None) -> Iterator[None]:
+        """Let the optimiser read the tensors; where ``failed`` is 1 its step changes nothing."""
+        for group, tensor in zip(self.optimizer.param_groups, self.tensors, strict=True):
+            group["lr"] = tensor
+        if failed is not None:
+            self.optimizer.found_inf = failed  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for group, rate in zip(self.optimizer.param_groups, self.values, strict=True):
+                group["lr"] = rate
+            if failed is not None:
+                del self.optimizer.found_inf  # type: ignore[attr-defined]
+
+    def _settings(self) -> list[Any]:
+        groups = self.optimizer.param_groups
+        settings: list[Any] = [
+            {name: value for name, value in group.items() if name not in ("lr", "params")}
+            for group in groups
+        ]
+        members = [id(parameter) for group in groups for parameter in group["params"]]
+        states = [id(state) for state in self.optimizer.state.values() if state]
+        return [settings, members, states]
+
+
+def _take_fused_kernels(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser use one kernel for all parameters, where there is one."""
+    if type(optimizer) not in _FUSED:
+        return
+    for group in optimizer.param_groups:
+        free = not any(group.get(option) is not None and group[option] for option in _OTHER_KERNELS)
+        if free and group["fused"] is None and all(map(_has_fused_kernel, group["params"])):
+            group["fused"] = True
+
+
+def _has_fused_kernel(parameter: Tensor) -> bool:
+    return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+
+
+def _built(optim: Any, parameters: dict[str, Tensor]) -> tuple[torch.optim.Optimizer, Any]:
+    if not isinstance(optim, PyroOptim):
+        return optim(_groups(optim, parameters)), None
+    shared = optim.pt_optim_args if isinstance(optim.pt_optim_args, dict) else {}
+    optimizer = optim.pt_optim_constructor(_groups(optim, parameters), **shared)
+    if not isinstance(optim, PyroLRScheduler):
+        return optimizer, None
+    scheduler = optim.pt_scheduler_constructor(optimizer, **optim.kwargs)
+    # Pyro scripts step the pyro.optim object, which hands on to the schedulers it holds.
+    optim.optim_objs = {next(iter(parameters.values())): scheduler}
+    return optimizer, scheduler
+
+
+def _groups(optim: Any, parameters: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Return one group of all parameters; one of each where their arguments differ."""
+    per_parameter = isinstance(optim, PyroOptim) and callable(optim.pt_optim_args)
+    if not per_parameter:
+        return [{"params": list(parameters.values())}]
+    return [{"params": [p], **_arguments(optim, name)} for name, p in parameters.items()]
+
+
+def _arguments(optim: PyroOptim, name: str) -> dict[str, Any]:
+    if len(inspect.signature(optim.pt_optim_args).parameters) == 1:
+        return optim.pt_optim_args(normalize_param_name(name))
+    module, _, parameter = normalize_param_name(name).rpartition(".")
+    return optim.pt_optim_args(module, parameter)

@@ -1,0 +1,200 @@
+"""A gradient step as functions of tensors alone, which can be recorded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from pyro_vae.engine.optimizers import TensorRates
+from pyro_vae.engine.replaying import Replayed
+from pyro_vae.inference.objectives import Objective
+
+if TYPE_CHECKING:
+    from pyro_vae.engine.svi import SVI
+
+__all__ = ["RecordedStep"]
+
+_RECORDABLE = (Trace_ELBO, TraceMeanField_ELBO)
+
+
+class RecordedStep:
+    """The recordings of an inference's steps, up to the gradients and as a whole.
+
+    Args:
+        svi: Whose steps they are.
+        engine: When to record, see ``SVI``.
+        num_steps: How many steps are planned.
+    """
+
+    def __init__(self, svi: SVI, engine: str, num_steps: int) -> None:
+        self.svi = svi
+        self._in_store: dict[str, Tensor] = {}
+        self._rates: TensorRates | None = None
+        self._state: dict[str, Any] = {}
+        self._num_gradients = 0
+        loss = svi.loss
+        watched = {
+            type(loss).__name__: type(loss),
+            "the objective": getattr(loss, "__dict__", {}),
+            "the observation": getattr(svi.prepare, "watched", None),
+        }
+        self._gradients = self._new(self._up_to_gradients, engine, watched, num_steps)
+        watched = {**watched, "the optimizer's state": self._state}
+        self._whole = self._new(self._whole_step, engine, watched, num_steps)
+
+    def gradients(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...] | None:
+        """Return the loss and a gradient for each parameter, or None: it has to be run.
+
+        Args:
+            args: What the step is called with.
+            kwargs: Further arguments.
+        """
+        if not self._is_as_recorded() or self._adds_one_by_one():
+            return None
+        found = self._gradients(self._num_gradients, self.svi.parameters, *args, **kwargs)
+        self._num_gradients += 1
+        return found
+
+    def whole(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Take the step and return its loss on the device; or None: it has to be run.
+
+        Args:
+            args: What the step is called with.
+            kwargs: Further arguments.
+        """
+        svi = self.svi
+        if self._whole.gave_up or not self._is_as_recorded() or svi.num_updates == 0:
+            return None
+        if any(parameter.grad is not None for parameter in svi.parameters.values()):
+            return None
+        rates = self._current_rates()
+        if rates is None:
+            return None
+        rates.update()
+        found = self._whole(svi.num_updates, svi.parameters, *args, **kwargs)
+        if self._whole.gave_up:
+            self._gradients.give_up()
+        return None if found is None else found[0]
+
+    def forget(self) -> None:
+        """Drop all recordings."""
+        self._gradients.forget()
+        self._whole.forget()
+        self._rates = None
+
+    def meet(self, parameters: dict[str, Tensor]) -> None:
+        """Take note of new parameters, and of which of them are Pyro's store's."""
+        store = pyro.get_param_store()._params
+        self._in_store.update({n: p for n, p in parameters.items() if store.get(n) is p})
+        self.forget()
+
+    def _new(
+        self, function: Callable[..., Any], engine: str, watched: dict[str, Any], num_steps: int
+    ) -> Replayed:
+        return Replayed(
+            self.svi.program, function, engine=engine, watched=watched, num_calls=num_steps
+        )
+
+    def _is_as_recorded(self) -> bool:
+        """Whether a recording could say what the program says; the step is eager if not."""
+        svi = self.svi
+        if svi.optimizer is None or self._gradients.gave_up:
+            return False
+        if not (type(svi.loss) in _RECORDABLE or isinstance(svi.loss, Objective)):
+            name = getattr(svi.loss, "__name__", type(svi.loss).__name__)
+            reason = f"{name} may depend on values, not on tensors alone"
+            self._gradients.give_up(reason)
+            self._whole.give_up()
+            return False
+        store = pyro.get_param_store()._params
+        if any(store.get(name) is not parameter for name, parameter in self._in_store.items()):
+            self._in_store = {n: p for n, p in self._in_store.items() if store.get(n) is p}
+            self.forget()
+            return False
+        return True
+
+    def _adds_one_by_one(self) -> bool:
+        """Whether gradients of particles would be added one by one to those that are there."""
+        looped = self.svi.loss.num_particles > 1 and not self.svi.loss.vectorize_particles
+        return looped and any(p.grad is not None for p in self.svi.parameters.values())
+
+    def _current_rates(self) -> TensorRates | None:
+        optimizer = self.svi.optimizer
+        if self._rates is not None and (
+            self._rates.optimizer is not optimizer or self._rates.changed()
+        ):
+            self._whole.forget()
+            self._rates = None
+        if self._rates is None and optimizer is not None and TensorRates.readable(optimizer):
+            device = next(iter(self.svi.parameters.values())).device
+            self._rates = TensorRates(optimizer, device)
+            self._state.clear()
+            self._state["what it changes"] = [
+                *self.svi.parameters.values(),
+                *self._rates.states,
+                self.svi.failed,
+                self.svi.num_made,
+            ]
+        return self._rates
+
+    def _whole_step(self, *args: Tensor) -> tuple[Tensor]:
+        svi, rates = self.svi, self._rates
+        assert rates is not None
+        loss, *gradients = self._up_to_gradients(*args)
+        assert loss is not None
+        svi.guard(loss)
+        try:
+            for parameter, gradient in zip(svi.parameters.values(), gradients, strict=True):
+                parameter.grad = gradient
+            with torch.no_grad(), rates.read_by_kernels(svi.failed):
+                svi.clip()
+                assert svi.optimizer is not None
+                svi.optimizer.step()
+        finally:
+            for parameter in svi.parameters.values():
+                parameter.grad = None
+        return (loss,)
+
+    def _up_to_gradients(self, *args: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the loss and the gradients: what an eager step does, as one function."""
+        svi = self.svi
+        assert isinstance(svi.loss, ELBO)
+        trained = [p for p in svi.parameters.values() if p.requires_grad]
+        objective, times = svi.loss, 1
+        if not objective.vectorize_particles and objective.num_particles > 1:
+            objective, times = copy.copy(objective), objective.num_particles
+            objective.num_particles = 1
+        total: Any = 0.0
+        gradients: list[Tensor | None] = [None] * len(trained)
+        with torch.enable_grad(), svi.program.running():
+            args = svi.prepare(*args)
+            for _ in range(times):
+                loss = objective.differentiable_loss(svi.model, svi.program.guide, *args) / times
+                new = torch.autograd.grad(loss, trained, allow_unused=True)
+                gradients = [
+                    b if a is None else a if b is None else a + b
+                    for a, b in zip(gradients, new, strict=True)
+                ]
+                total = total + loss.detach()
+        by_parameter = dict(zip(map(id, trained), _laid_out(gradients, trained), strict=True))
+        return (total, *(by_parameter.get(id(p)) for p in svi.parameters.values()))
+
+
+def _laid_out(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor | None]:
+    """Lay gradients out as ``backward`` does: like their parameters, no two in one memory."""
+    taken: set[int] = set()
+    found: list[Tensor | None] = []
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if gradient is not None:
+            shared = gradient.untyped_storage()._cdata in taken
+            if shared or gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            taken.add(gradient.untyped_storage()._cdata)
+        found.append(gradient)
+    return found
