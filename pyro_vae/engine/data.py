@@ -261,6 +261,11 @@ class Batches:
         self.num_batches = -(-len(data) // batch_size)
         self.resident = data.x.nbytes <= memory_budget and self._move()
 
+    @property
+    def watched(self) -> Observation:
+        """What a recorded step depends on besides the rows."""
+        return self._observation
+
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Batches `start`, `start + 1`, ... of an epoch: `(x,)` or `(x, labels)`, x observed.
 
@@ -270,12 +275,29 @@ class Batches:
         Raises:
             ValueError: a start outside `0..num_batches`.
         """
+        return (self(*draw) for draw in self.draws(epoch, start=start))
+
+    def draws(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Which rows each batch of `epoch` consists of, not yet gathered where they are resident.
+
+        Raises:
+            ValueError: a start outside `0..num_batches`.
+        """
         if not 0 <= start <= self.num_batches:
             raise ValueError(f"start {start} of an epoch of {self.num_batches} batches")
         order = _permutation(len(self._tensors[0]), self._seed, epoch)[start * self._batch_size :]
         if len(order) == 0:
             return iter(())
-        return self._gathered(order) if self.resident else self._streamed(order)
+        if not self.resident:
+            return self._streamed(order)
+        return ((index,) for index in order.to(self._device).split(self._batch_size))
+
+    def __call__(self, *draw: Tensor) -> tuple[Tensor, ...]:
+        """Turn what `draws` gives into a batch: gather the rows and observe them."""
+        if self.resident:
+            draw = tuple(tensor.index_select(0, draw[0]) for tensor in self._tensors)
+        x, *labels = draw
+        return (self._observation(x), *labels)
 
     def _move(self) -> bool:
         try:
@@ -290,11 +312,6 @@ class Batches:
             return False
         return True
 
-    def _gathered(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        for index in order.to(self._device).split(self._batch_size):
-            x, *labels = (tensor.index_select(0, index) for tensor in self._tensors)
-            yield (self._observation(x), *labels)
-
     def _streamed(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
         loader: DataLoader[list[Tensor]] = DataLoader(
             _Gather(self._tensors),
@@ -303,8 +320,7 @@ class Batches:
             generator=torch.Generator(),  # without one it would draw from the global generator
         )
         for batch in loader:
-            x, *labels = (tensor.to(self._device) for tensor in batch)
-            yield (self._observation(x), *labels)
+            yield tuple(tensor.to(self._device) for tensor in batch)
 
 
 class _Gather(Rows[list[Tensor]]):

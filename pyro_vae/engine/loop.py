@@ -139,14 +139,15 @@ def fit(
         bar = Bar(run, enabled=progress)
         clock = Clock(run.progress, checkpoint_seconds)
         while not run.finished:
-            for batch in run.batches.epoch(run.progress.epoch, start=run.progress.position):
-                run.step(batch)
-                bar.step()
-                if stop.signum or clock.due():
-                    run.save()
-                if stop.signum:
-                    bar.close()
-                    raise Interrupted(stop.signum, run.goodbye())
+            with run.stepping():
+                for draw in run.batches.draws(run.progress.epoch, start=run.progress.position):
+                    run.step(draw)
+                    bar.step()
+                    if stop.signum or clock.due():
+                        run.save()
+                    if stop.signum:
+                        bar.close()
+                        raise Interrupted(stop.signum, run.goodbye())
             run.end_epoch()
             bar.epoch()
         clock.stop()

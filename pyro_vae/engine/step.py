@@ -159,7 +159,7 @@ class RecordedStep:
         finally:
             for parameter in svi.parameters.values():
                 parameter.grad = None
-        return (loss,)
+        return (loss if loss.device.type == "mps" else loss.double(),)  # as a Python float is
 
     def _up_to_gradients(self, *args: Tensor) -> tuple[Tensor | None, ...]:
         """Return the loss and the gradients: what an eager step does, as one function."""

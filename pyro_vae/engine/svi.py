@@ -150,6 +150,12 @@ class SVI:
                 parameter.grad = gradient if old is None else old + gradient
         return _to_float(loss)
 
+    def meet_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """Run once on arguments of model and guide to find the parameters, and train nothing."""
+        self._eagerly(*args, **kwargs)
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
     def apply_gradients(self) -> None:
         """Clip the gradients, let the optimiser step, and clear them."""
         if self.optimizer is None:

@@ -7,6 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,15 @@ class Training:
             _nested(objective, self.layout),
             clip_norm=clip,
             engine=engine,
+            prepare=self.batches,
+            guarded=True,
+            num_steps=epochs * self.batches.num_batches,
         )
         self._find_parameters(data.train, observation)
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self.progress = Progress()
+        self.num_steps = max(1, epochs * self.batches.num_batches)
+        self.first_step = 0
         self.train_nats = metrics.Mean()
         self.best: dict[str, Any] | None = None
         self.settings = {
@@ -144,31 +150,50 @@ class Training:
         buffers = [m.state_dict() for m in self.program.modules]
         before = copy.deepcopy(buffers)
         with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):
-            self.svi.loss_and_grads(*batch)
+            self.svi.meet_parameters(*batch)
         for module, state in zip(self.program.modules, before, strict=True):
             module.load_state_dict(state, strict=False)
-        self._optimizer.zero_grad(set_to_none=True)
 
-    def step(self, batch: tuple[Tensor, ...]) -> None:
-        """Take one gradient step, unless its loss is not finite."""
-        state = self.progress
-        factor = self.schedule(state.step / max(1, self.epochs * self.batches.num_batches))
-        for group, rate in zip(self._optimizer.param_groups, self.rates, strict=False):
-            group["lr"] = rate * factor
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Take steps without validation, whose errors ``look`` finds."""
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Encountered NaN")
-            loss = self.svi.loss_and_grads(*batch)
+            yield
+
+    def step(self, draw: tuple[Tensor, ...]) -> None:
+        """Take one gradient step, unless a loss was not finite; ``look`` finds out."""
+        state = self.progress
+        factor = self.schedule(state.step / self.num_steps)
+        for group, rate in zip(self._optimizer.param_groups, self.rates, strict=False):
+            group["lr"] = rate * factor
+        loss = self.svi.update(*draw)
         value = loss[0] if isinstance(loss, tuple) else loss
-        if not math.isfinite(value):
-            raise TrainingError(self._explain(batch, value))
-        self.svi.apply_gradients()
-        num_rows = len(batch[0])
+        num_rows = len(draw[0])
         self.train_nats.add(-value / (self.layout.full_size or num_rows), num_rows)
         state.step += 1
         state.position += 1
 
+    def look(self) -> None:
+        """Let the host wait for the device, here alone, and see whether all losses were finite.
+
+        Raises:
+            TrainingError: If one was not; no step was taken since.
+        """
+        assert self.svi.failed is not None
+        assert self.svi.num_made is not None
+        if not self.svi.failed.item():
+            return
+        state = self.progress
+        failed = self.first_step + int(self.svi.num_made.item())
+        epoch, position = divmod(failed, self.batches.num_batches)
+        batch = next(self.batches.epoch(epoch, start=position))
+        state.step, state.epoch, state.position = failed, epoch, position
+        raise TrainingError(self._explain(batch, -self.train_nats.compute()))
+
     def end_epoch(self) -> None:
         """Judge on the validation set, write the record, and see whether it is the best so far."""
+        self.look()
         state = self.progress
         record = {
             "epoch": state.epoch + 1,
@@ -219,8 +244,9 @@ class Training:
         self.save()
 
     def save(self) -> None:
-        """Write a checkpoint, if there is a folder for it."""
+        """Write a checkpoint, if there is a folder for it and all losses were finite."""
         if self.out is not None:
+            self.look()
             checkpoint.save(self.out / "checkpoints", self.state(), step=self.progress.step)
 
     def state(self) -> dict[str, Any]:
@@ -253,6 +279,8 @@ class Training:
         self._optimizer.load_state_dict(state["optimizer"])
         restoring.set_random_state(state["random"])
         self.progress = Progress(**state["progress"])
+        self.first_step = self.svi.num_updates = self.progress.step
+        self.svi.forget()
         self.train_nats.load(state["train_nats"])
         self._rewrite_metrics()
 
@@ -366,9 +394,7 @@ def load_weights(model: Any, guide: Any, run: Path | str, *args: Tensor) -> dict
     state = checkpoint.load(path)
     svi = SVI(model, guide, adam, Trace_ELBO())
     with torch.random.fork_rng():
-        svi.loss_and_grads(*args)
-    for parameter in svi.parameters.values():
-        parameter.grad = None
+        svi.meet_parameters(*args)
     _load(svi, state["weights"])
     return state["progress"]
 
