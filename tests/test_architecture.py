@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "models": {"components", "components.networks", "distributions"},
     "inference": set(),
     "engine": {"inference", "datasets", "files"},
-    "evaluation": {"inference", "datasets", "files"},
+    "evaluation": {"inference", "engine", "datasets", "files"},
 }
 TOP = {"", "cli", "commands", "parts", "runs"}  # the package itself and the command: may all
 MATPLOTLIB = {"pyro_vae.evaluation.plots"}

@@ -136,7 +136,7 @@ def test_chunks_reduce_to_the_log_mean_of_all_weights(batch_size, max_pairs, x, 
     site_terms = likelihood.site_terms
     chosen = {"batch_size": batch_size, "max_pairs": max_pairs or 64}
     monkeypatch.setattr(likelihood, "site_terms", noted)
-    found = importance_sampling(vae.model, vae.guide, x, num_samples=10, **chosen)
+    found = importance_sampling(vae.model, vae.guide, x, num_samples=10, engine="eager", **chosen)
     by_row, row = [], []
     for log_w in seen:
         row.append(log_w)
@@ -150,6 +150,28 @@ def test_chunks_reduce_to_the_log_mean_of_all_weights(batch_size, max_pairs, x, 
     size = weights.sum(0) ** 2 / (weights**2).sum(0)
     torch.testing.assert_close(found.effective_sample_size, size.detach())
     assert max(part.numel() for part in seen) <= max(chosen["max_pairs"], batch_size or 1)
+
+
+@pytest.mark.parametrize("num_samples", [12, 25])
+def test_recorded_weights_have_the_bits_of_eager_ones(num_samples, x):
+    def estimate(engine):
+        vae = LinearGaussian()
+        settings = {"num_samples": num_samples, "batch_size": 7, "max_pairs": 70}
+        return importance_sampling(vae.model, vae.guide, x, engine=engine, **settings)
+
+    found, expected = estimate("recorded"), estimate("eager")
+    assert torch.equal(found.log_p, expected.log_p)
+    assert torch.equal(found.effective_sample_size, expected.effective_sample_size)
+
+
+@pytest.mark.slow
+def test_compiled_weights_are_those_of_eager_ones(x):
+    vae = LinearGaussian()
+    found, expected = (
+        importance_sampling(vae.model, vae.guide, x, num_samples=50, engine=engine).log_p
+        for engine in ("compiled", "eager")
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_more_samples_never_loosen_the_bound_on_average(x):

@@ -67,7 +67,7 @@ def _with_compiled_head(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callab
     if not any(map(part_of, graph.graph.nodes)):
         function = _inductor(graph, inputs)
         return lambda *args: function(*args, *tensors)
-    parts = split_module(graph, None, part_of, keep_original_order=True)
+    parts = split_module(graph, graph, part_of, keep_original_order=True)
     nodes = list(parts.graph.nodes)
     places = {node: place for place, node in enumerate(nodes) if node.op == "placeholder"}
     head = next(node for node in nodes if node.op == "call_module")
@@ -101,7 +101,7 @@ def _inductor(graph: Any, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     on_gpu = any(tensor.is_cuda for tensor in inputs)
     options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": on_gpu}
     with torch.no_grad():
-        examples = [tensor.detach() for tensor in inputs]
+        examples: list[Any] = [tensor.detach() for tensor in inputs]
         return torch._inductor.compile(graph, examples, options=options)
 
 

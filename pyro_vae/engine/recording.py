@@ -72,11 +72,11 @@ class Recorder:
         self._num_changes = 0
         self._num_replays = 0
 
-    def __call__(self, parameters: Mapping[str, Tensor], *args: Tensor) -> _Outputs:
+    def __call__(self, parameters: Mapping[str, Tensor] | None, *args: Tensor) -> _Outputs:
         """Return what the function would.
 
         Args:
-            parameters: The tensors with gradients that the function may use.
+            parameters: The tensors that the function may take gradients for; None: it takes none.
             args: The function's arguments.
 
         Raises:
@@ -118,7 +118,7 @@ class Recorder:
         return True
 
     def _record(
-        self, parameters: Mapping[str, Tensor], args: tuple[Tensor, ...]
+        self, parameters: Mapping[str, Tensor] | None, args: tuple[Tensor, ...]
     ) -> Callable[..., Any]:
         watch = self._watch or self._watched()
         _check_tensors(watch)
@@ -129,7 +129,8 @@ class Recorder:
             if reason is not None:
                 line = _line_that(changes=watch, run=lambda: self.function(*args))
                 raise NotRecordable(f"{line} ({reason})" if line else reason)
-            _check_constants(graph, parameters, watch)
+            if parameters is not None:
+                _check_constants(graph, parameters, watch)
             _check_replay(graph, self.function, args, watch)
         self._watch = watch
         chosen = self.engine == "compiled" or (

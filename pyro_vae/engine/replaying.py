@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.engine.recording import NotRecordable, Recorder
@@ -55,21 +54,20 @@ class Replayed:
         return self._recorder is None
 
     def __call__(
-        self, num_done: int, parameters: Mapping[str, Tensor], *args: Any, **kwargs: Any
+        self, num_done: int, parameters: Mapping[str, Tensor] | None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor | None, ...] | None:
         """Return the function's tensors; None where the caller has to run it.
 
         Args:
             num_done: How many calls were made before.
-            parameters: The tensors with gradients that the function may use.
+            parameters: The tensors that the function may take gradients for; None: it takes none.
             args: The function's arguments.
             kwargs: Further arguments, with which it cannot be recorded.
         """
         if self._recorder is None or num_done < self.waits:
             return None
         try:
-            # Handlers around a call change its meaning.
-            if self._recorder.forget_if_changed() or poutine.runtime.am_i_wrapped():
+            if self._recorder.forget_if_changed():
                 return None
             if kwargs or not all(isinstance(a, Tensor) and not a.requires_grad for a in args):
                 raise NotRecordable(

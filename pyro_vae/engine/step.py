@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vae.engine.optimizers import TensorRates
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.inference.objectives import Objective
-
-if TYPE_CHECKING:
-    from pyro_vae.engine.svi import SVI
+from pyro_vae.inference.program import Program
 
 __all__ = ["RecordedStep"]
 
 _RECORDABLE = (Trace_ELBO, TraceMeanField_ELBO)
+
+
+class Inference(Protocol):
+    """What a step is made of; ``SVI``."""
+
+    program: Program
+    model: Callable[..., Any]
+    optimizer: torch.optim.Optimizer | None
+    prepare: Callable[..., tuple[Tensor, ...]]
+    failed: Tensor | None
+    num_made: Tensor | None
+    num_updates: int
+
+    @property
+    def loss(self) -> Any:
+        """The objective."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters found so far."""
+
+    def clip(self) -> None:
+        """Bound the gradients."""
+
+    def guard(self, loss: Any) -> None:
+        """Note on the device whether a loss is finite."""
 
 
 class RecordedStep:
@@ -32,7 +57,7 @@ class RecordedStep:
         num_steps: How many steps are planned.
     """
 
-    def __init__(self, svi: SVI, engine: str, num_steps: int) -> None:
+    def __init__(self, svi: Inference, engine: str, num_steps: int) -> None:
         self.svi = svi
         self._in_store: dict[str, Tensor] = {}
         self._rates: TensorRates | None = None
@@ -104,7 +129,8 @@ class RecordedStep:
     def _is_as_recorded(self) -> bool:
         """Whether a recording could say what the program says; the step is eager if not."""
         svi = self.svi
-        if svi.optimizer is None or self._gradients.gave_up:
+        # Handlers around a step change its meaning.
+        if svi.optimizer is None or self._gradients.gave_up or poutine.runtime.am_i_wrapped():
             return False
         if not (type(svi.loss) in _RECORDABLE or isinstance(svi.loss, Objective)):
             name = getattr(svi.loss, "__name__", type(svi.loss).__name__)

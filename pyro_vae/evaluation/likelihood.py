@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from pyro_vae.engine.replaying import Replayed
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
@@ -137,6 +139,7 @@ def importance_sampling(
     batch_size: int | None = None,
     max_pairs: int | None = None,
     progress: bool = False,
+    engine: str = "auto",
 ) -> ImportanceEstimate:
     r"""Estimate log p(x) with the guide as proposal, in bounded memory.
 
@@ -158,6 +161,8 @@ def importance_sampling(
         max_pairs: How many pairs of a datum and a sample are in memory at once; None: found by
             measuring the largest tensor of the program.
         progress: Show a progress bar on the standard error stream.
+        engine: How the program is run: "eager", "recorded" (the same bits), "compiled", or "auto",
+            which records and compiles where so many samples make up for it.
 
     Raises:
         ValueError: If a count is less than 1, ``x`` is empty or outside the support of the
@@ -171,13 +176,14 @@ def importance_sampling(
     program, layout = _program(model, guide, args)
     pairs = max_pairs or pairs_at_once(program, layout, *args)
     rows, particles = _chunk_shape(layout, len(x), num_samples, batch_size, pairs)
+    weigh = _Weigh(program, layout, engine, len(x) * num_samples // (rows * particles))
     title = f"log p(x): {len(x):,} data x {num_samples:,} samples"
     bar = tqdm(total=len(x) * num_samples, desc=title, unit_scale=True, disable=not progress)
     # Written in place: small results kept among the large tensors of the chunks would pin the heap.
     log_sums = _double(torch.empty(2, len(x), device=x.device))
     with bar, program.evaluating(seed=seed):
         for index, batch in enumerate(batches(args, rows)):
-            weights = _log_weights(program, layout, batch, num_samples, particles, bar)
+            weights = _log_weights(weigh, batch, num_samples, particles, bar)
             log_sums[:, index * rows : (index + 1) * rows] = _log_sums(weights)
     return _estimate(log_sums[0], log_sums[1], num_samples, x)
 
@@ -331,16 +337,34 @@ def _tables(
         yield site_terms(program, layout, *batch, num_particles=count)
 
 
+class _Weigh:
+    """Draws samples of the latents and gives their log-weights, ``[S, B]``, in float64."""
+
+    def __init__(self, program: Program, layout: Layout, engine: str, num_calls: int) -> None:
+        self._program, self._layout = program, layout
+        self._settings: dict[str, Any] = {"engine": engine, "num_calls": num_calls}
+        self._replayed: dict[int, Replayed] = {}
+        self._num_done = 0
+
+    def __call__(self, batch: tuple[Tensor, ...], num_particles: int) -> Tensor:
+        run = partial(self._run, num_particles)
+        if num_particles not in self._replayed:
+            self._replayed[num_particles] = Replayed(self._program, run, **self._settings)
+        (log_w,) = self._replayed[num_particles](self._num_done, None, *batch) or run(*batch)
+        self._num_done += 1
+        assert log_w is not None
+        return log_w
+
+    def _run(self, num_particles: int, *batch: Tensor) -> tuple[Tensor]:
+        terms = site_terms(self._program, self._layout, *batch, num_particles=num_particles)
+        return (_double(terms.log_w),)
+
+
 def _log_weights(
-    program: Program,
-    layout: Layout,
-    batch: tuple[Tensor, ...],
-    num_samples: int,
-    particles: int,
-    bar: Any,
+    weigh: _Weigh, batch: tuple[Tensor, ...], num_samples: int, particles: int, bar: Any
 ) -> Iterator[Tensor]:
-    for table in _tables(program, layout, batch, num_samples, particles):
-        log_w = _double(table.log_w)
+    for done in range(0, num_samples, particles):
+        log_w = weigh(batch, min(particles, num_samples - done))
         bar.update(log_w.numel())
         yield log_w
 
