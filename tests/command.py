@@ -99,6 +99,9 @@ def write_data(folder: Path) -> None:
     np.save(folder / "grey.npy", rng.random((40, 3)).astype("f4"))
     binary = rng.integers(0, 2, (40, 3)).astype("u1")
     np.savez(folder / "binary.npz", x=binary, y=np.arange(40) % 2)
+    np.save(folder / "unit.npy", rng.uniform(0.05, 0.95, (40, 3)))
+    np.save(folder / "onehot.npy", np.eye(3)[rng.integers(0, 3, 40)])
+    np.save(folder / "simplex.npy", rng.dirichlet(np.full(3, 4.0), 40))
 
 
 def tree(folder: Path) -> dict[str, int]:

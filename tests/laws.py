@@ -34,6 +34,7 @@ from pyro_vae.components import (
     Normal,
     StandardNormal,
 )
+from pyro_vae.components.posteriors import RelaxedBernoulli, StraightThroughBernoulli
 from pyro_vae.models import VAE
 
 # ---------------------------------------------------------------------------- families
@@ -55,6 +56,8 @@ FAMILIES: dict[str, Member] = {
     "Normal, fixed scale": Member(partial(Normal, scale=0.3)),
     "DiagonalNormal": Member(DiagonalNormal),
     "StandardNormal": Member(StandardNormal),
+    "RelaxedBernoulli": Member(RelaxedBernoulli, interval=(-30.0, 30.0)),
+    "StraightThroughBernoulli": Member(StraightThroughBernoulli, support=(0.0, 1.0)),
     "Automatic Laplace": Member(partial(Automatic, distribution="Laplace")),
     "Automatic StudentT": Member(partial(Automatic, distribution="StudentT", df=9.0)),
     "Automatic Logistic": Member(partial(Automatic, distribution=dist.Logistic)),

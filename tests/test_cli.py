@@ -40,7 +40,7 @@ FLAGS = (
     "--epochs",
     "--help", "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
-    "--prior", "--resume", "--schedule", "--seed", "--tensorboard",
+    "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard",
 )  # fmt: skip
 COMMANDS = ("train", "evaluate", "sample", "plot", "list")
 FILES = {"config.yaml", "metrics.jsonl", "results.json", "report.html", "checkpoints", "pictures"}
@@ -181,6 +181,19 @@ COMPANIONS = {
     ("likelihood", "Automatic"): "--likelihood.distribution Laplace",
     ("likelihood", "Bernoulli"): "--data binary.npz",
     ("likelihood", "Binomial"): "--data counts.npy",
+    ("prior", "Concrete"): "--posterior Concrete",
+    ("prior", "RelaxedBernoulli"): "--posterior RelaxedBernoulli",
+    ("prior", "StraightThroughBernoulli"): "--posterior StraightThroughBernoulli",
+    ("prior", "StraightThroughCategorical"): "--posterior StraightThroughCategorical",
+    ("posterior", "Concrete"): "--prior Concrete",
+    ("posterior", "StraightThroughBernoulli"): "--prior Bernoulli",
+    ("posterior", "StraightThroughCategorical"): "--prior StraightThroughCategorical",
+    ("likelihood", "Concrete"): "--data simplex.npy",
+    ("likelihood", "RelaxedBernoulli"): "--data unit.npy",
+    ("likelihood", "StraightThroughBernoulli"): "--data binary.npz",
+    ("likelihood", "StraightThroughCategorical"): "--data onehot.npy",
+    ("objective", "DisARM"): "--prior Bernoulli --posterior Bernoulli",
+    ("objective", "InChunks"): "--objective.objective IWAE --objective.particles_at_once 20",
     ("network", "Convolutional"): "--data bytes.npy --network.channels [2]",
     ("observation", "Binarize"): "--data counts.npy --likelihood Bernoulli",
     ("observation", "Dequantize"): "--data counts.npy --likelihood Normal",

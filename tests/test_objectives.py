@@ -64,7 +64,11 @@ def value_and_gradient(objective, program, seed=0):
 
 
 @pytest.mark.parametrize("num_particles", [1, 4])
-@pytest.mark.parametrize("options", [{}, {"discrete": True}, {"full_size": 40}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"discrete": True}, {"full_size": 40}, {"discrete": True, "full_size": 40}],
+    ids=str,
+)
 def test_the_elbo_is_pyros(num_particles, options):
     program = Gaussian(**options)
     theirs = Trace_ELBO(num_particles, max_plate_nesting=1, vectorize_particles=True)

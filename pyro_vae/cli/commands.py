@@ -95,7 +95,7 @@ def list_parts(arguments: list[str]) -> None:
     for option in parts.PARTS:
         print(f"\n--{option}")
         for name, part in parts.offered(option).items():
-            print(f"  {name:<22}{parts.summary(part)}")
+            print(f"  {name:<28}{parts.summary(part)}")
     print("\nor any of your own: an import path (my_package.MyPrior) or file (my_file.py:MyPrior)")
 
 

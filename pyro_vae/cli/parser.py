@@ -169,6 +169,9 @@ def _add_run(group: Any) -> None:
     engines = Literal["auto", "eager", "recorded", "compiled"]
     help_ = "how a step is run: by Pyro, replayed, or compiled; auto replays in longer runs"
     add("--engine", type=engines, default="auto", help=help_)
+    precisions = Literal["float32", "tf32", "bfloat16"]
+    help_ = "of the networks' products; densities are float32 in any case"
+    add("--precision", type=precisions, default="float32", help=help_)
     add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
     add("--seed", type=int, default=0, help="of weights, noise and order")
     add("--tensorboard", type=bool, default=False, help="write TensorBoard scalars too")

@@ -195,8 +195,9 @@ def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
         run.program, run.data, objective=instances.objective,
         optim=_adam(config.lr), schedule=instances.schedule, observation=run.observation,
         epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
-        patience=config.patience, engine=config.engine, device=run.device, seed=config.seed,
-        out=out, resume=resume, progress=True, log_tensorboard=config.tensorboard,
+        patience=config.patience, engine=config.engine, precision=config.precision,
+        device=run.device, seed=config.seed, out=out, resume=resume, progress=True,
+        log_tensorboard=config.tensorboard,
     )  # fmt: skip
 
 

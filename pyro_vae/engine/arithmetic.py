@@ -1,4 +1,4 @@
-"""Faster arithmetic on a processor, with the same precision.
+"""The arithmetic of a run: its precision, and the fastest way to it.
 
 Two things outside a program cost it half of its speed on some machines: MKL's float32 products
 run at half speed on AMD processors, where oneDNN's, in the same build of torch, do not; and the
@@ -14,7 +14,9 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["fast_arithmetic"]
+__all__ = ["PRECISIONS", "fast_arithmetic", "reduced_precision"]
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _FLOAT32_ERROR = 1e-5
@@ -40,6 +42,37 @@ def fast_arithmetic() -> Iterator[bool]:
         if not taken:
             torch.set_float32_matmul_precision(before)
         yield taken
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def reduced_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Let networks compute in lower precision; weights, densities and sums stay float32.
+
+    Args:
+        precision: "float32" changes nothing; "tf32" rounds the factors of matrix products to 10
+            bits of mantissa, on NVIDIA's GPUs since 2020; "bfloat16" runs matrix products and
+            convolutions in bfloat16, 7 bits, under ``torch.autocast``.
+        device: Where the run takes place.
+
+    Raises:
+        ValueError: If the precision has another name, or the device does not have it.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}")
+    if precision == "bfloat16":
+        # Casts that are kept would outlive the weights that they were made from.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            yield
+        return
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        if device.type != "cuda":
+            raise ValueError(f'precision="tf32" is for CUDA devices, not for {device}')
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -20,8 +20,8 @@ from pyro_vae.engine.warning import warn
 
 __all__ = ["compiled", "pays"]
 
-_SECONDS_EACH_COMPILATION, _SECONDS_EACH_OPERATION = 3.0, 0.02
-_SECONDS_SAVED_EACH_OPERATION, _BYTES_SAVED_EACH_SECOND = 2e-6, 4e9
+_SECONDS_EACH_COMPILATION, _SECONDS_EACH_OPERATION = 10.0, 0.03
+_SECONDS_SAVED_EACH_OPERATION, _BYTES_SAVED_EACH_SECOND = 2e-6, 6e9
 
 
 def compiled(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae.datasets import Dataset, from_arrays
-from pyro_vae.engine.arithmetic import fast_arithmetic
+from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.data import AsFloat, Observation
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.progress import Bar, Clock, stop_requests
@@ -84,6 +84,7 @@ def fit(
     log_tensorboard: bool = False,
     engine: str = "auto",
     fast: bool = True,
+    precision: str = "float32",
 ) -> Fit:
     """Train a program on data: ``fit(vae, data)`` or ``fit(model, guide, data)``.
 
@@ -112,6 +113,8 @@ def fit(
             "compiled", or "auto"; see ``SVI``.
         fast: On a CPU, take the fastest products that are true float32, where the program's
             largest is worth it; see ``fast_arithmetic``.
+        precision: Of the networks' products: "float32", "tf32" on CUDA, or "bfloat16". Densities
+            are float32 in any case.
 
     Raises:
         ValueError: If an argument is unusable or the data do not fit the likelihood.
@@ -127,7 +130,8 @@ def fit(
     program = Program(model, guide)
     widest = max((p.numel() for p in program.parameters().values()), default=0)
     fast = fast and device.type == "cpu" and batch_size * widest >= _WORTHWHILE_PRODUCT
-    arithmetic = fast_arithmetic() if fast else nullcontext()
+    fast = fast and precision == "float32"
+    arithmetic = fast_arithmetic() if fast else reduced_precision(precision, device)
     with arithmetic, _own_random_state(seed, device), stop_requests() as stop, _locked(folder):
         run = Training(
             program, _dataset(data), objective, optim,

@@ -117,9 +117,23 @@ class Recorder:
         self.forget()
         return True
 
-    def _record(
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the program and of all that is watched, as of the last recording."""
+        return [] if self._watch is None else [tensor for _, tensor in self._watch.tensors]
+
+    def graph(
         self, parameters: Mapping[str, Tensor] | None, args: tuple[Tensor, ...]
-    ) -> Callable[..., Any]:
+    ) -> fx.GraphModule:
+        """Return the function's operations on such arguments, held against the function itself.
+
+        Args:
+            parameters: The tensors that the function may take gradients for; None: it takes none.
+            args: The function's arguments.
+
+        Raises:
+            NotRecordable: If the function depends on more than its tensors.
+        """
         watch = self._watch or self._watched()
         _check_tensors(watch)
         with _tensor_losses():
@@ -133,6 +147,12 @@ class Recorder:
                 _check_constants(graph, parameters, watch)
             _check_replay(graph, self.function, args, watch)
         self._watch = watch
+        return graph
+
+    def _record(
+        self, parameters: Mapping[str, Tensor] | None, args: tuple[Tensor, ...]
+    ) -> Callable[..., Any]:
+        graph = self.graph(parameters, args)
         chosen = self.engine == "compiled" or (
             self.engine == "auto" and pays(graph, self.num_calls)
         )

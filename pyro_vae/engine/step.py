@@ -10,9 +10,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
+from torch import Tensor, fx
 
 from pyro_vae.engine.optimizers import TensorRates
+from pyro_vae.engine.recording import NotRecordable, Recorder
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program
@@ -55,10 +56,14 @@ class RecordedStep:
         svi: Whose steps they are.
         engine: When to record, see ``SVI``.
         num_steps: How many steps are planned.
+
+    Attributes:
+        paused: Whether every step is run as it is written, for the time being.
     """
 
     def __init__(self, svi: Inference, engine: str, num_steps: int) -> None:
         self.svi = svi
+        self.paused = False
         self._in_store: dict[str, Tensor] = {}
         self._rates: TensorRates | None = None
         self._state: dict[str, Any] = {}
@@ -69,6 +74,7 @@ class RecordedStep:
             "the objective": getattr(loss, "__dict__", {}),
             "the observation": getattr(svi.prepare, "watched", None),
         }
+        self._recorder = Recorder(svi.program, self._up_to_gradients, watched=watched)
         self._gradients = self._new(self._up_to_gradients, engine, watched, num_steps)
         watched = {**watched, "the optimizer's state": self._state}
         self._whole = self._new(self._whole_step, engine, watched, num_steps)
@@ -80,7 +86,7 @@ class RecordedStep:
             args: What the step is called with.
             kwargs: Further arguments.
         """
-        if not self._is_as_recorded() or self._adds_one_by_one():
+        if self.paused or not self.ready or self._adds_one_by_one():
             return None
         found = self._gradients(self._num_gradients, self.svi.parameters, *args, **kwargs)
         self._num_gradients += 1
@@ -94,7 +100,9 @@ class RecordedStep:
             kwargs: Further arguments.
         """
         svi = self.svi
-        if self._whole.gave_up or not self._is_as_recorded() or svi.num_updates == 0:
+        if self.paused or svi.num_updates == 0:
+            return None
+        if self._whole.gave_up or not self.ready:
             return None
         if any(parameter.grad is not None for parameter in svi.parameters.values()):
             return None
@@ -107,8 +115,28 @@ class RecordedStep:
             self._gradients.give_up()
         return None if found is None else found[0]
 
+    def graph(self, *args: Tensor) -> fx.GraphModule:
+        """Return the operations of a step up to the gradients, held against the step itself.
+
+        Args:
+            args: What the step is called with.
+
+        Raises:
+            NotRecordable: If the step cannot be said in operations alone.
+        """
+        if not self.ready:
+            raise NotRecordable(self.obstacle or "handlers around a step change its meaning")
+        with torch.no_grad():
+            return self._recorder.graph(self.svi.parameters, args)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors that the step may read or change, as of the last ``graph``."""
+        return self._recorder.tensors
+
     def forget(self) -> None:
         """Drop all recordings."""
+        self._recorder.forget()
         self._gradients.forget()
         self._whole.forget()
         self._rates = None
@@ -126,16 +154,15 @@ class RecordedStep:
             self.svi.program, function, engine=engine, watched=watched, num_calls=num_steps
         )
 
-    def _is_as_recorded(self) -> bool:
+    @property
+    def ready(self) -> bool:
         """Whether a recording could say what the program says; the step is eager if not."""
         svi = self.svi
         # Handlers around a step change its meaning.
         if svi.optimizer is None or self._gradients.gave_up or poutine.runtime.am_i_wrapped():
             return False
-        if not (type(svi.loss) in _RECORDABLE or isinstance(svi.loss, Objective)):
-            name = getattr(svi.loss, "__name__", type(svi.loss).__name__)
-            reason = f"{name} may depend on values, not on tensors alone"
-            self._gradients.give_up(reason)
+        if self.obstacle:
+            self._gradients.give_up(self.obstacle)
             self._whole.give_up()
             return False
         store = pyro.get_param_store()._params
@@ -144,6 +171,15 @@ class RecordedStep:
             self.forget()
             return False
         return True
+
+    @property
+    def obstacle(self) -> str:
+        """What about the objective forbids a recording; empty if nothing."""
+        loss = self.svi.loss
+        if type(loss) in _RECORDABLE or isinstance(loss, Objective):
+            return ""
+        name = getattr(loss, "__name__", type(loss).__name__)
+        return f"{name} may depend on values, not on tensors alone"
 
     def _adds_one_by_one(self) -> bool:
         """Whether gradients of particles would be added one by one to those that are there."""

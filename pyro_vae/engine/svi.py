@@ -15,6 +15,7 @@ from pyro_vae.engine.optimizers import Optim, add_parameters, build, clip_as_pyr
 from pyro_vae.engine.replaying import ENGINES
 from pyro_vae.engine.step import RecordedStep
 from pyro_vae.engine.warning import warn
+from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
 
 __all__ = ["ENGINES", "SVI", "Optim"]
@@ -114,6 +115,11 @@ class SVI:
         """Whether the last step replayed a recording."""
         return self._was_replayed
 
+    @property
+    def modules_of_loss(self) -> dict[str, torch.nn.Module]:
+        """The modules that the objective holds, whose parameters are trained with the rest."""
+        return self._loss.modules if isinstance(self._loss, Objective) else {}
+
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; return the loss, negative and summed over the data plate."""
         return _to_float(self.update(*args, **kwargs))  # here the host waits for the device
@@ -194,6 +200,8 @@ class SVI:
             loss = self._loss_and_grads(*args, **kwargs)
         first = self.optimizer is None
         found: dict[str, Tensor] = dict(self.program.parameters())
+        for place, module in self.modules_of_loss.items():
+            found |= {f"{place}.{name}": p for name, p in module.named_parameters()}
         for name, site in capture.trace.nodes.items():
             value = site["value"]
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value

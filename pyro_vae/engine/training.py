@@ -8,14 +8,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
@@ -25,6 +25,8 @@ from pyro_vae.engine.replaying import Replayed
 from pyro_vae.engine.svi import SVI
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Layout, Program, ProgramError
+from pyro_vae.inference.refusals import check_objective
+from pyro_vae.inference.schedules import moving_in
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import site_terms
 
@@ -98,6 +100,12 @@ class Training:
         self.layout = program.check(*self.validation)
         check_support(program, self.layout, *self.validation)
         objective = objective or default_objective(program, self.layout, *self.validation)
+        objective = _of_data(objective, len(data.train))
+        self.moving = moving_in(program.model, program.guide, *program.reachable, objective)
+        self.beside = [*getattr(objective, "modules", {}).values(), *self.moving]
+        for module in self.beside:
+            module.to(device)
+        check_objective(objective, program, self.layout, *self.validation)
         clip = None if clip_norm is None else clip_norm * (self.layout.full_size or batch_size)
         self.svi = SVI(
             program.model,
@@ -117,6 +125,8 @@ class Training:
         self._num_judged = 0
         self.progress = Progress()
         self.num_steps = max(1, epochs * self.batches.num_batches)
+        for number in self.moving:
+            number.check(epochs * self.batches.num_batches)
         self.first_step = 0
         self.train_nats = metrics.Mean()
         self.best: dict[str, Any] | None = None
@@ -151,11 +161,11 @@ class Training:
         )  # fmt: skip
         batch = _arguments(few, self.with_labels)
         check_support(self.program, self.layout, *batch)
-        buffers = [m.state_dict() for m in self.program.modules]
-        before = copy.deepcopy(buffers)
+        modules = [*self.program.modules, *self.beside]
+        before = copy.deepcopy([module.state_dict() for module in modules])
         with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):
             self.svi.meet_parameters(*batch)
-        for module, state in zip(self.program.modules, before, strict=True):
+        for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state, strict=False)
 
     @contextmanager
@@ -165,15 +175,28 @@ class Training:
             warnings.filterwarnings("ignore", message="Encountered NaN")
             yield
 
+    def draws(self) -> Iterator[tuple[Tensor, ...]]:
+        """Return which rows the remaining batches of this epoch consist of."""
+        return self.batches.draws(self.progress.epoch, start=self.progress.position)
+
     def step(self, draw: tuple[Tensor, ...]) -> None:
         """Take one gradient step, unless a loss was not finite; ``look`` finds out."""
-        state = self.progress
-        factor = self.schedule(state.step / self.num_steps)
+        self.before_step()
+        self.after_step(self.svi.update(*draw), len(draw[0]))
+
+    def before_step(self) -> None:
+        """Set what depends on how far the run is."""
+        done = self.progress.step / self.num_steps
+        for number in self.moving:
+            number.advance(done)
+        factor = self.schedule(done)
         for group, rate in zip(self._optimizer.param_groups, self.rates, strict=False):
             group["lr"] = rate * factor
-        loss = self.svi.update(*draw)
+
+    def after_step(self, loss: Any, num_rows: int) -> None:
+        """Take note of a step and of its loss, which stays on the device."""
+        state = self.progress
         value = loss[0] if isinstance(loss, tuple) else loss
-        num_rows = len(draw[0])
         self.train_nats.add(-value / (self.layout.full_size or num_rows), num_rows)
         state.step += 1
         state.position += 1
@@ -263,6 +286,7 @@ class Training:
         """Return all that a resumed run needs."""
         return {
             "weights": self._weights(),
+            "beside": [module.state_dict() for module in self.beside],
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
             "random": restoring.random_state(),
@@ -285,6 +309,8 @@ class Training:
         _check_same("settings", state["settings"], self.settings, path)
         _warn_if_other(state["environment"], _environment(self.device))
         _load(self.svi, state["weights"])
+        for module, saved in zip(self.beside, state["beside"], strict=True):
+            restoring.load_strictly(module, saved)
         self.best = state["best"]
         self._optimizer.load_state_dict(state["optimizer"])
         restoring.set_random_state(state["random"])
@@ -311,6 +337,7 @@ class Training:
 
     def _weights(self) -> dict[str, Any]:
         inside = {id(p) for p in self.program.parameters().values()}
+        inside |= {id(p) for module in self.beside for p in module.parameters()}
         return {
             "modules": [module.state_dict() for module in self.program.modules],
             "parameters": {
@@ -418,6 +445,7 @@ def _load(svi: SVI, weights: dict[str, Any]) -> None:
     for module, state in zip(modules, weights["modules"], strict=True):
         restoring.load_strictly(module, state)
     inside = {id(p) for p in svi.program.parameters().values()}
+    inside |= {id(p) for module in svi.modules_of_loss.values() for p in module.parameters()}
     outside = {n: p for n, p in svi.parameters.items() if id(p) not in inside}
     if outside.keys() != weights["parameters"].keys():
         raise checkpoint.CheckpointError(
@@ -443,6 +471,14 @@ def _arguments(data: Data, with_labels: bool) -> tuple[Tensor, ...]:
 def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:
     for start in range(0, len(args[0]), rows):
         yield tuple(arg[start : start + rows] for arg in args)
+
+
+def _of_data(objective: ELBO, num_data: int) -> ELBO:
+    """Tell an objective that asks for it how many data the batches are taken from."""
+    if getattr(objective, "num_data", num_data) is None:
+        objective = copy.copy(objective)
+        objective.num_data = num_data
+    return objective
 
 
 def _nested(objective: ELBO, layout: Layout) -> ELBO:
@@ -477,7 +513,9 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
-        "products": torch.get_float32_matmul_precision(),
+        "products": "bfloat16"
+        if torch.is_autocast_enabled(device.type)
+        else torch.get_float32_matmul_precision(),
     }
 
 
@@ -491,8 +529,12 @@ def _check_same(what: str, saved: dict[str, Any], now: dict[str, Any], path: Pat
 
 
 def _described(objective: ELBO) -> str:
-    plain = {n: v for n, v in vars(objective).items() if isinstance(v, (int, float, str))}
-    return f"{type(objective).__name__}({', '.join(f'{n}={v}' for n, v in plain.items())})"
+    told = {
+        name: value
+        for name, value in vars(objective).items()
+        if isinstance(value, (int, float, str, tuple, nn.Module)) or is_dataclass(value)
+    }
+    return f"{type(objective).__name__}({', '.join(f'{n}={v}' for n, v in told.items())})"
 
 
 def _warn_if_other(saved: dict[str, Any], now: dict[str, Any]) -> None:

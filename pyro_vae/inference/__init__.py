@@ -1,22 +1,80 @@
-"""What a program means while it is fitted: works on any Pyro model and guide."""
+"""What a program means while it is fitted; works on any Pyro model and guide."""
 
-from pyro_vae.inference.objectives import ELBO, IWAE, Objective
+from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, OfSamples
+from pyro_vae.inference.detached import detached
+from pyro_vae.inference.handlers import Frozen, KLWeight, StickingTheLanding, Temperature
+from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
+from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Objective
 from pyro_vae.inference.program import Layout, Program, ProgramError
-from pyro_vae.inference.schedules import Constant, Cosine, Schedule
+from pyro_vae.inference.refusals import check_objective
+from pyro_vae.inference.regularized import BetaVAE, Capacity, FreeBits, Groups, Layers, Units
+from pyro_vae.inference.schedules import (
+    Constant,
+    Controlled,
+    Cosine,
+    Cyclical,
+    Linear,
+    Moving,
+    Schedule,
+    Scheduled,
+    Sigmoid,
+    moving_in,
+)
+from pyro_vae.inference.score_function import NVIL, RLOO, VIMCO, Baseline, DisARM
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
+from pyro_vae.inference.wake_sleep import RWS, TVO, RWSDReG
 
 __all__ = [
+    "CIWAE",
+    "DIPVAE",
     "ELBO",
     "IWAE",
+    "MIWAE",
+    "NVIL",
+    "PIWAE",
+    "RLOO",
+    "RWS",
+    "TVO",
+    "VIMCO",
+    "AnalyticELBO",
+    "Baseline",
+    "BetaTCVAE",
+    "BetaVAE",
+    "Capacity",
     "Constant",
+    "Controlled",
     "Cosine",
+    "Cyclical",
+    "DReG",
+    "DisARM",
+    "FreeBits",
+    "Frozen",
+    "Groups",
+    "InChunks",
+    "InfoVAE",
+    "KLWeight",
+    "Layers",
     "Layout",
+    "Linear",
+    "Moving",
     "Objective",
+    "OfMeans",
+    "OfSamples",
     "Program",
     "ProgramError",
+    "RWSDReG",
+    "Renyi",
     "Schedule",
+    "Scheduled",
+    "Sigmoid",
     "SiteTerms",
+    "StickingTheLanding",
+    "Temperature",
+    "Units",
+    "check_objective",
     "check_support",
+    "detached",
+    "moving_in",
     "site_terms",
 ]

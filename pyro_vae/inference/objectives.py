@@ -10,14 +10,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
-__all__ = ["ELBO", "IWAE", "Objective"]
+__all__ = ["ELBO", "IWAE", "AnalyticELBO", "Objective"]
 
 
 class Objective(PyroELBO):
@@ -40,6 +41,11 @@ class Objective(PyroELBO):
         self.vectorize_particles = True
         self._layouts: dict[Any, Layout] = {}
 
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules that the objective holds, which are trained with the rest."""
+        return {name: held for name, held in vars(self).items() if isinstance(held, nn.Module)}
+
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the bound of each datum in nats, ``[B]``."""
         raise NotImplementedError
@@ -48,11 +54,23 @@ class Objective(PyroELBO):
         """Return what is differentiated for each datum, ``[B]``, with all scales applied."""
         raise NotImplementedError
 
+    def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
+        """Run the program and return what ``value`` and ``surrogate`` reduce."""
+        return site_terms(program, layout, *args, num_particles=self.num_particles)
+
+    def refusal(self, terms: SiteTerms) -> str | None:
+        """Say why this objective cannot train a program, and which one can; None if it can.
+
+        Args:
+            terms: The table of a few data, without gradients.
+        """
+        return None
+
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
         """Return the negative bound, summed over the data."""
         with torch.no_grad():
             program, layout = self._program(model, guide, args)
-            terms = site_terms(program, layout, *args, num_particles=self.num_particles)
+            terms = self.table(program, layout, *args)
             return (-data_scale(terms) * self.value(terms).sum()).item()
 
     def differentiable_loss(
@@ -60,7 +78,7 @@ class Objective(PyroELBO):
     ) -> Tensor:
         """Return a tensor with the loss's value and the surrogate's gradient."""
         program, layout = self._program(model, guide, args)
-        terms = site_terms(program, layout, *args, num_particles=self.num_particles)
+        terms = self.table(program, layout, *args)
         loss = -data_scale(terms) * self.value(terms).detach().sum()
         surrogate = -self.surrogate(terms).sum()
         return loss + (surrogate - surrogate.detach())
@@ -83,8 +101,17 @@ class Objective(PyroELBO):
         program = Program(model, guide)
         key = (model, guide)
         if key not in self._layouts:
-            self._layouts[key] = program.check(*args)
+            layout = program.check(*args)
+            self._refuse(program, layout, args)
+            self._layouts[key] = layout
         return program, self._layouts[key]
+
+    def _refuse(self, program: Program, layout: Layout, args: tuple[Any, ...]) -> None:
+        rows = tuple(arg[:3] for arg in args)
+        with program.evaluating(seed=0), pyro.validation_enabled(False):
+            reason = self.refusal(self.table(program, layout, *rows))
+        if reason is not None:
+            raise ValueError(reason)
 
 
 class ELBO(Objective):
@@ -109,9 +136,10 @@ class ELBO(Objective):
         log_p = [terms.scale_p[name] * log_p for name, log_p in terms.log_p.items()]
         log_q = {name: terms.scale_q[name] * log_q for name, log_q in terms.log_q.items()}
         pathwise = [log_q[name] for name in log_q if terms.pathwise[name]]
-        scored = [log_q[name] for name in log_q if not terms.pathwise[name]]
+        scored = [terms.log_q[name] for name in log_q if not terms.pathwise[name]]
         total = sum(log_p) - sum(pathwise, torch.zeros(()))
         if scored:
+            # What scores is a factor of the bound, not a term of it: the scale is in the weight.
             weight = (sum(log_p) - sum(log_q.values())).detach()
             total = total + weight * sum(scored)
         return total.mean(0)
@@ -126,7 +154,7 @@ class IWAE(Objective):
     reparameterised samples.
 
     Raises:
-        ValueError: At the first step, if a latent is not reparameterised.
+        ValueError: Before the first step, if a latent is not reparameterised.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
@@ -135,23 +163,30 @@ class IWAE(Objective):
     def __init__(self, num_particles: int = 50) -> None:
         super().__init__(num_particles)
 
+    def refusal(self, terms: SiteTerms) -> str | None:
+        """Say which latent carries no gradients, if one does not."""
+        return unreparameterised(self, terms)
+
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the log of the mean weight of each datum in nats, ``[B]``."""
-        return _log_mean_exp(terms.log_w)
+        return log_mean_exp(terms.log_w)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
-        for name, pathwise in terms.pathwise.items():
-            if not pathwise:
-                raise ValueError(
-                    f"IWAE needs reparameterised latents, but samples of site {name!r} carry no "
-                    "gradients: its guide would not be trained; use ELBO, or TraceGraph_ELBO"
-                )
-        # The plate's scale counts data, so it stays outside; relative weights of sites go inside.
-        scale = data_scale(terms)
-        log_p = sum(terms.scale_p[name] / scale * log_p for name, log_p in terms.log_p.items())
-        log_q = sum(terms.scale_q[name] / scale * log_q for name, log_q in terms.log_q.items())
-        return scale * _log_mean_exp(log_p - log_q)
+        log_p, log_q = weighed(terms)
+        return data_scale(terms) * log_mean_exp(log_p - log_q)
+
+
+def unreparameterised(objective: Objective, terms: SiteTerms) -> str | None:
+    """Say which latent has samples without gradients, for objectives that need them; or None."""
+    for name, pathwise in terms.pathwise.items():
+        if not pathwise:
+            return (
+                f"{type(objective).__name__} needs reparameterised latents, but samples of site "
+                f"{name!r} carry no gradients: its guide would not be trained; use VIMCO or RWS "
+                "for a bound of several particles, or ELBO"
+            )
+    return None
 
 
 def data_scale(terms: SiteTerms) -> Any:
@@ -159,5 +194,69 @@ def data_scale(terms: SiteTerms) -> Any:
     return next(scale for name, scale in terms.scale_p.items() if name not in terms.log_q)
 
 
-def _log_mean_exp(log_w: Tensor) -> Tensor:
+def weighed(terms: SiteTerms) -> tuple[Tensor, Tensor]:
+    """Return log p(x, z) and log q(z | x) as handlers weigh the sites, ``[S, B]``.
+
+    A subsampled plate's scale counts data, so it is left out here: weights of particles are of one
+    datum. What is made of them is multiplied with ``data_scale``.
+    """
+    scale = data_scale(terms)
+    log_p = sum(terms.scale_p[name] / scale * log_p for name, log_p in terms.log_p.items())
+    log_q = sum(terms.scale_q[name] / scale * log_q for name, log_q in terms.log_q.items())
+    return torch.as_tensor(log_p), torch.as_tensor(log_q)
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """Return the log of the mean of the weights of each datum in nats, ``[B]``."""
     return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+class AnalyticELBO(Objective):
+    r"""The evidence lower bound, with the KL of each site in closed form where it has one.
+
+    .. math::
+        \frac1S \sum_s \log p(x \mid z_s)
+        - \sum_i KL\big(q(z_i \mid z^s_{<i}, x) \,\|\, p(z_i \mid z^s_{<i})\big)
+
+    Sites without a closed form are sampled, as by ``ELBO``. So is a site that the model declares
+    after another one, but the guide before it: its closed form would not have the bound as its
+    mean. The expectation is that of ``ELBO`` for every program, mean-field or not.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix B
+    """
+
+    def value(self, terms: SiteTerms) -> Tensor:
+        """Return the bound of each datum in nats, ``[B]``."""
+        kl = sum((terms.kl(name) for name in terms.log_q), torch.zeros(()))
+        return (-terms.distortion - kl).mean(0)
+
+    def surrogate(self, terms: SiteTerms) -> Tensor:
+        """Return what is differentiated for each datum, ``[B]``."""
+        observed = [name for name in terms.log_p if name not in terms.log_q]
+        total = sum(terms.scale_p[name] * terms.log_p[name] for name in observed)
+        total = total - sum((_scaled_kl(terms, name) for name in terms.log_q), torch.zeros(()))
+        scored = [terms.log_q[name] for name in terms.log_q if not terms.pathwise[name]]
+        if scored:
+            # A factor of log q, not a term of the bound: no scale belongs to it.
+            total = total + total.detach() * sum(scored)
+        return total.mean(0)
+
+
+def _scaled_kl(terms: SiteTerms, name: str) -> Tensor:
+    r"""Return :math:`b \log q - a \log p` with the scales b and a, its KL closed if it can be."""
+    log_p, scale_q = terms.log_p.get(name), terms.scale_q[name]
+    closed = terms.closed_kl(name)
+    if log_p is None or closed is None:
+        pathwise = terms.pathwise[name]
+        log_q = terms.log_q[name] if pathwise else terms.log_q[name].detach()
+        return scale_q * log_q - (0.0 if log_p is None else terms.scale_p[name] * log_p)
+    scaled = scale_q * closed
+    if scale_q is terms.scale_p[name] or _are_equal(scale_q, terms.scale_p[name]):
+        return scaled
+    return scaled + (scale_q - terms.scale_p[name]) * log_p
+
+
+def _are_equal(scale: Any, other: Any) -> bool:
+    # Tensors are not compared: a recorded step may not ask for their values.
+    return isinstance(scale, float) and isinstance(other, float) and scale == other

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.terms import site_terms
 
 __all__ = ["check_support"]
 
@@ -26,9 +28,11 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
 
     Raises:
         ValueError: If a value lies outside; names the site, the value, its index, how many there
-            are and what would fit. Or if a latent's guide has other values than its model.
+            are and what would fit. Or if a latent's guide has other values than its model, or a
+            density has less precision than float32.
     """
     x, *rest = data
+    _check_precision(program, layout, x[:2], *(r[:2] for r in rest))
     # Validation would stop at the encoder's NaN, before the data that caused it are named.
     with program.evaluating(seed=0), pyro.validation_enabled(False):
         guide_trace = poutine.trace(program.guide).get_trace(x[:1], *(r[:1] for r in rest))
@@ -38,6 +42,18 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
     for name in layout.latents:
         if name in site:
             _check_latent(name, site[name]["fn"], guide_trace.nodes[name])
+
+
+def _check_precision(program: Program, layout: Layout, *few: Tensor) -> None:
+    with program.evaluating(seed=0), pyro.validation_enabled(False):
+        terms = site_terms(program, layout, *few)
+    for name, log_density in [*terms.log_p.items(), *terms.log_q.items()]:
+        if log_density.dtype in (torch.bfloat16, torch.float16):
+            kind = str(log_density.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the log-density at site {name!r} is computed in {kind}, too coarse for a bound: "
+                "hand float32 to its distribution, as in net(x).float()"
+            )
 
 
 def _check_data(name: str, fn: Any, x: Tensor) -> None:
@@ -58,7 +74,10 @@ def _check_data(name: str, fn: Any, x: Tensor) -> None:
 def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
     posterior = guide_site["fn"]
     try:
-        same_kind = prior.support.is_discrete == posterior.support.is_discrete
+        same_kind = all(
+            trait(prior.support) == trait(posterior.support)
+            for trait in (_is_discrete, _is_simplex)
+        )
         inside = same_kind and bool(prior.support.check(guide_site["value"]).all())
     except (AttributeError, NotImplementedError):
         return
@@ -71,10 +90,19 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
         )
 
 
+def _is_discrete(support: Any) -> bool:
+    return bool(support.is_discrete)
+
+
+def _is_simplex(support: Any) -> bool:
+    # Its densities are over one dimension less than it has numbers.
+    return support is constraints.simplex
+
+
 def _family(fn: Any) -> str:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return type(fn).__name__
+    return type(fn).__name__.lstrip("_")
 
 
 def _not_finite(name: str, x: Tensor, chunk: Tensor, start: int) -> str:

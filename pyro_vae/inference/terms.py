@@ -10,10 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Independent
 
-from pyro_vae.inference.program import Layout, Program, _latent_sites, _observed_sites
+from pyro_vae.inference.program import (
+    Layout,
+    Program,
+    _data_frame,
+    _latent_sites,
+    _observed_sites,
+)
 
 __all__ = ["SiteTerms", "site_terms"]
 
@@ -30,6 +38,7 @@ class SiteTerms:
         scale_p: What handlers and subsampling plates would multiply each ``log_p`` with.
         scale_q: Likewise for each ``log_q``.
         pathwise: Of each latent site, whether samples carry gradients.
+        latents: The distributions at each latent site; one entry per run of the program.
     """
 
     log_p: dict[str, Tensor]
@@ -38,6 +47,7 @@ class SiteTerms:
     scale_p: dict[str, Any] = field(default_factory=dict)
     scale_q: dict[str, Any] = field(default_factory=dict)
     pathwise: dict[str, bool] = field(default_factory=dict)
+    latents: dict[str, tuple[LatentSite, ...]] = field(default_factory=dict)
 
     @property
     def log_w(self) -> Tensor:
@@ -54,6 +64,153 @@ class SiteTerms:
     def rate(self) -> Tensor:
         r"""Return :math:`\log q(z \mid x) - \log p(z)`, ``[S, B]``; its mean is the KL."""
         return -self.log_w - self.distortion
+
+    def kl(self, name: str) -> Tensor:
+        r"""Return what has the mean :math:`KL(q(z \mid \cdot) \,\|\, p(z \mid \cdot))`, ``[S, B]``.
+
+        The closed form where there is one, and :math:`\log q - \log p` elsewhere.
+        """
+        closed = self.closed_kl(name)
+        return self.log_q[name] - self.log_p.get(name, 0.0) if closed is None else closed
+
+    def closed_kl(self, name: str) -> Tensor | None:
+        """Return the closed form of a latent's KL in nats, ``[S, B]``; None if there is none.
+
+        None, too, where the model declares before this site another one that the guide declares
+        after it: given that one, the latent no longer follows the distribution in the guide.
+        """
+        if not self._in_order(name):
+            return None
+        found = [kl for site in self.latents[name] if (kl := site.kl()) is not None]
+        return torch.cat(found) if found else None
+
+    def unit_kl(self, name: str) -> Tensor | None:
+        """Return what has the KL of each unit as its mean, in nats, ``[S, B, *units]``.
+
+        Closed as in ``kl``; None if guide or model do not factorise over the units of an event.
+        """
+        of_units = LatentSite.unit_kl if self._in_order(name) else LatentSite.unit_log_ratio
+        found = [kl for site in self.latents[name] if (kl := of_units(site)) is not None]
+        return torch.cat(found) if found else None
+
+    def _in_order(self, name: str) -> bool:
+        in_model = [other for other in self.log_p if other in self.log_q]
+        in_guide = list(self.log_q)
+        if name not in in_model or name not in self.latents:
+            return False
+        return not {*in_model[: in_model.index(name)]} & {*in_guide[in_guide.index(name) :]}
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """A latent in guide and model, for what needs more than its log-densities.
+
+    Attributes:
+        guide: The site in the guide's trace.
+        model: The site in the model's trace; None where the model has none.
+        shape: The number of particles S and of data B.
+        nesting: The depth of the program's innermost plate.
+    """
+
+    guide: Any
+    model: Any
+    shape: tuple[int, int]
+    nesting: int
+
+    def kl(self) -> Tensor | None:
+        """Return the closed form of the KL in nats, ``[S, B]``; None if there is none."""
+        mask = self.guide["mask"]
+        if self.model is None or mask is not self.model["mask"]:
+            return None
+        kl = _closed_kl(self.guide["fn"], self._prior())
+        if kl is None:
+            return None
+        kl = kl if mask is None or mask is True else torch.where(torch.as_tensor(mask), kl, 0.0)
+        return _per_datum(kl, self.shape, self.nesting)
+
+    def unit_kl(self) -> Tensor | None:
+        """Return each unit's KL in nats, ``[S, B, *units]``, or what has it as its mean.
+
+        None if the units are not independent in guide and model.
+        """
+        units = self._units()
+        kl = None if units is None else _closed_kl(*units)
+        if kl is None:
+            return self.unit_log_ratio()
+        return _data_first(self.guide, kl, self.shape, self.nesting)
+
+    def unit_log_ratio(self) -> Tensor | None:
+        """Return log q - log p of each unit in nats, ``[S, B, *units]``; None as for the KL."""
+        units = self._units()
+        if units is None:
+            return None
+        log_q, log_p = (unit.log_prob(self.guide["value"]) for unit in units)
+        return _data_first(self.guide, log_q - log_p, self.shape, self.nesting)
+
+    def _units(self) -> tuple[Any, Any] | None:
+        if self.model is None or self.guide["mask"] is not None or self.model["mask"] is not None:
+            return None
+        guide, model = _of_units(self.guide["fn"]), _of_units(self._prior())
+        return None if guide is None or model is None else (guide, model)
+
+    def value(self) -> Tensor:
+        """Return the latent, ``[S, B, *event_shape]``."""
+        return _data_first(self.guide, self.guide["value"], self.shape, self.nesting)
+
+    def prior_sample(self) -> Tensor:
+        """Draw the latent from its distribution in the model, ``[S, B, *event_shape]``."""
+        prior = self._prior()
+        value = prior.rsample() if prior.has_rsample else prior.sample()
+        return _data_first(self.guide, value, self.shape, self.nesting)
+
+    def _prior(self) -> Any:
+        # A replayed site is not broadcast over the particles: its distribution has no axis of them.
+        prior, batch_shape = self.model["fn"], self.guide["fn"].batch_shape
+        shape = torch.broadcast_shapes(prior.batch_shape, batch_shape)
+        return prior if shape == prior.batch_shape else prior.expand(shape)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of each unit in the guide, ``[S, B, *event_shape]``.
+
+        Raises:
+            NotImplementedError: If the units are not independent, or one of the two is not known.
+        """
+        units = self.posterior_units()
+        if units is None:
+            raise NotImplementedError
+        mean = _data_first(self.guide, units.mean, self.shape, self.nesting)
+        return mean, _data_first(self.guide, units.variance, self.shape, self.nesting)
+
+    @property
+    def full_size(self) -> int | None:
+        """How many data the batch is taken from; None if the plate stands for the batch alone."""
+        frame = _data_frame(self.guide)
+        return None if frame.full_size == frame.size else int(frame.full_size)
+
+    def posterior_units(self) -> Any:
+        """Return the guide's distribution over each unit; None if the units are not independent."""
+        return _of_units(self.guide["fn"])
+
+
+def _closed_kl(posterior: Any, prior: Any) -> Tensor | None:
+    base = posterior
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, Delta):  # Pyro registers one that leaves the log-density of a Delta out
+        return None
+    try:
+        return torch.distributions.kl_divergence(posterior, prior)
+    except NotImplementedError:
+        return None
+
+
+def _of_units(fn: Any) -> Any:
+    """Return the distribution whose batch holds the units of an event; None if it has none."""
+    if not fn.event_shape:
+        return fn
+    if not isinstance(fn, Independent) or fn.base_dist.event_shape:
+        return None
+    return fn.base_dist
 
 
 def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int = 1) -> SiteTerms:
@@ -78,7 +235,11 @@ def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int 
         }
         for part in ("log_p", "log_q", "values")
     }
-    return replace(tables[0], **stacked)
+    latents = {
+        name: tuple(site for table in tables for site in table.latents[name])
+        for name in tables[0].latents
+    }
+    return replace(tables[0], **stacked, latents=latents)
 
 
 def _table(
@@ -91,7 +252,11 @@ def _table(
     shape = (num_particles or 1, len(args[0]))
     log_q = _log_densities(guide_trace, shape, nesting)
     log_p = _log_densities(model_trace, shape, nesting)
-    values = {name: _values(site, shape, nesting) for name, site in _latent_sites(guide_trace)}
+    latents = {
+        name: LatentSite(site, model_trace.nodes.get(name), shape, nesting)
+        for name, site in _latent_sites(guide_trace)
+    }
+    values = {name: site.value() for name, site in latents.items()}
     return SiteTerms(
         log_p,
         log_q,
@@ -99,6 +264,7 @@ def _table(
         scale_p={name: model_trace.nodes[name]["scale"] for name in log_p},
         scale_q={name: guide_trace.nodes[name]["scale"] for name in log_q},
         pathwise={name: guide_trace.nodes[name]["fn"].has_rsample for name in log_q},
+        latents={name: (site,) for name, site in latents.items()},
     )
 
 
@@ -124,9 +290,8 @@ def _per_datum(log_density: Tensor, shape: tuple[int, int], nesting: int) -> Ten
     return log_density.expand(shape)
 
 
-def _values(site: Any, shape: tuple[int, int], nesting: int) -> Tensor:
+def _data_first(site: Any, value: Tensor, shape: tuple[int, int], nesting: int) -> Tensor:
     """Bring the data axis, the last of the batch, to the front: ``[S, B, ..., *event_shape]``."""
-    value = site["value"]
     batch_dims = value.dim() - len(site["fn"].event_shape)
     if batch_dims <= nesting:
         value, batch_dims = value.unsqueeze(0), batch_dims + 1

@@ -1,0 +1,165 @@
+"""What an objective cannot train is said before the first step, with one that can.
+
+Pyro's own objectives take every program, and some then follow a gradient that is zero, or report
+a number that is no bound. Ours say so themselves, by ``Objective.refusal``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.inference.objectives import Objective
+from pyro_vae.inference.program import (
+    Layout,
+    Program,
+    _latent_sites,
+    _observed_sites,
+    line_of,
+)
+from pyro_vae.inference.terms import SiteTerms, site_terms
+
+__all__ = ["check_objective"]
+
+_Rule = Callable[[Any, SiteTerms, Trace], str | None]
+
+
+def check_objective(objective: Any, program: Program, layout: Layout, *args: Tensor) -> None:
+    """Refuse an objective that cannot train a program, before the first step.
+
+    Args:
+        objective: An objective of ours or a ``pyro.infer.ELBO``; other functions are not checked.
+        program: The model and the guide.
+        layout: What ``program.check`` found.
+        args: A batch: the data, and labels where the program takes them.
+
+    Raises:
+        ValueError: If it cannot; says why, and names the nearest objective that can.
+    """
+    if not isinstance(objective, ELBO):
+        return
+    rows = tuple(arg[:3] for arg in args)
+    with program.evaluating(seed=0), pyro.validation_enabled(False):
+        if isinstance(objective, Objective):
+            terms = objective.table(program, layout, *rows)
+            reason = _uneven_weights(terms) or objective.refusal(terms)
+        else:
+            terms = site_terms(program, layout, *rows)
+            model_trace, _ = program.traces(*rows)
+            reason = _uneven_weights(terms) or _reason_of_pyros(objective, terms, model_trace)
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def _reason_of_pyros(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    rules = [
+        rule for kind, rules in _RULES.items() if isinstance(objective, kind) for rule in rules
+    ]
+    reasons = (rule(objective, terms, model_trace) for rule in rules)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _uneven_weights(terms: SiteTerms) -> str | None:
+    for name, scale_q in terms.scale_q.items():
+        if name not in terms.scale_p:
+            continue
+        in_model, in_guide = float(terms.scale_p[name]), float(scale_q)
+        if not torch.isclose(torch.tensor(in_model), torch.tensor(in_guide)):
+            return (
+                f"site {name!r} weighs {in_model:g} in the model and {in_guide:g} in the guide, so "
+                "that no KL is weighed: apply the same KLWeight (or poutine.scale) to both"
+            )
+    return None
+
+
+def _enumerated(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    for name, site in _latent_sites(model_trace):
+        sites = [site, *(latent.guide for latent in terms.latents.get(name, ()))]
+        if any(found["infer"].get("enumerate") for found in sites):
+            return (
+                f"RenyiELBO does not sum out the site {name!r}{line_of(site)}, which is marked for "
+                "enumeration; use TraceEnum_ELBO"
+            )
+    return None
+
+
+def _zero_gradient(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    for name, pathwise in terms.pathwise.items():
+        if not pathwise and objective.alpha == 0:
+            return (
+                f"RenyiELBO(alpha=0) never trains the guide of site {name!r}, whose samples carry "
+                "no gradients: its gradient is exactly zero; use VIMCO or RWS"
+            )
+    return None
+
+
+def _scaled_weights(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    for name, site in [*_latent_sites(model_trace), *_observed_sites(model_trace)]:
+        scale = float(site["scale"])
+        if scale != 1:
+            return (
+                f"RenyiELBO takes the power {scale:.4g} of the importance weights, since site "
+                f"{name!r} is scaled (by a subsampled plate or a handler): the result is no bound; "
+                "use IWAE or Renyi, which scale the bound"
+            )
+    return None
+
+
+def _joint_weights(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    ours = "RWS" if isinstance(objective, ReweightedWakeSleep) else "DReG or IWAE"
+    return (
+        f"{type(objective).__name__} weighs the particles of the whole batch jointly, not those of "
+        f"each datum: its loss depends on the batch size and is no bound; use {ours}"
+    )
+
+
+def _score_function(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    for name, pathwise in terms.pathwise.items():
+        if not pathwise:
+            return (
+                f"TraceMeanField_ELBO needs reparameterised latents, but samples of site {name!r} "
+                "carry no gradients; use AnalyticELBO, or TraceGraph_ELBO"
+            )
+    return None
+
+
+def _not_mean_field(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    in_model = [name for name in terms.log_p if name in terms.log_q]
+    in_guide = [name for name in terms.log_q if name in terms.log_p]
+    if in_model == in_guide:
+        return None
+    return (
+        "TraceMeanField_ELBO gives a wrong number where the guide is not mean-field: the model "
+        f"declares {', '.join(map(repr, in_model))}, the guide {', '.join(map(repr, in_guide))}; "
+        "use AnalyticELBO, or declare independent sites in one order"
+    )
+
+
+def _no_closed_form(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    for name in terms.log_q:
+        if terms.closed_kl(name) is None:
+            return (
+                f"TraceMeanField_ELBO finds no closed form for the KL of site {name!r}; use "
+                "AnalyticELBO, which samples it, or ELBO"
+            )
+    return None
+
+
+_RULES: dict[type, tuple[_Rule, ...]] = {
+    RenyiELBO: (_enumerated, _zero_gradient, _scaled_weights),
+    TraceMeanField_ELBO: (_score_function, _not_mean_field, _no_closed_form),
+    ReweightedWakeSleep: (_joint_weights,),
+    TraceTailAdaptive_ELBO: (_joint_weights,),
+}
