@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.distributions import Distribution
 from torch.fx.passes.split_module import split_module
 
+from pyro_vae.engine.masks import choose_by_masks
 from pyro_vae.engine.warning import warn
 
 __all__ = ["compiled", "pays"]
@@ -61,6 +62,7 @@ def pays(graph: fx.GraphModule, num_calls: int) -> bool:
 
 def _with_compiled_head(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any]:
     graph = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    choose_by_masks(graph)
     tensors = _lift(graph)
     inputs = (*args, *tensors)
     part_of = _parts(graph)
@@ -111,6 +113,8 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
         tensor = getattr(graph, node.target)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"the program holds a {type(tensor).__name__}, which is no tensor")
         if id(tensor) not in inputs:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"held_{len(inputs)}")
