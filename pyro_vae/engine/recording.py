@@ -51,6 +51,7 @@ class Recorder:
         engine: "recorded"; "compiled", where Inductor compiles the recording, too, whose numbers
             are then the program's up to rounding; or "auto", which compiles where that pays.
         num_calls: How many calls are to be expected, by which "auto" decides.
+        rare: Says of arguments whether their like come so rarely that nothing is compiled for them.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Recorder:
         watched: dict[str, Any] | None = None,
         engine: str = "recorded",
         num_calls: int = 0,
+        rare: Callable[..., bool] | None = None,
     ) -> None:
         self.program = program
         self.function = function
         self.watched = watched or {}
         self.engine = engine
         self.num_calls = num_calls
+        self.rare = rare or _never
         self._recordings: dict[Any, Callable[..., Any]] = {}
         self._watch: Watch | None = None
         self._num_changes = 0
@@ -156,7 +159,7 @@ class Recorder:
         chosen = self.engine == "compiled" or (
             self.engine == "auto" and pays(graph, self.num_calls)
         )
-        return compiled(graph, args) if chosen else graph
+        return compiled(graph, args) if chosen and not self.rare(*args) else graph
 
     def _watched(self) -> Watch:
         program = self.program
@@ -165,11 +168,19 @@ class Recorder:
         return Watch([*modules, *roots])
 
 
+def _never(*args: Tensor) -> bool:
+    return False
+
+
 def _traced(function: Callable[..., Any], args: tuple[Tensor, ...]) -> fx.GraphModule:
     def without_values(*args: Tensor) -> Any:
         with _NoValues(), _NoArrays():
             return function(*args)
 
+    # Autograd counts devices when first used: among tensors without data it finds one too many,
+    # and then refuses to work in forked processes.
+    with torch.enable_grad():
+        torch.ones((), requires_grad=True).backward()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

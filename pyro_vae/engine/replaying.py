@@ -29,6 +29,7 @@ class Replayed:
             where that cannot be; "auto" once so many calls were made that it is worth it.
         watched: What else ``function`` depends on, by name.
         num_calls: How many calls are to be expected; 0 where that is not known.
+        rare: Says of arguments whether their like come so rarely that nothing is compiled for them.
     """
 
     def __init__(
@@ -39,14 +40,16 @@ class Replayed:
         engine: str,
         watched: dict[str, Any] | None = None,
         num_calls: int = 0,
+        rare: Callable[..., bool] | None = None,
     ) -> None:
         self.waits = _EAGER_CALLS if engine == "auto" else 0
         self._recorder = None
         self._warns = engine in ("recorded", "compiled")
         if engine != "eager":
             self._recorder = Recorder(
-                program, function, watched=watched, engine=engine, num_calls=num_calls
-            )
+                program, function,
+                watched=watched, engine=engine, num_calls=num_calls, rare=rare,
+            )  # fmt: skip
 
     @property
     def gave_up(self) -> bool:

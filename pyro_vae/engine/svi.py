@@ -47,6 +47,8 @@ class SVI:
         guarded: Whether an update whose loss is not finite, and all after it, are left out; see
             ``failed`` and ``num_made``.
         num_steps: How many steps are planned, by which "auto" decides.
+        rare: Says of a step's arguments whether their like come so rarely, as the last batch of an
+            epoch does, that nothing is compiled for them.
 
     Attributes:
         failed: 1 after a loss that was not finite, if ``guarded``; on the device.
@@ -75,6 +77,7 @@ class SVI:
         prepare: Callable[..., tuple[Tensor, ...]] | None = None,
         guarded: bool = False,
         num_steps: int = 0,
+        rare: Callable[..., bool] | None = None,
     ) -> None:
         _check(optim, loss, clip_norm, engine)
         self.program = Program(model, guide)
@@ -88,6 +91,7 @@ class SVI:
         self.num_made = torch.zeros((), dtype=torch.int64) if guarded else None
         self._loss = loss
         self._optim = optim
+        self.rare = rare
         self._engine, self._num_steps = engine, num_steps
         self._parameters: dict[str, Tensor] = {}
         self._known: set[int] = set()

@@ -117,11 +117,15 @@ class Training:
             prepare=self.batches,
             guarded=True,
             num_steps=epochs * self.batches.num_batches,
+            rare=lambda *draw: len(draw[0]) < batch_size,
         )
         self._find_parameters(data.train, observation)
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         chunks = -(-len(self.validation[0]) // _VALIDATION_ROWS)
-        self._judged = Replayed(program, self._judge, engine=engine, num_calls=epochs * chunks)
+        self._judged = Replayed(
+            program, self._judge, engine=engine, num_calls=epochs * chunks,
+            rare=lambda *rows: len(rows[0]) < min(_VALIDATION_ROWS, len(self.validation[0])),
+        )  # fmt: skip
         self._num_judged = 0
         self.progress = Progress()
         self.num_steps = max(1, epochs * self.batches.num_batches)

@@ -176,7 +176,7 @@ def importance_sampling(
     program, layout = _program(model, guide, args)
     pairs = max_pairs or pairs_at_once(program, layout, *args)
     rows, particles = _chunk_shape(layout, len(x), num_samples, batch_size, pairs)
-    weigh = _Weigh(program, layout, engine, len(x) * num_samples // (rows * particles))
+    weigh = _Weigh(program, layout, engine, len(x) * num_samples // (rows * particles), rows)
     title = f"log p(x): {len(x):,} data x {num_samples:,} samples"
     bar = tqdm(total=len(x) * num_samples, desc=title, unit_scale=True, disable=not progress)
     # Written in place: small results kept among the large tensors of the chunks would pin the heap.
@@ -340,9 +340,15 @@ def _tables(
 class _Weigh:
     """Draws samples of the latents and gives their log-weights, ``[S, B]``, in float64."""
 
-    def __init__(self, program: Program, layout: Layout, engine: str, num_calls: int) -> None:
+    def __init__(
+        self, program: Program, layout: Layout, engine: str, num_calls: int, num_rows: int
+    ) -> None:
         self._program, self._layout = program, layout
-        self._settings: dict[str, Any] = {"engine": engine, "num_calls": num_calls}
+        self._settings: dict[str, Any] = {
+            "engine": engine,
+            "num_calls": num_calls,
+            "rare": lambda *batch: len(batch[0]) < num_rows,
+        }
         self._replayed: dict[int, Replayed] = {}
         self._num_done = 0
 
