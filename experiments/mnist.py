@@ -26,7 +26,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro_vae import SVI, VAE, datasets, evaluation, fit
 from pyro_vae.engine import Binarize, fast_arithmetic
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, observe_once
-from pyro_vae.engine.training import adam
+from pyro_vae.engine.optimizers import adam
 from pyro_vae.evaluation import plots
 
 

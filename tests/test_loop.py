@@ -19,7 +19,7 @@ from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, DiagonalNormal, Normal
 from pyro_vae.datasets import from_arrays
 from pyro_vae.engine import Binarize, Interrupted, TrainingError, load_weights, resolve_device
-from pyro_vae.engine.training import default_objective
+from pyro_vae.engine.defaults import default_objective
 from pyro_vae.inference import Constant, Cosine, Program, ProgramError
 
 NETWORK = partial(MLP, hidden=(8,))
@@ -148,7 +148,7 @@ def test_the_kl_is_in_closed_form_by_default_only_where_it_has_one(program, expe
     objective = default_objective(both, both.check(normal_data()), normal_data())
     assert type(objective) is expected
     if isinstance(program, ScaledModel):
-        with pytest.raises(ValueError, match="weighs 0.5 in the model and 1 in the guide"):
+        with pytest.raises(ValueError, match=r"weighs 0\.5 in the model and 1 in the guide"):
             fit(program, normal_data(), epochs=1, batch_size=16)
     else:
         assert fit(program, normal_data(), epochs=1, batch_size=16).epochs == 1

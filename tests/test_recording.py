@@ -324,7 +324,7 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_why(monkeypatch, name: st
     assert Path(caught[0].filename).name == "recorded.py"
     assert not any(found.replayed)
     assert_same(found, expected)
-    monkeypatch.setattr(replaying, "_EAGER_CALLS", 0)
+    monkeypatch.setattr(replaying, "EAGER_CALLS", 0)
     assert_same(run(partial(small, leaf), Trace_ELBO(), "auto"), expected)
 
 

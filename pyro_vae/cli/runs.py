@@ -21,9 +21,10 @@ import pyro_vae.evaluation as evaluation
 from pyro_vae.components import assemble
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.data import OBSERVATION_SEED, Dequantize, Observation, observe_once
+from pyro_vae.engine.defaults import resolve_device, takes_labels
 from pyro_vae.engine.loop import Fit, fit
 from pyro_vae.engine.optimizers import adam
-from pyro_vae.engine.training import load_weights, resolve_device, takes_labels
+from pyro_vae.engine.weights import load_weights
 from pyro_vae.evaluation import report
 from pyro_vae.inference import Program
 

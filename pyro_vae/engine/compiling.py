@@ -19,7 +19,7 @@ from torch.fx.passes.split_module import split_module
 from pyro_vae.engine.masks import choose_by_masks
 from pyro_vae.engine.warning import warn
 
-__all__ = ["compiled", "pays"]
+__all__ = ["compiled", "lift", "pays"]
 
 _SECONDS_EACH_COMPILATION, _SECONDS_EACH_OPERATION = 10.0, 0.03
 _SECONDS_SAVED_EACH_OPERATION, _BYTES_SAVED_EACH_SECOND = 2e-6, 6e9
@@ -63,7 +63,7 @@ def pays(graph: fx.GraphModule, num_calls: int) -> bool:
 def _with_compiled_head(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any]:
     graph = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     choose_by_masks(graph)
-    tensors = _lift(graph)
+    tensors = lift(graph)
     inputs = (*args, *tensors)
     part_of = _parts(graph)
     if not any(map(part_of, graph.graph.nodes)):
@@ -107,7 +107,7 @@ def _inductor(graph: Any, inputs: Sequence[Tensor]) -> Callable[..., Any]:
         return torch._inductor.compile(graph, examples, options=options)
 
 
-def _lift(graph: fx.GraphModule) -> list[Tensor]:
+def lift(graph: fx.GraphModule) -> list[Tensor]:
     """Make the tensors that a graph holds its last inputs; return them."""
     inputs: dict[int, tuple[fx.Node, Tensor]] = {}
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]

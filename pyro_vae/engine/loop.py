@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from pyro.infer import ELBO
 from pyro_vae.datasets import Dataset, from_arrays
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.data import AsFloat, Observation
+from pyro_vae.engine.defaults import resolve_device
 from pyro_vae.engine.optimizers import Optim, adam
-from pyro_vae.engine.progress import Bar, Clock, stop_requests
+from pyro_vae.engine.progress import Bar, Clock, Stop, stop_requests
+from pyro_vae.engine.replicas import Given, Replica, Replicas, replicated
 from pyro_vae.engine.run_folder import lock
-from pyro_vae.engine.training import Training, cuda_index, resolve_device
+from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
 
@@ -53,6 +55,7 @@ class Fit:
         steps: The number of gradient steps taken.
         seconds: Time spent training, over all resumptions.
         best_epoch: The epoch whose validation ELBO was the largest.
+        replicas: The same for each program, where several were trained; all else is the first's.
     """
 
     history: list[dict[str, Any]]
@@ -60,6 +63,7 @@ class Fit:
     steps: int
     seconds: float
     best_epoch: int
+    replicas: list[Replica] = field(default_factory=list)
 
 
 def fit(
@@ -85,11 +89,16 @@ def fit(
     engine: str = "auto",
     fast: bool = True,
     precision: str = "float32",
+    num_replicas: int = 1,
 ) -> Fit:
     """Train a program on data: ``fit(vae, data)`` or ``fit(model, guide, data)``.
 
+    ``fit(vae, data, num_replicas=R)`` and ``fit([vae_1, ..., vae_R], data)`` train several
+    programs of one structure as one graph; each comes out as from a run of its own, up to rounding.
+
     Args:
-        model: An object with methods ``model`` and ``guide``; or the model alone.
+        model: An object with methods ``model`` and ``guide``, or a list of such; or the model
+            alone.
         guide: The guide; left out where the first argument has both.
         data: A ``Dataset``, or an array ``[N, *event_shape]``, or a pair of array and labels.
         objective: Any Pyro ELBO; unless given ``Trace_ELBO()``, or ``TraceMeanField_ELBO()``,
@@ -115,6 +124,9 @@ def fit(
             largest is worth it; see ``fast_arithmetic``.
         precision: Of the networks' products: "float32", "tf32" on CUDA, or "bfloat16". Densities
             are float32 in any case.
+        num_replicas: Train the program and so many copies less one, from the same weights, under
+            the seeds ``seed``, ``seed + 1``, ...; the programs of a list take these seeds, too.
+            Several have folders ``out/replica-0``, ``out/replica-1``, ...
 
     Raises:
         ValueError: If an argument is unusable or the data do not fit the likelihood.
@@ -122,43 +134,54 @@ def fit(
         TrainingError: If a loss is not finite.
         Interrupted: If SIGINT or SIGTERM came; the checkpoint is written.
     """
-    if data is None:
-        model, guide, data = getattr(model, "model", model), getattr(model, "guide", None), guide
+    program, data = (model, guide) if data is None else ((model, guide), data)
     _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
+    given = replicated(program, objective, num_replicas)
     device = resolve_device(device)
     folder = None if out is None else Path(out)
-    program = Program(model, guide)
-    widest = max((p.numel() for p in program.parameters().values()), default=0)
+    parameters = Program(given[0].model, given[0].guide).parameters().values()
+    widest = max((p.numel() for p in parameters), default=0)
     fast = fast and device.type == "cpu" and batch_size * widest >= _WORTHWHILE_PRODUCT
     fast = fast and precision == "float32"
     arithmetic = fast_arithmetic() if fast else reduced_precision(precision, device)
-    with arithmetic, _own_random_state(seed, device), stop_requests() as stop, _locked(folder):
-        run = Training(
-            program, _dataset(data), objective, optim,
-            schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
-            patience, device, seed, folder, log_tensorboard, engine,
-        )  # fmt: skip
-        if resume:
-            run.restore()
-        bar = Bar(run, enabled=progress)
-        clock = Clock(run.progress, checkpoint_seconds)
-        while not run.finished:
-            with run.stepping():
-                for draw in run.batches.draws(run.progress.epoch, start=run.progress.position):
-                    run.step(draw)
-                    bar.step()
-                    if stop.signum or clock.due():
-                        run.save()
-                    if stop.signum:
-                        bar.close()
-                        raise Interrupted(stop.signum, run.goodbye())
-            run.end_epoch()
-            bar.epoch()
-        clock.stop()
-        run.finish()
-        bar.close()
-    done = run.progress
-    return Fit(done.history, done.epoch, done.step, done.seconds, done.best_epoch)
+    with arithmetic, _own_random_state(device), stop_requests() as stop, _locked(folder) as locked:
+        dataset = _dataset(data)
+
+        def start(each: Given, seed: int, folder: Path | None) -> Training:
+            locked(folder)
+            return Training(
+                Program(each.model, each.guide), dataset, each.objective, optim,
+                schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
+                patience, device, seed, folder, log_tensorboard, engine,
+            )  # fmt: skip
+
+        with closing(Replicas(start, given, seed, folder, device, engine)) as runs:
+            if resume:
+                runs.restore()
+            _train(runs, stop, checkpoint_seconds, progress)
+    done = runs.first.progress
+    counts = (done.epoch, done.step, done.seconds, done.best_epoch)
+    return Fit(done.history, *counts, runs.replicas)
+
+
+def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool) -> None:
+    bar = Bar(runs.first, enabled=progress)
+    clock = Clock(runs.first.progress, checkpoint_seconds)
+    while not runs.finished:
+        with runs.stepping():
+            for draws in runs.draws():
+                runs.step(draws)
+                bar.step()
+                if stop.signum or clock.due():
+                    runs.save()
+                if stop.signum:
+                    bar.close()
+                    raise Interrupted(stop.signum, runs.goodbye())
+        runs.end_epoch()
+        bar.epoch()
+    clock.stop()
+    runs.finish()
+    bar.close()
 
 
 def _check_settings(
@@ -190,20 +213,26 @@ def _dataset(data: Any) -> Dataset:
 
 
 @contextmanager
-def _locked(folder: Path | None) -> Iterator[None]:
-    with nullcontext() if folder is None else lock(folder):
-        yield
+def _locked(folder: Path | None) -> Iterator[Callable[[Path | None], None]]:
+    """Hold the run's folder, and those in it that are asked for, until the run ends."""
+    with ExitStack() as stack:
+        held: set[Path | None] = {None}
+
+        def hold(folder: Path | None) -> None:
+            if folder is not None and folder not in held:
+                stack.enter_context(lock(folder))
+                held.add(folder)
+
+        hold(folder)
+        yield hold
 
 
 @contextmanager
-def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed all generators that a program may use, and leave them afterwards as they were."""
+def _own_random_state(device: torch.device) -> Iterator[None]:
+    """Leave all generators that a program may use afterwards as they were."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=cuda_index(device)):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
             yield
     finally:
         random.setstate(of_python)

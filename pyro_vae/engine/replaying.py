@@ -11,12 +11,12 @@ from pyro_vae.engine.recording import NotRecordable, Recorder
 from pyro_vae.engine.warning import warn
 from pyro_vae.inference.program import Program
 
-__all__ = ["ENGINES", "Replayed"]
+__all__ = ["EAGER_CALLS", "ENGINES", "Replayed"]
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
 
 # Recording takes about as long as so many calls. Counted, not timed: the same run does it again.
-_EAGER_CALLS = 30
+EAGER_CALLS = 30
 
 
 class Replayed:
@@ -42,7 +42,7 @@ class Replayed:
         num_calls: int = 0,
         rare: Callable[..., bool] | None = None,
     ) -> None:
-        self.waits = _EAGER_CALLS if engine == "auto" else 0
+        self.waits = EAGER_CALLS if engine == "auto" else 0
         self._recorder = None
         self._warns = engine in ("recorded", "compiled")
         if engine != "eager":

@@ -18,7 +18,7 @@ from pyro_vae.engine.replaying import Replayed
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program
 
-__all__ = ["RecordedStep"]
+__all__ = ["RecordedStep", "laid_out"]
 
 _RECORDABLE = (Trace_ELBO, TraceMeanField_ELBO)
 
@@ -33,6 +33,7 @@ class Inference(Protocol):
     failed: Tensor | None
     num_made: Tensor | None
     num_updates: int
+    rare: Callable[..., bool] | None
 
     @property
     def loss(self) -> Any:
@@ -151,8 +152,9 @@ class RecordedStep:
         self, function: Callable[..., Any], engine: str, watched: dict[str, Any], num_steps: int
     ) -> Replayed:
         return Replayed(
-            self.svi.program, function, engine=engine, watched=watched, num_calls=num_steps
-        )
+            self.svi.program, function,
+            engine=engine, watched=watched, num_calls=num_steps, rare=self.svi.rare,
+        )  # fmt: skip
 
     @property
     def ready(self) -> bool:
@@ -244,11 +246,11 @@ class RecordedStep:
                     for a, b in zip(gradients, new, strict=True)
                 ]
                 total = total + loss.detach()
-        by_parameter = dict(zip(map(id, trained), _laid_out(gradients, trained), strict=True))
+        by_parameter = dict(zip(map(id, trained), laid_out(gradients, trained), strict=True))
         return (total, *(by_parameter.get(id(p)) for p in svi.parameters.values()))
 
 
-def _laid_out(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor | None]:
+def laid_out(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor | None]:
     """Lay gradients out as ``backward`` does: like their parameters, no two in one memory."""
     taken: set[int] = set()
     found: list[Tensor | None] = []

@@ -87,7 +87,7 @@ class SVI:
         self.scheduler: Any = None
         self.prepare = prepare or _as_they_are
         self.num_updates = 0
-        self.failed = torch.zeros(()) if guarded else None
+        self.failed = torch.zeros((), dtype=torch.float32) if guarded else None
         self.num_made = torch.zeros((), dtype=torch.int64) if guarded else None
         self._loss = loss
         self._optim = optim

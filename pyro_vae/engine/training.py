@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,16 +13,23 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, Observation, observe_once
-from pyro_vae.engine.optimizers import Optim, adam
+from pyro_vae.engine.defaults import (
+    arguments,
+    check_labels,
+    default_objective,
+    fitted_objective,
+    takes_labels,
+)
+from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.engine.svi import SVI
-from pyro_vae.inference.objectives import Objective
+from pyro_vae.engine.weights import cloned, put_weights, weights_of
 from pyro_vae.inference.program import Layout, Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
@@ -34,10 +40,6 @@ __all__ = [
     "Progress",
     "Training",
     "TrainingError",
-    "default_objective",
-    "load_weights",
-    "resolve_device",
-    "takes_labels",
 ]
 
 _VALIDATION_ROWS = 1000
@@ -88,44 +90,29 @@ class Training:
         self.program, self.schedule, self.epochs = program, schedule, epochs
         self.patience, self.out, self.device, self.seed = patience, out, device, seed
         self.with_labels = takes_labels(program.model)
-        _check_labels(self.with_labels, data)
+        check_labels(self.with_labels, data)
         self.batches = Batches(
             data.train, observation, batch_size=batch_size, seed=seed, device=device,
             with_labels=self.with_labels,
         )  # fmt: skip
-        self.validation = _arguments(
+        self.validation = arguments(
             observe_once(data.validation, observation, seed=OBSERVATION_SEED + 1, device=device),
             self.with_labels,
         )
         self.layout = program.check(*self.validation)
         check_support(program, self.layout, *self.validation)
         objective = objective or default_objective(program, self.layout, *self.validation)
-        objective = _of_data(objective, len(data.train))
-        self.moving = moving_in(program.model, program.guide, *program.reachable, objective)
-        self.beside = [*getattr(objective, "modules", {}).values(), *self.moving]
-        for module in self.beside:
-            module.to(device)
-        check_objective(objective, program, self.layout, *self.validation)
-        clip = None if clip_norm is None else clip_norm * (self.layout.full_size or batch_size)
+        objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
         self.svi = SVI(
-            program.model,
-            program.guide,
-            optim,
-            _nested(objective, self.layout),
-            clip_norm=clip,
-            engine=engine,
-            prepare=self.batches,
-            guarded=True,
+            program.model, program.guide, optim, objective,
+            clip_norm=clip_norm and clip_norm * (self.layout.full_size or batch_size),
+            engine=engine, prepare=self.batches, guarded=True,
             num_steps=epochs * self.batches.num_batches,
             rare=lambda *draw: len(draw[0]) < batch_size,
-        )
+        )  # fmt: skip
         self._find_parameters(data.train, observation)
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
-        chunks = -(-len(self.validation[0]) // _VALIDATION_ROWS)
-        self._judged = Replayed(
-            program, self._judge, engine=engine, num_calls=epochs * chunks,
-            rare=lambda *rows: len(rows[0]) < min(_VALIDATION_ROWS, len(self.validation[0])),
-        )  # fmt: skip
+        self._judged = self._recorded_judge(engine)
         self._num_judged = 0
         self.progress = Progress()
         self.num_steps = max(1, epochs * self.batches.num_batches)
@@ -142,8 +129,27 @@ class Training:
             "observation": repr(observation),
             "data": data.fingerprint(),
         }  # fmt: skip
+        self.environment = _environment(device, engine)
         self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
         self.board = metrics.tensorboard(out / "tensorboard") if out and log_tensorboard else None
+
+    def _taken(self, objective: ELBO) -> ELBO:
+        """Take what an objective and handlers bring with them to the device, and check the pair."""
+        program = self.program
+        self.moving = moving_in(program.model, program.guide, *program.reachable, objective)
+        self.beside = [*getattr(objective, "modules", {}).values(), *self.moving]
+        for module in self.beside:
+            module.to(self.device)
+        check_objective(objective, program, self.layout, *self.validation)
+        return objective
+
+    def _recorded_judge(self, engine: str) -> Replayed:
+        num_rows = len(self.validation[0])
+        return Replayed(
+            self.program, self._judge,
+            engine=engine, num_calls=self.epochs * -(-num_rows // _VALIDATION_ROWS),
+            rare=lambda *rows: len(rows[0]) < min(_VALIDATION_ROWS, num_rows),
+        )  # fmt: skip
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -163,7 +169,7 @@ class Training:
             Data(train.x[:3], None if train.labels is None else train.labels[:3]),
             observation, seed=self.seed, device=self.device,
         )  # fmt: skip
-        batch = _arguments(few, self.with_labels)
+        batch = arguments(few, self.with_labels)
         check_support(self.program, self.layout, *batch)
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])
@@ -249,7 +255,7 @@ class Training:
         if elbo_nats > state.best_nats:
             state.best_nats, state.best_epoch, state.waited = elbo_nats, state.epoch, 0
             if self.patience is not None:
-                self.best = copy.deepcopy(self._weights())
+                self.best = cloned(weights_of(self.svi))
 
     def validate(self) -> dict[str, float]:
         """Return the ELBO on the validation set, split into rate and distortion."""
@@ -275,7 +281,7 @@ class Training:
     def finish(self) -> None:
         """Go back to the best weights where patience asks for them, and write the last state."""
         if self.best is not None:
-            _load(self.svi, self.best)
+            put_weights(self.svi, self.best)
         if self.board is not None:
             self.board.close()
         self.save()
@@ -289,7 +295,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
         return {
-            "weights": self._weights(),
+            "weights": weights_of(self.svi),
             "beside": [module.state_dict() for module in self.beside],
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
@@ -297,7 +303,7 @@ class Training:
             "progress": vars(self.progress),
             "train_nats": self.train_nats.state(),
             "settings": self.settings,
-            "environment": _environment(self.device),
+            "environment": self.environment,
         }
 
     def restore(self) -> None:
@@ -311,8 +317,8 @@ class Training:
             return
         state = checkpoint.load(path)
         _check_same("settings", state["settings"], self.settings, path)
-        _warn_if_other(state["environment"], _environment(self.device))
-        _load(self.svi, state["weights"])
+        _warn_if_other(state["environment"], self.environment)
+        put_weights(self.svi, state["weights"])
         for module, saved in zip(self.beside, state["beside"], strict=True):
             restoring.load_strictly(module, saved)
         self.best = state["best"]
@@ -339,16 +345,6 @@ class Training:
             return where
         return f"{where}; go on with: pyro-vae train --resume {self.out}"
 
-    def _weights(self) -> dict[str, Any]:
-        inside = {id(p) for p in self.program.parameters().values()}
-        inside |= {id(p) for module in self.beside for p in module.parameters()}
-        return {
-            "modules": [module.state_dict() for module in self.program.modules],
-            "parameters": {
-                n: p.detach() for n, p in self.svi.parameters.items() if id(p) not in inside
-            },
-        }
-
     def _explain(self, batch: tuple[Tensor, ...], value: float) -> str:
         state = self.progress
         culprits = _non_finite_sites(self.program, self.layout, batch)
@@ -361,137 +357,9 @@ class Training:
         )
 
 
-def default_objective(program: Program, layout: Layout, *args: Tensor) -> ELBO:
-    """Return ``Trace_ELBO``, with its KL in closed form where the program's has one.
-
-    Both have the same expectation; without the noise of a sampled KL, training is faster. With
-    several latents the closed form holds under conditions that a run cannot show, so it is left.
-
-    Args:
-        program: The model and the guide.
-        layout: What ``program.check`` found.
-        args: A batch.
-    """
-    if len(layout.latents) > 1:
-        return Trace_ELBO()
-    with program.evaluating(seed=0):
-        sites = [t.nodes[layout.latents[0]] for t in program.traces(*(arg[:3] for arg in args))]
-    model_site, guide_site = sites
-    alike = all(model_site[key] == guide_site[key] for key in ("scale", "mask"))
-    if not (alike and guide_site["fn"].has_rsample):
-        return Trace_ELBO()
-    try:
-        torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
-    except NotImplementedError:
-        return Trace_ELBO()
-    return TraceMeanField_ELBO()
-
-
-def takes_labels(model: Callable[..., Any]) -> bool:
-    """Whether a program is called with data and labels, or with data alone."""
-    parameters = inspect.signature(model).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in parameters if p.kind in kinds and p.default is p.empty]
-    return len(needed) > 1
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device; "auto" takes CUDA, then Apple's MPS, then the CPU."""
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    available = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + available
-    if str(device) == "auto":
-        return torch.device(available[0])
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = None
-    known = {*available, *(name.split(":")[0] for name in available)}
-    if chosen is None or str(chosen) not in known:
-        raise ValueError(f"device={str(device)!r} is not here; choose from {', '.join(available)}")
-    return chosen
-
-
-def load_weights(model: Any, guide: Any, run: Path | str, *args: Tensor) -> dict[str, Any]:
-    """Load the newest checkpoint's weights of a run folder into a program.
-
-    Args:
-        model: The model that was trained.
-        guide: The guide that was trained.
-        run: The run folder.
-        args: A batch; one gradient is taken on it to meet parameters that appear late.
-
-    Returns:
-        The checkpoint's progress: epoch, step, seconds and history.
-
-    Raises:
-        FileNotFoundError: If the run has no checkpoint.
-        CheckpointError: If it is damaged or of another model.
-    """
-    path = checkpoint.latest(Path(run) / "checkpoints")
-    if path is None:
-        raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
-    state = checkpoint.load(path)
-    svi = SVI(model, guide, adam, Trace_ELBO())
-    with torch.random.fork_rng():
-        svi.meet_parameters(*args)
-    _load(svi, state["weights"])
-    return state["progress"]
-
-
-def _load(svi: SVI, weights: dict[str, Any]) -> None:
-    modules = svi.program.modules
-    if len(modules) != len(weights["modules"]):
-        raise checkpoint.CheckpointError(
-            f"the checkpoint holds {len(weights['modules'])} module(s), the program {len(modules)}"
-        )
-    for module, state in zip(modules, weights["modules"], strict=True):
-        restoring.load_strictly(module, state)
-    inside = {id(p) for p in svi.program.parameters().values()}
-    inside |= {id(p) for module in svi.modules_of_loss.values() for p in module.parameters()}
-    outside = {n: p for n, p in svi.parameters.items() if id(p) not in inside}
-    if outside.keys() != weights["parameters"].keys():
-        raise checkpoint.CheckpointError(
-            f"the checkpoint's parameters are {sorted(weights['parameters'])}, the program's are "
-            f"{sorted(outside)}"
-        )
-    with torch.no_grad():
-        for name, parameter in outside.items():
-            parameter.copy_(weights["parameters"][name])
-
-
-def _check_labels(with_labels: bool, data: Dataset) -> None:
-    if with_labels and data.train.labels is None:
-        raise ValueError("the program takes labels, but the data have none: give (x, labels)")
-
-
-def _arguments(data: Data, with_labels: bool) -> tuple[Tensor, ...]:
-    if with_labels and data.labels is not None:
-        return (data.x, data.labels)
-    return (data.x,)
-
-
 def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:
     for start in range(0, len(args[0]), rows):
         yield tuple(arg[start : start + rows] for arg in args)
-
-
-def _of_data(objective: ELBO, num_data: int) -> ELBO:
-    """Tell an objective that asks for it how many data the batches are taken from."""
-    if getattr(objective, "num_data", num_data) is None:
-        objective = copy.copy(objective)
-        objective.num_data = num_data
-    return objective
-
-
-def _nested(objective: ELBO, layout: Layout) -> ELBO:
-    # An ELBO that has to guess the nesting runs the program once more and moves the random state.
-    if objective.max_plate_nesting == math.inf and not isinstance(objective, Objective):
-        particles = objective.vectorize_particles and objective.num_particles > 1
-        objective = copy.copy(objective)
-        objective.max_plate_nesting = layout.max_plate_nesting + particles
-    return objective
 
 
 def _non_finite_sites(program: Program, layout: Layout, batch: tuple[Tensor, ...]) -> list[str]:
@@ -512,8 +380,9 @@ def cuda_index(device: torch.device) -> list[int]:
     return [device.index or 0] if device.type == "cuda" else []
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _environment(device: torch.device, engine: str) -> dict[str, Any]:
     return {
+        "compiled": engine == "compiled",
         "torch": torch.__version__,
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,

@@ -1,0 +1,109 @@
+"""What a run takes where nothing is said: a device, an objective, the arguments of a program."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from pyro_vae.datasets import Data, Dataset
+from pyro_vae.inference.objectives import Objective
+from pyro_vae.inference.program import Layout, Program
+
+__all__ = [
+    "arguments",
+    "check_labels",
+    "default_objective",
+    "fitted_objective",
+    "resolve_device",
+    "takes_labels",
+]
+
+
+def default_objective(program: Program, layout: Layout, *args: Tensor) -> ELBO:
+    """Return ``Trace_ELBO``, with its KL in closed form where the program's has one.
+
+    Both have the same expectation; without the noise of a sampled KL, training is faster. With
+    several latents the closed form holds under conditions that a run cannot show, so it is left.
+
+    Args:
+        program: The model and the guide.
+        layout: What ``program.check`` found.
+        args: A batch.
+    """
+    if len(layout.latents) > 1:
+        return Trace_ELBO()
+    with program.evaluating(seed=0):
+        sites = [t.nodes[layout.latents[0]] for t in program.traces(*(arg[:3] for arg in args))]
+    model_site, guide_site = sites
+    alike = all(model_site[key] == guide_site[key] for key in ("scale", "mask"))
+    if not (alike and guide_site["fn"].has_rsample):
+        return Trace_ELBO()
+    try:
+        torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
+    except NotImplementedError:
+        return Trace_ELBO()
+    return TraceMeanField_ELBO()
+
+
+def takes_labels(model: Callable[..., Any]) -> bool:
+    """Whether a program is called with data and labels, or with data alone."""
+    parameters = inspect.signature(model).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in kinds and p.default is p.empty]
+    return len(needed) > 1
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device; "auto" takes CUDA, then Apple's MPS, then the CPU."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    available = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + available
+    if str(device) == "auto":
+        return torch.device(available[0])
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    known = {*available, *(name.split(":")[0] for name in available)}
+    if chosen is None or str(chosen) not in known:
+        raise ValueError(f"device={str(device)!r} is not here; choose from {', '.join(available)}")
+    return chosen
+
+
+def check_labels(with_labels: bool, data: Dataset) -> None:
+    """Refuse data without labels for a program that takes them."""
+    if with_labels and data.train.labels is None:
+        raise ValueError("the program takes labels, but the data have none: give (x, labels)")
+
+
+def arguments(data: Data, with_labels: bool) -> tuple[Tensor, ...]:
+    """Return what a program is called with for all rows at once."""
+    if with_labels and data.labels is not None:
+        return (data.x, data.labels)
+    return (data.x,)
+
+
+def fitted_objective(objective: ELBO, layout: Layout, num_data: int) -> ELBO:
+    """Return the objective with what it would have to guess: plates, and the size of the data set.
+
+    Args:
+        objective: As it was given; it is left as it is.
+        layout: What ``program.check`` found.
+        num_data: How many data the batches are taken from.
+    """
+    objective = copy.copy(objective)
+    if getattr(objective, "num_data", num_data) is None:
+        objective.num_data = num_data
+    # An ELBO that has to guess the nesting runs the program once more and moves the random state.
+    if objective.max_plate_nesting == math.inf and not isinstance(objective, Objective):
+        particles = objective.vectorize_particles and objective.num_particles > 1
+        objective.max_plate_nesting = layout.max_plate_nesting + particles
+    return objective

@@ -1,0 +1,93 @@
+"""The weights of a program: taken out of it, put back, and loaded from a run folder."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from pyro_vae.engine import checkpoint, restoring
+from pyro_vae.engine.optimizers import adam
+from pyro_vae.engine.svi import SVI
+
+__all__ = ["cloned", "load_weights", "put_weights", "weights_of"]
+
+
+def weights_of(svi: SVI) -> dict[str, Any]:
+    """Return the tensors of a program's modules, and its parameters outside of them by name."""
+    return {
+        "modules": [module.state_dict() for module in svi.program.modules],
+        "parameters": {name: p.detach() for name, p in _outside(svi).items()},
+    }
+
+
+def load_weights(model: Any, guide: Any, run: Path | str, *args: Tensor) -> dict[str, Any]:
+    """Load the newest checkpoint's weights of a run folder into a program.
+
+    Args:
+        model: The model that was trained.
+        guide: The guide that was trained.
+        run: The run folder.
+        args: A batch; one gradient is taken on it to meet parameters that appear late.
+
+    Returns:
+        The checkpoint's progress: epoch, step, seconds and history.
+
+    Raises:
+        FileNotFoundError: If the run has no checkpoint.
+        CheckpointError: If it is damaged or of another model.
+    """
+    path = checkpoint.latest(Path(run) / "checkpoints")
+    if path is None:
+        raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
+    state = checkpoint.load(path)
+    svi = SVI(model, guide, adam, Trace_ELBO())
+    with torch.random.fork_rng():
+        svi.meet_parameters(*args)
+    put_weights(svi, state["weights"])
+    return state["progress"]
+
+
+def cloned(weights: Any) -> Any:
+    """Return the weights in memory of their own."""
+    # A deep copy would hold all of the memory that a tensor is a part of.
+    if isinstance(weights, dict):
+        return {name: cloned(value) for name, value in weights.items()}
+    if isinstance(weights, list):
+        return [cloned(value) for value in weights]
+    return weights.clone() if isinstance(weights, Tensor) else copy.deepcopy(weights)
+
+
+def put_weights(svi: SVI, weights: dict[str, Any]) -> None:
+    """Put back what ``weights_of`` returned.
+
+    Raises:
+        CheckpointError: If they are of another program.
+    """
+    modules = svi.program.modules
+    if len(modules) != len(weights["modules"]):
+        raise checkpoint.CheckpointError(
+            f"the checkpoint holds {len(weights['modules'])} module(s), the program {len(modules)}"
+        )
+    for module, state in zip(modules, weights["modules"], strict=True):
+        restoring.load_strictly(module, state)
+    outside = _outside(svi)
+    if outside.keys() != weights["parameters"].keys():
+        raise checkpoint.CheckpointError(
+            f"the checkpoint's parameters are {sorted(weights['parameters'])}, the program's are "
+            f"{sorted(outside)}"
+        )
+    with torch.no_grad():
+        for name, parameter in outside.items():
+            parameter.copy_(weights["parameters"][name])
+
+
+def _outside(svi: SVI) -> dict[str, Tensor]:
+    """Return the parameters that neither the program's modules nor the objective's hold."""
+    inside = {id(p) for p in svi.program.parameters().values()}
+    inside |= {id(p) for module in svi.modules_of_loss.values() for p in module.parameters()}
+    return {name: p for name, p in svi.parameters.items() if id(p) not in inside}
