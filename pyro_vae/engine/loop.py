@@ -220,6 +220,7 @@ def _locked(folder: Path | None) -> Iterator[Callable[[Path | None], None]]:
 
         def hold(folder: Path | None) -> None:
             if folder is not None and folder not in held:
+                folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(folder))
                 held.add(folder)
 
