@@ -1,250 +1,319 @@
-"""How fast is a step, beside plain Pyro, hand-written PyTorch and the arithmetic alone?
+"""How fast is a step, beside plain Pyro, PyTorch by hand, other toolkits and the products alone?
 
     python experiments/speed.py --rounds 15
+    python experiments/speed.py --epoch --data_root FOLDER
 
-All contenders of a program live in one process and are visited in random order in every round;
-a block is as many steps as take about a quarter of a second. Medians and quartiles over rounds.
-The floor is the step's matrix products alone, forward and backward, on the same shapes. "Fast
-arithmetic" takes oneDNN's float32 products where they are true float32; that the C library keeps
-freed memory then holds for all contenders of the process.
+Every contender of a program has a process of its own on the same processors; they are visited in
+random order in every round, and one runs at a time. A block is as many epochs, of 8 to 40 batches,
+as take about 0.3 seconds; a block beside which something else kept 0.15 processors busy is taken
+again, up to three times. Medians and quartiles over rounds; ratios are ratios of medians.
+
+The floor is the step's products alone, forward and backward, on the same shapes. Compile seconds
+are those of the first epoch with empty caches, less those of a later one; "again" is the same in a
+second process that finds the first one's cache. After the break-even steps the first number is
+repaid by what a step saves against the same contender uncompiled. Memory is the peak of the
+contender's own process, without compilers that it calls; the loss is that of the fifth epoch. The
+best peer is the fastest of NumPyro, pythae and pixyz. "Fast" rows take oneDNN's products, where
+they are true float32, and keep freed memory.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import random
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-import pyro
+import contenders
+import epoch
+import peers
 import record
-import torch
-from jsonargparse import auto_cli
-from pyro.infer import RenyiELBO, Trace_ELBO
-from torch import Tensor, nn
-from torch.nn import functional
+import speed_plot
+from programs import PROGRAMS, Contender, NotHere, Program
+from worker import Worker, busy_seconds
 
-from pyro_vae import SVI, VAE
-from pyro_vae.components import MLP
-from pyro_vae.engine import fast_arithmetic
-from pyro_vae.inference import ELBO, IWAE, Objective
+__all__ = ["CONTENDERS", "Timed", "curves", "main", "measure", "rows", "table"]
 
-Step = Callable[[], Any]
-_BLOCK_SECONDS = 0.25
+CONTENDERS: dict[str, Contender] = {**contenders.CONTENDERS, **peers.CONTENDERS}
+PYRO, FLOOR = "Pyro's SVI.step", "products alone"
 
-
-class Shape:
-    """A VAE on binary data: the sizes that all contenders share."""
-
-    def __init__(
-        self, side: int, hidden: tuple[int, ...], latent: int, batch: int, particles: int = 1
-    ) -> None:
-        self.side, self.hidden, self.latent = side, hidden, latent
-        self.batch, self.particles = batch, particles
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.rand(batch, 1, side, side, generator=generator)
-        self.x = (pixels < 0.2).float()
-
-    def vae(self) -> VAE:
-        """Build our VAE of these sizes."""
-        torch.manual_seed(0)
-        network = partial(MLP, hidden=self.hidden, activation=nn.Tanh)
-        return VAE.assemble((1, self.side, self.side), (self.latent,), network=network)
-
-    def networks(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """Build encoder and decoder of these sizes in plain PyTorch."""
-        torch.manual_seed(0)
-        pixels = self.side**2
-        return (
-            _layers([pixels, *self.hidden, 2 * self.latent]),
-            _layers([self.latent, *self.hidden, pixels]),
-        )
-
-
-PROGRAMS = {
-    "digits, MLP 64-128-20, batch 64": Shape(8, (128,), 20, 64),
-    "MNIST, MLP 784-400-20, batch 128": Shape(28, (400,), 20, 128),
-    "MNIST, MLP 784-400-20, batch 1024": Shape(28, (400,), 20, 1024),
-    "MNIST, IWAE 784-200-200-50, 50 particles, batch 20": Shape(28, (200, 200), 50, 20, 50),
+_MLP = PROGRAMS["MNIST, MLP 784-400-20, batch 128"]
+_IWAE = PROGRAMS["MNIST, IWAE 784-200-200-50, 50 particles, batch 20"]
+_CURVES: dict[str, tuple[str, dict[int, Program]]] = {
+    "batch": ("MLP 784-400-20", {n: replace(_MLP, batch=n) for n in (32, 128, 512, 1024, 4096)}),
+    "particles": (
+        "IWAE 784-200-200-50, batch 20",
+        {n: replace(_IWAE, particles=n) for n in (1, 10, 50, 200, 1000)},
+    ),
+    "latents": (
+        "MLP 784-400-n, batch 128",
+        {n: replace(_MLP, latents=n) for n in (2, 8, 32, 128, 512)},
+    ),
 }
+_OF_CURVES = (PYRO, "pyro_vae, recorded", "pyro_vae, compiled")
+_ROUNDS_OF_CURVES = 5
+
+_BLOCK_SECONDS, _PAUSE_SECONDS = 0.3, 0.02
+_LATER_EPOCHS = 4
+_FOREIGN_PROCESSORS, _ATTEMPTS = 0.15, 4
+_WORTH_A_SECOND_START = 1.0  # seconds
 
 
-def pyro_svi(shape: Shape) -> Step:
-    """Step ``pyro.infer.SVI`` with ``pyro.optim.Adam`` on tensors, as a Pyro script does."""
-    vae = shape.vae()
-
-    def model(x: Tensor) -> None:
-        pyro.module("vae", vae)
-        vae.model(x)
-
-    if shape.particles > 1:
-        loss: Any = RenyiELBO(
-            0, num_particles=shape.particles, vectorize_particles=True, max_plate_nesting=1
-        )
-    else:
-        loss = Trace_ELBO()
-    pyro.clear_param_store()
-    svi = pyro.infer.SVI(model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss)
-    return lambda: svi.step(shape.x)
+# ---------------------------------------------------------------------------- measuring
 
 
-def ours(engine: str, shape: Shape) -> Step:
-    """Step our SVI with a fused Adam at one of its engines."""
-    vae = shape.vae()
-    objective: Objective = IWAE(shape.particles) if shape.particles > 1 else ELBO()
-    adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
-    svi = SVI(vae.model, vae.guide, adam, objective, engine=engine)
-    return lambda: svi.step(shape.x)
+@dataclass
+class Timed:
+    """What was measured of one contender.
+
+    Attributes:
+        compile_seconds: What the first epoch took longer than a later one.
+        compile_seconds_again: The same in a second process; None where it is not worth a look.
+        loss: The mean loss of the fifth epoch in nats per datum; NaN if none is known.
+        baseline_mib: Peak memory before the first step.
+        peak_mib: Peak memory at the end.
+        times_ms: Milliseconds a step, one number a round.
+        num_disturbed: How many of them something else on the machine may have slowed down.
+    """
+
+    compile_seconds: float
+    compile_seconds_again: float | None
+    loss: float
+    baseline_mib: float
+    peak_mib: float
+    times_ms: list[float] = field(default_factory=list)
+    num_disturbed: int = 0
+
+    @property
+    def median_ms(self) -> float:
+        """The median of the times."""
+        return statistics.median(self.times_ms)
 
 
-def by_hand(compiled: bool, shape: Shape) -> Step:
-    """Step the same bound, written in PyTorch without distributions, with a fused Adam."""
-    encoder, decoder = shape.networks()
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    adam = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+class _Runner:
+    """A worker, how many epochs its blocks have, and what was measured of it."""
 
-    def loss(x: Tensor) -> Tensor:
-        loc, log_scale = encoder(x.flatten(1)).chunk(2, -1)
-        noise = torch.randn(shape.particles, *loc.shape)
-        z = loc + log_scale.exp() * noise
-        log_q = (-0.5 * noise**2 - log_scale).sum(-1)
-        log_p = (-0.5 * z**2).sum(-1)
-        logits = decoder(z)
-        target = x.flatten(1).expand_as(logits)
-        log_x = -functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return -(log_x.sum(-1) + log_p - log_q).logsumexp(0).sum()
+    def __init__(self, contender: Contender, program: Program, threads: int) -> None:
+        self._steps = program.num_batches
+        with tempfile.TemporaryDirectory() as cache:
+            self.worker = Worker(contender, program, threads, Path(cache))
+            first, later = self.worker.run(1), self.worker.run(_LATER_EPOCHS)
+            epoch_seconds = later.seconds / _LATER_EPOCHS
+            cold, again = max(0.0, first.seconds - epoch_seconds), None
+            if cold > _WORTH_A_SECOND_START:
+                with Worker(contender, program, threads, Path(cache)) as second:
+                    again = max(0.0, second.run(1).seconds - epoch_seconds)
+        self.timed = Timed(cold, again, later.loss, self.worker.baseline_mib, later.peak_mib)
+        self._epochs = max(1, round(_BLOCK_SECONDS / epoch_seconds))
 
-    function = torch.compile(loss, dynamic=False) if compiled else loss
-
-    def step() -> float:
-        value = function(shape.x)
-        value.backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        return value.item()
-
-    return step
-
-
-def floor(shape: Shape) -> Step:
-    """Multiply the step's matrices: forward, and backward to weights and activations."""
-    encoder, decoder = shape.networks()
-    jobs = []
-    for network, rows, first in (
-        (encoder, shape.batch, True),
-        (decoder, shape.batch * shape.particles, False),
-    ):
-        for layer in network:
-            if isinstance(layer, nn.Linear):
-                a, b = torch.randn(rows, layer.in_features), torch.randn(rows, layer.out_features)
-                jobs.append((a, b, layer.weight.detach(), not first))
-                first = False
-
-    def step() -> None:
-        for a, b, weight, needs_input_gradient in jobs:
-            a @ weight.T
-            b.T @ a
-            if needs_input_gradient:
-                b @ weight
-
-    return step
+    def block(self) -> None:
+        """Take one more time; take it again if something else was at work."""
+        for _ in range(_ATTEMPTS):
+            time.sleep(_PAUSE_SECONDS)  # the threads of the one before stop spinning
+            before = busy_seconds()
+            done = self.worker.run(self._epochs)
+            after = busy_seconds()
+            foreign = 0.0
+            if before is not None and after is not None:
+                foreign = (after - before - done.processor_seconds) / done.seconds
+            if foreign < _FOREIGN_PROCESSORS:
+                break
+        else:
+            self.timed.num_disturbed += 1
+        self.timed.times_ms.append(done.seconds / (self._epochs * self._steps) * 1000)
+        self.timed.peak_mib = done.peak_mib
 
 
-CONTENDERS: dict[str, tuple[Callable[[Shape], Step], bool]] = {
-    "Pyro's SVI.step": (pyro_svi, False),
-    "by hand": (partial(by_hand, False), False),
-    "by hand, compiled": (partial(by_hand, True), False),
-    "pyro_vae, eager": (partial(ours, "eager"), False),
-    "pyro_vae, recorded": (partial(ours, "recorded"), False),
-    "pyro_vae, compiled": (partial(ours, "compiled"), False),
-    "by hand, compiled, fast arithmetic": (partial(by_hand, True), True),
-    "pyro_vae, recorded, fast arithmetic": (partial(ours, "recorded"), True),
-    "pyro_vae, compiled, fast arithmetic": (partial(ours, "compiled"), True),
-    "products alone": (floor, False),
-    "products alone, fast arithmetic": (floor, True),
-}
+def measure(
+    program: Program, chosen: Mapping[str, Contender], rounds: int, threads: int
+) -> tuple[dict[str, Timed], dict[str, str]]:
+    """Time contenders of one program in turn; also return why some were left out."""
+    runners: dict[str, _Runner] = {}
+    left_out: dict[str, str] = {}
+    with ExitStack() as stack:
+        for name, contender in chosen.items():
+            try:
+                runners[name] = _Runner(contender, program, threads)
+                stack.callback(runners[name].worker.close)
+            except NotHere as reason:
+                left_out[name] = str(reason)
+        for _ in range(rounds):
+            for name in random.sample(list(runners), len(runners)):
+                runners[name].block()
+    return {name: runner.timed for name, runner in runners.items()}, left_out
 
 
-def main(rounds: int = 15, threads: int = 2, name: str = "speed") -> None:
-    """Measure all contenders on all programs; print the table and write the record."""
-    torch.set_num_threads(threads)
-    results = {program: _measured(shape, rounds) for program, shape in PROGRAMS.items()}
-    path = record.write(
-        name,
-        {
-            "protocol": __doc__.strip().partition("\n\n")[2],
-            "command": " ".join(["python", *sys.argv]),
-            "rounds": rounds,
-            "programs": results,
-        },
-    )
-    for program, rows in results.items():
-        print(f"\n{program}\n\n| contender | ms a step | quartiles | times Pyro's speed |")
-        print("| --- | ---: | ---: | ---: |")
-        for contender, row in rows.items():
-            low, high = row["quartiles_ms"]
-            print(
-                f"| {contender} | {row['median_ms']:.2f} | {low:.2f} - {high:.2f} "
-                f"| {row['times_pyro']:.2f} |"
-            )
+def curves(rounds: int, threads: int) -> dict[str, Any]:
+    """Time a step, and take its memory, against the sizes of a program."""
+    chosen = {name: CONTENDERS[name] for name in _OF_CURVES}
+    found: dict[str, Any] = {}
+    for axis, (title, programs) in _CURVES.items():
+        lines: dict[str, Any] = {name: {"size": [], "ms": [], "peak_mib": []} for name in chosen}
+        for size, program in programs.items():
+            _say(f"{axis} {size}")
+            timed, _ = measure(program, chosen, rounds, threads)
+            for name, one in timed.items():
+                lines[name]["size"].append(size)
+                lines[name]["ms"].append(one.median_ms)
+                lines[name]["peak_mib"].append(one.peak_mib)
+        found[axis] = {"program": title, "contenders": lines}
+    return found
+
+
+# ---------------------------------------------------------------------------- what is told
+
+
+def rows(timed: Mapping[str, Timed], chosen: Mapping[str, Contender]) -> dict[str, dict[str, Any]]:
+    """Return each contender's row of the table: what was measured, and the ratios."""
+    median = {name: one.median_ms for name, one in timed.items()}
+    best_peer = min((median[name] for name in peers.CONTENDERS if name in median), default=None)
+    floor = min((ms for name, ms in median.items() if name.startswith(FLOOR)), default=None)
+    return {
+        name: {
+            "median_ms": median[name],
+            "quartiles_ms": _quartiles(one.times_ms),
+            "times_pyro": _ratio(median.get(PYRO), median[name]),
+            "times_best_peer": _ratio(best_peer, median[name]),
+            "over_floor": _ratio(median[name], floor),
+            "compile_seconds": one.compile_seconds,
+            "compile_seconds_again": one.compile_seconds_again,
+            "break_even_steps": _break_even(one, timed.get(chosen[name].uncompiled or "")),
+            "peak_mib": one.peak_mib,
+            "baseline_mib": one.baseline_mib,
+            "loss_nats": None if math.isnan(one.loss) else one.loss,
+            "num_disturbed": one.num_disturbed,
+        }
+        for name, one in timed.items()
+    }
+
+
+def table(measured: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Return the lines of a table of rows."""
+    heads = "ms a step,quartiles,times Pyro,times best peer,over floor,compile s,again,break-even"
+    heads = [*heads.split(","), "peak MiB", "loss"]
+    yield f"| contender | {' | '.join(heads)} |"
+    yield "| --- |" + " ---: |" * len(heads)
+    for name, row in measured.items():
+        low, high = row["quartiles_ms"]
+        cells = [
+            f"{row['median_ms']:.3f}",
+            f"{low:.3f} - {high:.3f}",
+            *(_cell(row[key], ".2f") for key in ("times_pyro", "times_best_peer", "over_floor")),
+            _cell(row["compile_seconds"], ".1f"),
+            _cell(row["compile_seconds_again"], ".1f"),
+            _cell(row["break_even_steps"], ".0f"),
+            _cell(row["peak_mib"], ".0f"),
+            _cell(row["loss_nats"], ".1f"),
+        ]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _quartiles(times: Sequence[float]) -> tuple[float, float]:
+    if len(times) < 2:
+        return times[0], times[0]
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, high
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a / b
+
+
+def _break_even(one: Timed, uncompiled: Timed | None) -> float | None:
+    if uncompiled is None or one.median_ms >= uncompiled.median_ms:
+        return None
+    cost = max(0.0, one.compile_seconds - uncompiled.compile_seconds)
+    return cost / (uncompiled.median_ms - one.median_ms) * 1000
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("jax", "numpyro", "pythae", "pixyz"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for; print the table, write the record, draw the plot."""
+    options = _options().parse_args(arguments)
+    about = {
+        "protocol": " ".join(__doc__.partition("FOLDER\n\n")[2].split()),
+        "command": " ".join(["python", *sys.argv]),
+        "rounds": options.rounds,
+        "threads_of_each": options.threads,
+        "peers": _versions(),
+    }
+    if options.epoch:
+        found = epoch.measure(options.data_root, options.rounds, options.threads)
+        about["protocol"] = " ".join(epoch.__doc__.split())
+        print("\n".join(epoch.table(found)))
+        print(record.write(options.name or "speed_epoch", {**about, "contenders": found}))
+        return
+    results, left_out = {}, {}
+    for title, program in _named(PROGRAMS, options.programs).items():
+        runs = {name: c for name, c in CONTENDERS.items() if c.runs(program)}
+        chosen = _named(runs, options.contenders)
+        _say(title)
+        timed, missing = measure(program, chosen, options.rounds, options.threads)
+        results[title] = rows(timed, chosen)
+        left_out.update(missing)
+        print("\n".join(["", title, "", *table(results[title])]), flush=True)
+    for name, reason in left_out.items():
+        print(f"\nleft out: {name}: {reason}")
+    lines: dict[str, Any] = {}
+    if options.curves:
+        lines = curves(min(options.rounds, _ROUNDS_OF_CURVES), options.threads)
+        lines["data"] = epoch.curve(options.threads)
+    found = {**about, "programs": results, "left_out": left_out, "curves": lines}
+    path = record.write(options.name or "speed", found)
+    speed_plot.draw(path.with_suffix(".png"), results, lines)
     print(f"\n{path}")
 
 
-def _measured(shape: Shape, rounds: int) -> dict[str, dict[str, Any]]:
-    torch._dynamo.reset()  # its limit of recompilations is per function, not per program
-    steps: dict[str, Step] = {}
-    warm_up: dict[str, float] = {}
-    for contender, (build, fast) in CONTENDERS.items():
-        start = time.perf_counter()
-        steps[contender] = build(shape)
-        _milliseconds(steps[contender], 5, fast=fast)
-        warm_up[contender] = time.perf_counter() - start
-    sizes = {
-        name: _steps_in_a_block(step, fast=CONTENDERS[name][1]) for name, step in steps.items()
-    }
-    times: dict[str, list[float]] = {contender: [] for contender in steps}
-    order = list(steps)
-    for _ in range(rounds):
-        random.shuffle(order)
-        for name in order:
-            fast = CONTENDERS[name][1]
-            times[name].append(_milliseconds(steps[name], sizes[name], fast=fast))
-    pyro_ms = statistics.median(times["Pyro's SVI.step"])
-    return {
-        contender: {
-            "median_ms": statistics.median(values),
-            "quartiles_ms": statistics.quantiles(values, n=4)[::2],
-            "times_pyro": pyro_ms / statistics.median(values),
-            "first_five_steps_seconds": warm_up[contender],
-        }
-        for contender, values in times.items()
-    }
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2, help="processors of each contender")
+    parser.add_argument(
+        "--programs", nargs="*", default=[], help="parts of names; all unless given"
+    )
+    parser.add_argument("--contenders", nargs="*", default=[], help="parts of names")
+    parser.add_argument("--curves", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--epoch", action="store_true", help="an epoch of MNIST, end to end")
+    parser.add_argument("--data_root", type=Path, help="where MNIST lies, for --epoch")
+    parser.add_argument("--name", help="of the record; a full path to write elsewhere")
+    return parser
 
 
-def _steps_in_a_block(step: Step, *, fast: bool) -> int:
-    once = min(_milliseconds(step, 3, fast=fast) for _ in range(3)) / 1000
-    return max(3, round(_BLOCK_SECONDS / once))
-
-
-def _milliseconds(step: Step, times: int, *, fast: bool) -> float:
-    with fast_arithmetic() if fast else nullcontext():
-        start = time.perf_counter()
-        for _ in range(times):
-            step()
-        return (time.perf_counter() - start) / times * 1000
-
-
-def _layers(sizes: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for wide, narrow in pairwise(sizes):
-        layers += [nn.Linear(wide, narrow), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+def _named(members: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    chosen = {n: m for n, m in members.items() if not parts or any(part in n for part in parts)}
+    if not chosen:
+        raise SystemExit(f"no name has any of {', '.join(parts)}; there are: {'; '.join(members)}")
+    return chosen
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    main()

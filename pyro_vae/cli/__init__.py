@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, sample, plot, list."""
+"""The command line: train, evaluate, sample, plot, compare, list."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _COMMANDS = {
     "evaluate": "judge a trained run anew",
     "sample": "draw from the prior of a trained run",
     "plot": "draw a trained run's pictures anew",
+    "compare": "compare objectives: their gradients, and what they train to",
     "list": "show every part by name, with its one line",
 }
 

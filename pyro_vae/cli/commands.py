@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 
 from pyro_vae import datasets
 from pyro_vae.cli import parts, pictures, runs, stored
+from pyro_vae.cli.compare import compare
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.loop import Fit
@@ -23,7 +24,7 @@ from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.evaluation import plots, report, samples
 from pyro_vae.files import remove, replace_file
 
-__all__ = ["evaluate", "list_parts", "plot", "sample", "train"]
+__all__ = ["compare", "evaluate", "list_parts", "plot", "sample", "train"]
 
 
 def train(arguments: list[str]) -> None:

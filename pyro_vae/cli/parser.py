@@ -17,11 +17,12 @@ from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.data import Observation
 from pyro_vae.inference import Schedule
 
-__all__ = ["Parser", "check_ranges", "command_parser", "training_parser"]
+__all__ = ["Parser", "check_ranges", "command_parser", "hide_what_is_long", "training_parser"]
 
 _FILLED_IN = {"prior", "likelihood", "posterior", "event_shape", "latent_shape"}
 _AT_LEAST = {
     "latent": 1, "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
+    "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
 }  # fmt: skip
 _POSITIVE = ("lr", "clip_norm")
 
@@ -112,6 +113,12 @@ def training_parser() -> Parser:
     _add_program(parser.add_argument_group("program"))
     _add_training(parser.add_argument_group("training"))
     _add_run(parser.add_argument_group("run"))
+    hide_what_is_long(parser)
+    return parser
+
+
+def hide_what_is_long(parser: Parser) -> None:
+    """Leave out of a parser's help what belongs to single parts."""
     for action in parser._actions:
         if action.option_strings and action.option_strings[0].endswith(".help"):
             action.help = argparse.SUPPRESS
@@ -121,7 +128,6 @@ def training_parser() -> Parser:
             # A stored configuration must not lead to another file of options.
             action._enable_path = False
             action.sub_add_kwargs["sub_configs"] = False
-    return parser
 
 
 def _add_data(group: Any) -> None:

@@ -141,7 +141,8 @@ def fit(
     folder = None if out is None else Path(out)
     parameters = Program(given[0].model, given[0].guide).parameters().values()
     widest = max((p.numel() for p in parameters), default=0)
-    fast = fast and device.type == "cpu" and batch_size * widest >= _WORTHWHILE_PRODUCT
+    rows = batch_size * (objective.num_particles if objective is not None else 1)
+    fast = fast and device.type == "cpu" and rows * widest >= _WORTHWHILE_PRODUCT
     fast = fast and precision == "float32"
     arithmetic = fast_arithmetic() if fast else reduced_precision(precision, device)
     with arithmetic, _own_random_state(device), stop_requests() as stop, _locked(folder) as locked:

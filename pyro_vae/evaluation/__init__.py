@@ -1,5 +1,8 @@
 """Is it good? Judges any Pyro model and guide through their sites; changes no state."""
 
+from pyro_vae.evaluation.comparison import compare
+from pyro_vae.evaluation.comparison_record import Comparison
+from pyro_vae.evaluation.gradients import Estimate, Gradients, draw_gradients
 from pyro_vae.evaluation.latents import (
     UnitActivity,
     embed,
@@ -25,9 +28,14 @@ from pyro_vae.evaluation.samples import (
 
 __all__ = [
     "Bound",
+    "Comparison",
+    "Estimate",
+    "Gradients",
     "ImportanceEstimate",
     "UnitActivity",
+    "compare",
     "decode",
+    "draw_gradients",
     "elbo",
     "embed",
     "importance_sampling",

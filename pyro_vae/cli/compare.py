@@ -1,0 +1,284 @@
+"""The command ``compare``: objectives as words, the laboratory, and what it writes."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+import yaml
+from jsonargparse import Namespace
+from pyro.infer import ELBO
+
+from pyro_vae import datasets
+from pyro_vae.cli import parts, runs, stored
+from pyro_vae.cli.messages import nearest
+from pyro_vae.cli.parser import (
+    Parser,
+    _add_data,
+    _add_program,
+    check_ranges,
+    command_parser,
+    hide_what_is_long,
+)
+from pyro_vae.engine.run_folder import create_run_folder
+from pyro_vae.evaluation import Comparison, plots, report
+from pyro_vae.evaluation.comparison import compare as compare_objectives
+from pyro_vae.evaluation.comparison_plot import compared
+from pyro_vae.files import replace_file
+
+__all__ = ["compare", "comparison_parser", "with_objectives"]
+
+_DEFAULT = "ELBO AnalyticELBO IWAE(8) DReG(8) Renyi(0.5,8) RWS(8)"
+_OPTION = "--objectives"
+
+
+def compare(arguments: list[str]) -> None:
+    """Compare objectives on the same data, from the same weights."""
+    arguments, modules = parts.with_loaded_files(with_objectives(arguments))
+    for path in _configurations(arguments):
+        stored.check_config(path, modules)
+    parser = comparison_parser()
+    config = parser.parse_args(arguments)
+    check_ranges(config)
+    if not config.objectives:
+        raise ValueError(f"{_OPTION}: the list is empty; name at least one, such as ELBO IWAE")
+    data = datasets.load(config.data, root=Path(config.data_root))
+    settled = runs.default_arguments(config, data)
+    config = parser.parse_args([*arguments, *settled])
+    text = parser.dump(_without(config, "config", "out"))
+    instances = parser.build(config)
+    instances.objective = None
+    run = runs.open_run(config, instances, data)
+    out = Path(
+        config.out or f"runs/compare-{Path(data.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    with _new_folder(out):
+        print(f"comparing {len(config.objectives)} objectives on {data.name}", file=sys.stderr)
+        found = _compared(run, instances.objectives)
+        _tell(run, found, out, text)
+
+
+def comparison_parser() -> Parser:
+    """Return the parser of ``pyro-vae compare``."""
+    parser = command_parser(
+        "compare",
+        "Compare objectives: the bias, noise and cost of their gradients, and what they train to.",
+        usage="pyro-vae compare [options]",
+        epilog="--objectives ELBO IWAE 'DReG(num_particles=16)' names objectives with arguments; "
+        "'pyro-vae list' shows them all. Your own is an import path or a file, my_file.py:MyBound.",
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    _add_data(parser.add_argument_group("data"))
+    _add_program(parser.add_argument_group("program"))
+    _add_comparison(parser.add_argument_group("comparison"))
+    hide_what_is_long(parser)
+    return parser
+
+
+def _add_comparison(group: Any) -> None:
+    add = group.add_argument
+    add(_OPTION, type=list[ELBO], default=json.loads(_as_list(_words(_DEFAULT))),
+        metavar="NAME ...", help="what to compare; " + _DEFAULT)  # fmt: skip
+    add("--epochs", type=int, default=20, help="passes over the data for each objective")
+    add("--warm-up-epochs", type=int, default=3, help="of the ELBO, before gradients are measured")
+    add("--batch-size", type=int | None, help="data per step; 128, or all of fewer, unless given")
+    add("--lr", type=float, default=1e-3, help="Adam's learning rate, which is constant")
+    add("--clip-norm", type=float | None, help="largest gradient norm of the loss per datum")
+    add("--num-rows", type=int, default=64, help="data on which gradients are measured")
+    add("--num-repeats", type=int, default=200, help="how often gradients are drawn")
+    add("--num-samples", type=int, default=200, help="importance samples a datum for log p(x)")
+    engines = Literal["auto", "eager", "recorded", "compiled"]
+    add("--engine", type=engines, default="auto", help="how a step is run, as for train")
+    add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
+    add("--seed", type=int, default=0, help="of weights, noise and order")
+    add("--out", type=Path | None, help="the folder; runs/compare-DATA-TIME unless given")
+
+
+def with_objectives(arguments: list[str]) -> list[str]:
+    """Replace the words after ``--objectives`` by one list that the parser reads.
+
+    Args:
+        arguments: The command line. Words may be parted by commas or blanks, with arguments in
+            parentheses, or dictionaries of class_path and init_args, in brackets or not.
+
+    Raises:
+        ValueError: If one is no objective, or takes no such argument; suggests the nearest name.
+    """
+    result: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if word.partition("=")[0] != _OPTION:
+            result.append(word)
+            continue
+        given = [word.partition("=")[2]] if "=" in word else []
+        while words and not words[0].startswith("--"):
+            given.append(words.pop(0))
+        result += [_OPTION, _as_list(_words(" ".join(given)))]
+    return result
+
+
+def _words(text: str) -> list[str]:
+    """Split at commas and blanks that stand in no bracket and no quotes."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    depth, quote, words = 0, "", [""]
+    for sign in text:
+        if quote or sign in "'\"":
+            quote = "" if sign == quote else quote or sign
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth == 0 and not quote and (sign == "," or sign.isspace()):
+            words.append("")
+        else:
+            words[-1] += sign
+    return [word for word in words if word]
+
+
+def _as_list(words: list[str]) -> str:
+    return json.dumps([_objective(word) for word in words])
+
+
+def _objective(word: str) -> dict[str, Any]:
+    given = _dictionary(word) if word.startswith("{") else _call(word)
+    try:
+        path = parts.named("objective", given["class_path"])
+    except ValueError as error:
+        raise ValueError(str(error).replace("--objective ", f"{_OPTION} ", 1)) from error
+    module, _, name = path.rpartition(".")
+    known = _arguments(getattr(sys.modules[module], name))
+    values = {**_by_name(word, given.pop("positional", []), known), **given.get("init_args", {})}
+    for argument in values:
+        if argument not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(
+                f"{_OPTION} {word}: {name} has no argument {argument!r}; "
+                f"{nearest(argument, known)}{takes}"
+            )
+    return {"class_path": path, "init_args": values}
+
+
+def _dictionary(word: str) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(word)
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, dict) or not isinstance(given.get("class_path"), str):
+        raise ValueError(
+            f"{_OPTION} {word}: expected {{class_path: NAME, init_args: {{ARGUMENT: VALUE}}}}"
+        )
+    return {"init_args": {}, **given}
+
+
+def _call(word: str) -> dict[str, Any]:
+    """Read ``NAME`` or ``NAME(1, argument=2)``; values are Python's literals."""
+    found = re.fullmatch(r"([^()]+?)(\(.*\))?", word, re.DOTALL)
+    try:
+        if found is None:
+            raise SyntaxError
+        call = ast.parse(f"f{found[2] or '()'}", mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise SyntaxError
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        positional = [ast.literal_eval(value) for value in call.args]
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            f"{_OPTION} {word}: expected a name, or one with its arguments, such as "
+            "'IWAE(num_particles=16)'"
+        ) from None
+    return {"class_path": found[1].strip(), "init_args": values, "positional": positional}
+
+
+def _arguments(objective: type) -> list[str]:
+    """Return the names of a class's arguments; those of its bases, too, where it hands on."""
+    names: list[str] = []
+    for parent in objective.__mro__:
+        found = inspect.signature(parent).parameters.values()
+        names += [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if all(p.kind is not p.VAR_KEYWORD for p in found):
+            break
+    return list(dict.fromkeys(names))
+
+
+def _by_name(word: str, values: list[Any], known: list[str]) -> dict[str, Any]:
+    if len(values) > len(known):
+        raise ValueError(f"{_OPTION} {word}: too many arguments; it takes {', '.join(known)}")
+    return dict(zip(known, values, strict=False))
+
+
+def _configurations(arguments: list[str]) -> Iterator[Path]:
+    for place, word in enumerate(arguments):
+        if word == "--config" and place + 1 < len(arguments):
+            yield Path(arguments[place + 1])
+        elif word.startswith("--config="):
+            yield Path(word.partition("=")[2])
+
+
+def _without(config: Namespace, *names: str) -> Namespace:
+    kept = config.clone()
+    for name in names:
+        kept.pop(name, None)
+    return kept
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[None]:
+    """Create the folder, in which all is written at the end; without an end there is none."""
+    absent = [] if "\0" in str(out) else [f for f in (out, *out.parents) if not f.exists()]
+    create_run_folder(out)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in absent:
+                folder.rmdir()
+        raise
+
+
+def _compared(run: runs.Run, objectives: list[ELBO]) -> Comparison:
+    config = run.config
+    return compare_objectives(
+        run.program, run.data, objectives=objectives, optim=runs._adam(config.lr),
+        observation=run.observation, epochs=config.epochs, warm_up_epochs=config.warm_up_epochs,
+        batch_size=config.batch_size, clip_norm=config.clip_norm, num_rows=config.num_rows,
+        num_repeats=config.num_repeats, num_samples=config.num_samples, device=run.device,
+        seed=config.seed, engine=config.engine, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+
+
+def _tell(run: runs.Run, found: Comparison, out: Path, config: str) -> None:
+    record = json.dumps(found.record(), indent=2, allow_nan=False) + "\n"
+    replace_file(out / "config.yaml", config.encode())
+    replace_file(out / "comparison.json", record.encode())
+    plots.save(compared(found), out / "comparison.png")
+    report.write_report(
+        out / "report.html",
+        title=f"Objectives compared: {type(run.program).__name__} on {run.data.name}",
+        results={row.objective: row.summary for row in found.rows},
+        history=[],
+        pictures=[("Bounds by steps and time, and gradients", out / "comparison.png")],
+        config=f"{found.table()}\n\n{config}",
+        provenance={
+            "command": f"pyro-vae compare --config {out / 'config.yaml'}",
+            "seed": run.config.seed,
+            "device": str(run.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    )
+    print(found.table())
+    print(f"\nreport: {out / 'report.html'}")
