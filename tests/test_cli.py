@@ -42,7 +42,7 @@ FLAGS = (
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
     "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard",
 )  # fmt: skip
-COMMANDS = ("train", "evaluate", "sample", "plot", "list")
+COMMANDS = ("train", "evaluate", "sample", "plot", "compare", "list")
 FILES = {"config.yaml", "metrics.jsonl", "results.json", "report.html", "checkpoints", "pictures"}
 
 
