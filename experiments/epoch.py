@@ -1,8 +1,8 @@
 """An epoch of MNIST end to end: ``fit`` beside the loop of Pyro's VAE example.
 
 The example's loop (DataLoader, ``SVI.step``, ``pyro.optim.Adam``) takes the 50,000 training images
-as grey values that lie ready as floats, and evaluates nothing. ``fit`` takes them as bytes,
-binarises them anew in every epoch, and evaluates the bound of the 10,000 validation images. "One
+as grey values that lie ready as floats, and evaluates nothing. ``fit`` takes them as bytes, each
+binarised once, and evaluates the bound of the 10,000 validation images in every epoch. "One
 epoch" is a whole call, from building the program on; "one of many" is a third of what four epochs
 take longer than one. Each contender has a process of its own; they are visited in random order in
 every round, after a first one that is not counted and fills the compiler's cache. The program is
@@ -82,7 +82,7 @@ def fitted(engine: str, program: Perceptrons) -> Epochs:
 
 def _given(program: Perceptrons) -> tuple[datasets.Dataset, Observation | None]:
     if isinstance(program, Mnist):
-        return program.dataset(), Binarize(255)
+        return program.dataset(), Binarize(255, resample=False)
     rows = program.data().reshape(-1, 1, program.side, program.side).astype(np.uint8)
     parts = {"train": rows, "validation": rows[:128], "test": rows[:128]}
     return datasets.from_splits("made", {name: (x, None) for name, x in parts.items()}), None

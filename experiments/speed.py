@@ -272,7 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(epoch.table(found)))
         print(record.write(options.name or "speed_epoch", {**about, "contenders": found}))
         return
-    results, left_out = {}, {}
+    results: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    found = {**about, "programs": results, "left_out": left_out, "curves": {}}
     for title, program in _named(PROGRAMS, options.programs).items():
         runs = {name: c for name, c in CONTENDERS.items() if c.runs(program)}
         chosen = _named(runs, options.contenders)
@@ -281,16 +283,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results[title] = rows(timed, chosen)
         left_out.update(missing)
         print("\n".join(["", title, "", *table(results[title])]), flush=True)
+        _keep(found, options.name)  # what is measured is kept if the rest is not
     for name, reason in left_out.items():
         print(f"\nleft out: {name}: {reason}")
-    lines: dict[str, Any] = {}
     if options.curves:
         lines = curves(min(options.rounds, _ROUNDS_OF_CURVES), options.threads)
-        lines["data"] = epoch.curve(options.threads)
-    found = {**about, "programs": results, "left_out": left_out, "curves": lines}
-    path = record.write(options.name or "speed", found)
-    speed_plot.draw(path.with_suffix(".png"), results, lines)
-    print(f"\n{path}")
+        found["curves"] = {**lines, "data": epoch.curve(options.threads)}
+    print(f"\n{_keep(found, options.name)}")
+
+
+def _keep(found: dict[str, Any], name: str | None) -> Path:
+    path = record.write(name or "speed", found)
+    speed_plot.draw(path.with_suffix(".png"), found["programs"], found["curves"])
+    return path
 
 
 def _options() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ import pyro_vae
 import pyro_vae.components
 import pyro_vae.evaluation
 from pyro_vae.cli import commands, main, parts
+from pyro_vae.cli.compare import comparison_parser
 from pyro_vae.cli.parser import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +91,9 @@ def test_an_existing_script_changes_one_import():
 
 def test_every_option_exists():
     known = {name for action in training_parser()._actions for name in action.option_strings}
+    known |= {name for action in comparison_parser()._actions for name in action.option_strings}
     known |= {"--num-samples", "--num", "--mean"}  # of evaluate and sample
+    known |= {"--scale"}  # of the experiments
     mentioned = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", TEXT))
     assert len(mentioned) > 15
     assert mentioned - known == set()
