@@ -46,3 +46,11 @@ def test_the_probe_sees_lower_precision(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     assert not arithmetic.products_are_float32()
+
+
+def test_tiny_numbers_are_zero_inside_alone():
+    tiny = torch.full((4,), 1e-30)
+    assert bool((tiny * 1e-10 > 0).all())
+    with fast_arithmetic():
+        assert bool((tiny * 1e-10 == 0).all())
+    assert bool((tiny * 1e-10 > 0).all())
