@@ -54,3 +54,10 @@ def test_tiny_numbers_are_zero_inside_alone():
     with fast_arithmetic():
         assert bool((tiny * 1e-10 == 0).all())
     assert bool((tiny * 1e-10 > 0).all())
+    torch.set_flush_denormal(True)
+    try:
+        with fast_arithmetic():
+            pass
+        assert bool((tiny * 1e-10 == 0).all())
+    finally:
+        torch.set_flush_denormal(False)
