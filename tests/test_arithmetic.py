@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -61,3 +63,13 @@ def test_tiny_numbers_are_zero_inside_alone():
         assert bool((tiny * 1e-10 == 0).all())
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch's pool is GNU's on Linux")
+def test_tiny_numbers_are_zero_in_every_thread_of_the_pool():
+    tiny = torch.full((1 << 20,), 1e-30)
+    torch.set_num_threads(2)  # `clean_slate` sets it to one again
+    assert bool((tiny * 1e-10 > 0).all())  # the pool is there before
+    with fast_arithmetic():
+        assert bool((tiny * 1e-10 == 0).all())
+    assert bool((tiny * 1e-10 > 0).all())

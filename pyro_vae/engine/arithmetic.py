@@ -11,6 +11,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -33,7 +34,7 @@ def fast_arithmetic() -> Iterator[bool]:
     bfloat16 it would really lower it. So the products are tried first, against float64, and the
     switch goes back where they are less exact than float32. It goes back afterwards, too; that
     freed memory is kept (on Linux with glibc) lasts as long as the process. Tiny numbers are zero
-    in this thread, and in those that it starts inside.
+    in this thread and in the pool of threads that torch computes with.
 
     Yields:
         Whether oneDNN's products are taken. Their bits differ from those of MKL.
@@ -41,7 +42,7 @@ def fast_arithmetic() -> Iterator[bool]:
     before = torch.get_float32_matmul_precision()
     _keep_memory()
     flushed = _tiny_numbers_are_zero()
-    torch.set_flush_denormal(True)
+    _flush_tiny_numbers(True)
     try:
         torch.set_float32_matmul_precision("medium")
         taken = products_are_float32()
@@ -50,7 +51,7 @@ def fast_arithmetic() -> Iterator[bool]:
         yield taken
     finally:
         torch.set_float32_matmul_precision(before)
-        torch.set_flush_denormal(flushed)
+        _flush_tiny_numbers(flushed)
 
 
 @contextmanager
@@ -99,6 +100,22 @@ def products_are_float32() -> bool:
 
 def _tiny_numbers_are_zero() -> bool:
     return bool(torch.tensor(1e-30) * 1e-10 == 0)
+
+
+def _flush_tiny_numbers(flush: bool) -> None:
+    """Set how each thread of torch's pool treats numbers below 1e-38: it is theirs, one by one.
+
+    A thread inherits the setting when it is started, and the pool mostly has been by now. So each
+    of its threads is asked, through the library that runs it (GNU's, in torch for Linux).
+    """
+    torch.set_flush_denormal(flush)
+    libraries = list((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    run = getattr(ctypes.CDLL(str(libraries[0])), "GOMP_parallel", None) if libraries else None
+    if run is not None:
+        set_flag = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(
+            lambda _: torch.set_flush_denormal(flush) and None
+        )
+        run(set_flag, None, ctypes.c_uint(torch.get_num_threads()), ctypes.c_uint(0))
 
 
 def _keep_memory() -> None:
