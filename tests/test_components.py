@@ -299,3 +299,38 @@ def test_vae_shows_its_parts_and_samples_without_data() -> None:
     with pyro.plate("data", 4):
         x = vae.likelihood(vae.prior().expand([4]).sample()).sample()
     assert x.shape == (4, 1, 5, 5)
+
+
+class _NearThePosterior(DiagonalNormal):
+    """A user's prior around what q(z | x) says of one datum, with a mean of the data beside it."""
+
+    def meet(self, posterior, data):
+        self.met = (posterior, None if data is None else data.mean(0))
+
+    def forward(self, raw=None):
+        posterior, mean = self.met
+        return posterior(mean)
+
+
+class _Shifted(Bernoulli):
+    """A user's likelihood that starts where the data say."""
+
+    def meet(self, posterior, data):
+        assert posterior is None
+        self.shift = None if data is None else data.mean(0)
+
+
+def test_a_users_prior_meets_the_posterior_and_the_data() -> None:
+    x = torch.rand(8, 4)
+    network = partial(MLP, hidden=(6,))
+    parts = {"prior": _NearThePosterior, "likelihood": _Shifted, "network": network}
+    vae = VAE.assemble((4,), (2,), data=x, **parts)
+    torch.testing.assert_close(vae.likelihood.family.shift, x.mean(0))
+    z = torch.randn(5, 2)
+    expected = vae.posterior(x.mean(0)).log_prob(z)
+    torch.testing.assert_close(vae.prior().log_prob(z), expected)
+    registered = [name for name, _ in vae.named_parameters(remove_duplicate=False)]
+    assert not [name for name in registered if name.startswith("prior.family.met")]
+    without = VAE.assemble((4,), (2,), **parts)
+    assert without.prior.family.met == (without.posterior, None)
+    assert without.likelihood.family.shift is None

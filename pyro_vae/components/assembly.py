@@ -36,22 +36,25 @@ def assemble(
         posterior: Builds the family of q(z | x) from ``latent_shape``.
         network: Builds a network from the shapes of an input and an output.
         data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as they
-            are, and the likelihood starts at their mean.
+            are, and the likelihood starts at their mean. ``Family.meet`` hands them to the prior
+            and the likelihood, to the prior with the posterior.
 
     Returns:
         The modules "prior", "likelihood" and "posterior".
     """
-    encoder = network if data is None else partial(_standardized, Standardize.of(data), network)
-    decoder = Conditional(likelihood(event_shape), context_shape=latent_shape, network=network)
+    p_x = likelihood(event_shape)
+    p_x.meet(None, data)
+    decoder = Conditional(p_x, context_shape=latent_shape, network=network)
     if data is not None:
         decoder.start_at(data.mean(0))
-    return {
-        "prior": learned(prior(latent_shape)),
-        "likelihood": decoder,
-        "posterior": Conditional(
-            posterior(latent_shape), context_shape=event_shape, network=encoder
-        ),
-    }
+    p_z = prior(latent_shape)
+    encoder = Conditional(
+        posterior(latent_shape),
+        context_shape=event_shape,
+        network=network if data is None else partial(_standardized, Standardize.of(data), network),
+    )
+    p_z.meet(encoder, data)
+    return {"prior": learned(p_z), "likelihood": decoder, "posterior": encoder}
 
 
 def _standardized(

@@ -47,7 +47,7 @@ def positive(raw: Tensor, *, floor: float = 1e-5) -> Tensor:
 class Family(nn.Module):
     """How ``raw_shape`` unconstrained numbers become a distribution over ``event_shape``.
 
-    A leaf sets the two shapes and defines ``forward``; ``raw_at`` is optional.
+    A leaf sets the two shapes and defines ``forward``; ``raw_at`` and ``meet`` are optional.
     """
 
     event_shape: Shape
@@ -65,6 +65,18 @@ class Family(nn.Module):
     def raw_at(self, mean: Tensor) -> Tensor | None:
         """Return raw numbers whose distribution has about this mean; None where none is known."""
         return None
+
+    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+        """Take what the family needs beyond its shapes; nothing, unless a leaf says otherwise.
+
+        ``assemble`` calls it once, before the family is used: p(z)'s with q(z | x), and
+        p(x | z)'s with None.
+
+        Args:
+            posterior: The model's q(z | x). Keep it where its parameters are not registered a
+                second time, such as in a tuple.
+            data: Observations, ``[N, *data_shape]`` in floating point; None where none are known.
+        """
 
     def extra_repr(self) -> str:
         """Show the event's shape."""
