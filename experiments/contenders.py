@@ -34,7 +34,7 @@ from pyro_vae import SVI, VAE
 from pyro_vae.components import MLP, Convolutional, assemble
 from pyro_vae.inference import ELBO, IWAE, Objective
 
-__all__ = ["CONTENDERS", "products_of"]
+__all__ = ["CONTENDERS", "images", "in_turn", "products_of", "vae"]
 
 _RATE = 1e-3
 _Product = Callable[[], Any]
@@ -112,7 +112,7 @@ def pyro_example(program: Program) -> Epochs:
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": _RATE}), Trace_ELBO())
     data = TensorDataset(torch.from_numpy(program.data()))
     batches = DataLoader(data, batch_size=program.batch, shuffle=True)
-    return _in_turn(lambda rows: svi.step(rows[0]), batches, program)
+    return in_turn(lambda rows: svi.step(rows[0]), batches, program)
 
 
 def pyro_svi(program: Program) -> Epochs:
@@ -130,7 +130,7 @@ def pyro_svi(program: Program) -> Epochs:
         )
     pyro.clear_param_store()
     svi = pyro.infer.SVI(model, module.guide, pyro.optim.Adam({"lr": _RATE}), loss)
-    return _in_turn(svi.step, _images(program), program)
+    return in_turn(svi.step, images(program), program)
 
 
 def ours(engine: str, program: Program) -> Epochs:
@@ -138,7 +138,7 @@ def ours(engine: str, program: Program) -> Epochs:
     module = vae(program)
     adam = partial(torch.optim.Adam, lr=_RATE, fused=True)
     svi = SVI(module.model, module.guide, adam, _objective(program), engine=engine)
-    return _in_turn(svi.update, _images(program), program)
+    return in_turn(svi.update, images(program), program)
 
 
 def _parts(program: Program, network: Any) -> dict[str, nn.Module]:
@@ -201,20 +201,20 @@ class Bound(nn.Module):
 def by_hand(program: Program) -> Epochs:
     """Step the bound with autograd and a fused Adam."""
     bound = Bound(program)
-    return _in_turn(_backward_and_adam(bound, bound), _rows(program), program)
+    return in_turn(_backward_and_adam(bound, bound), _rows(program), program)
 
 
 def by_hand_compiled(program: Program) -> Epochs:
     """The same with the bound compiled; backward and Adam are calls of their own."""
     bound = Bound(program)
     function = torch.compile(bound, dynamic=False)
-    return _in_turn(_backward_and_adam(bound, function), _rows(program), program)
+    return in_turn(_backward_and_adam(bound, function), _rows(program), program)
 
 
 def by_hand_whole(program: Program) -> Epochs:
     """The same with the whole step compiled: the bound, its gradient and Adam in one graph."""
     step = torch.compile(whole_step(Bound(program)), dynamic=False, fullgraph=True)
-    return _in_turn(step, _rows(program), program)
+    return in_turn(step, _rows(program), program)
 
 
 def whole_step(bound: Bound) -> Callable[[Tensor], Tensor]:
@@ -280,12 +280,12 @@ def products_alone(program: Program) -> Epochs:
             product()
         return math.nan
 
-    return _in_turn(step, _rows(program), program)
+    return in_turn(step, _rows(program), program)
 
 
 def products_of(program: Program) -> list[_Product]:
     """Return the products of a step, found by watching the layers of the program at work."""
-    module, objective, x = vae(program), _objective(program), _images(program)[0]
+    module, objective, x = vae(program), _objective(program), images(program)[0]
     objective.differentiable_loss(module.model, module.guide, x)  # the first call runs checks, too
     found: list[_Product] = []
 
@@ -317,7 +317,7 @@ def _products(layer: Any, x: Tensor, gradient: Tensor) -> list[_Product]:
 # ---------------------------------------------------------------------------- epochs
 
 
-def _in_turn(step: Callable[[Any], Any], batches: Any, program: Program) -> Epochs:
+def in_turn(step: Callable[[Any], Any], batches: Any, program: Program) -> Epochs:
     """Step through the batches; losses stay tensors until an epoch ends, where they are ones."""
 
     def epochs(num: int) -> float:
@@ -333,7 +333,7 @@ def _rows(program: Program) -> list[Tensor]:
     return list(torch.from_numpy(program.data()).split(program.batch))
 
 
-def _images(program: Program) -> list[Tensor]:
+def images(program: Program) -> list[Tensor]:
     return [rows.unflatten(-1, (1, program.side, program.side)) for rows in _rows(program)]
 
 

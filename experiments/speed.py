@@ -1,6 +1,7 @@
 """How fast is a step, beside plain Pyro, PyTorch by hand, other toolkits and the products alone?
 
     python experiments/speed.py --rounds 15
+    python experiments/speed.py --curves --rounds 5
     python experiments/speed.py --epoch --data_root FOLDER
 
 Every contender of a program has a process of its own on the same processors; they are visited in
@@ -41,7 +42,17 @@ import speed_plot
 from programs import PROGRAMS, Contender, NotHere, Program
 from worker import Worker, busy_seconds
 
-__all__ = ["CONTENDERS", "Timed", "curves", "main", "measure", "rows", "table"]
+__all__ = [
+    "CONTENDERS",
+    "Timed",
+    "curves",
+    "main",
+    "measure",
+    "named",
+    "quartiles",
+    "rows",
+    "table",
+]
 
 CONTENDERS: dict[str, Contender] = {**contenders.CONTENDERS, **peers.CONTENDERS}
 PYRO, FLOOR = "Pyro's SVI.step", "products alone"
@@ -60,7 +71,6 @@ _CURVES: dict[str, tuple[str, dict[int, Program]]] = {
     ),
 }
 _OF_CURVES = (PYRO, "pyro_vae, recorded", "pyro_vae, compiled")
-_ROUNDS_OF_CURVES = 5
 
 _BLOCK_SECONDS, _PAUSE_SECONDS = 0.3, 0.02
 _LATER_EPOCHS = 4
@@ -180,7 +190,7 @@ def rows(timed: Mapping[str, Timed], chosen: Mapping[str, Contender]) -> dict[st
     return {
         name: {
             "median_ms": median[name],
-            "quartiles_ms": _quartiles(one.times_ms),
+            "quartiles_ms": quartiles(one.times_ms),
             "times_pyro": _ratio(median.get(PYRO), median[name]),
             "times_best_peer": _ratio(best_peer, median[name]),
             "over_floor": _ratio(median[name], floor),
@@ -221,7 +231,7 @@ def _cell(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _quartiles(times: Sequence[float]) -> tuple[float, float]:
+def quartiles(times: Sequence[float]) -> tuple[float, float]:
     if len(times) < 2:
         return times[0], times[0]
     low, _, high = statistics.quantiles(times, n=4, method="inclusive")
@@ -272,28 +282,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(epoch.table(found)))
         print(record.write(options.name or "speed_epoch", {**about, "contenders": found}))
         return
+    if options.curves:
+        lines = curves(options.rounds, options.threads)
+        lines["data"] = epoch.curve(options.threads)
+        print(_keep({**about, "programs": {}, "curves": lines}, options.name or "speed_curves"))
+        return
     results: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     found = {**about, "programs": results, "left_out": left_out, "curves": {}}
-    for title, program in _named(PROGRAMS, options.programs).items():
+    for title, program in named(PROGRAMS, options.programs).items():
         runs = {name: c for name, c in CONTENDERS.items() if c.runs(program)}
-        chosen = _named(runs, options.contenders)
+        chosen = named(runs, options.contenders)
         _say(title)
         timed, missing = measure(program, chosen, options.rounds, options.threads)
         results[title] = rows(timed, chosen)
         left_out.update(missing)
         print("\n".join(["", title, "", *table(results[title])]), flush=True)
-        _keep(found, options.name)  # what is measured is kept if the rest is not
+        path = _keep(found, options.name or "speed")  # what is measured is kept if the rest is not
     for name, reason in left_out.items():
         print(f"\nleft out: {name}: {reason}")
-    if options.curves:
-        lines = curves(min(options.rounds, _ROUNDS_OF_CURVES), options.threads)
-        found["curves"] = {**lines, "data": epoch.curve(options.threads)}
-    print(f"\n{_keep(found, options.name)}")
+    print(f"\n{path}")
 
 
-def _keep(found: dict[str, Any], name: str | None) -> Path:
-    path = record.write(name or "speed", found)
+def _keep(found: dict[str, Any], name: str) -> Path:
+    path = record.write(name, found)
     speed_plot.draw(path.with_suffix(".png"), found["programs"], found["curves"])
     return path
 
@@ -306,14 +318,14 @@ def _options() -> argparse.ArgumentParser:
         "--programs", nargs="*", default=[], help="parts of names; all unless given"
     )
     parser.add_argument("--contenders", nargs="*", default=[], help="parts of names")
-    parser.add_argument("--curves", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--curves", action="store_true", help="a step against its sizes instead")
     parser.add_argument("--epoch", action="store_true", help="an epoch of MNIST, end to end")
     parser.add_argument("--data_root", type=Path, help="where MNIST lies, for --epoch")
     parser.add_argument("--name", help="of the record; a full path to write elsewhere")
     return parser
 
 
-def _named(members: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+def named(members: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
     chosen = {n: m for n, m in members.items() if not parts or any(part in n for part in parts)}
     if not chosen:
         raise SystemExit(f"no name has any of {', '.join(parts)}; there are: {'; '.join(members)}")

@@ -297,10 +297,14 @@ def test_one_command_writes_the_record_and_draws_the_plot(fakes, tmp_path, monke
     assert set(found["programs"]["tiny"]) == {speed.PYRO, "pyro_vae, recorded"}
     assert 0.2 < found["programs"]["tiny"][speed.PYRO]["median_ms"] < 2.0  # 2 ms are 10 batches
     assert found["left_out"] == {"pixyz": "no module named fake"}
-    assert found["curves"]["batch"]["contenders"][speed.PYRO]["size"] == [4, 8]
     assert found["environment"]["torch"] == torch.__version__
     assert (tmp_path / "speed.png").stat().st_size > 10_000
     assert "left out: pixyz" in capsys.readouterr().out
+    speed.main(["--rounds", "2", "--curves", "--name", str(tmp_path / "curves")])
+    found = json.loads((tmp_path / "curves.json").read_text())
+    assert found["curves"]["batch"]["contenders"][speed.PYRO]["size"] == [4, 8]
+    assert found["curves"]["data"] == seconds
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_a_name_that_fits_nothing_is_refused():

@@ -1,0 +1,85 @@
+"""What a part costs: the time and memory of a step with it, as a multiple of the plain one's.
+
+    python experiments/multiples.py --rounds 5
+    python experiments/multiples.py --groups objectives "VampPrior"
+
+Each group is one program in which one part changes; its first row is what the others are multiples
+of. All are recorded, with float32 products as torch finds them. Contenders have processes of their
+own and are timed as ``speed.py`` does: interleaved blocks, medians over rounds.
+one particle, or for the number that the row names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import record
+import speed
+from programs import Contender, Perceptrons
+from variants import GROUPS, Group, trained
+
+__all__ = ["main", "measure", "table"]
+
+
+def measure(group: Group, rounds: int, threads: int) -> dict[str, dict[str, Any]]:
+    """Time the members of a group in turn; return a row for each, and why one has none."""
+    chosen = {
+        name: Contender(partial(trained, group.engine, member), (Perceptrons,))
+        for name, member in group.members.items()
+    }
+    timed, left_out = speed.measure(group.program, chosen, rounds, threads)
+    plain = timed[next(iter(group.members))]
+    rows: dict[str, dict[str, Any]] = {
+        name: {
+            "median_ms": one.median_ms,
+            "quartiles_ms": speed.quartiles(one.times_ms),
+            "multiple": one.median_ms / plain.median_ms,
+            "peak_mib": one.peak_mib,
+            "loss_nats": None if math.isnan(one.loss) else one.loss,
+            "num_disturbed": one.num_disturbed,
+        }
+        for name, one in timed.items()
+    }
+    return rows | {name: {"left_out": reason} for name, reason in left_out.items()}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Return the lines of a group's table."""
+    yield "| part | ms a step | multiple | peak MiB |"
+    yield "| --- | ---: | ---: | ---: |"
+    for name, row in rows.items():
+        if "left_out" in row:
+            yield f"| {name} | {row['left_out']} | | |"
+        else:
+            ms, multiple, peak = row["median_ms"], row["multiple"], row["peak_mib"]
+            yield f"| {name} | {ms:.2f} | {multiple:.2f} | {peak:.0f} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the groups that the command line names; print tables and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="processors of each contender")
+    parser.add_argument("--groups", nargs="*", default=[], help="parts of names; all unless given")
+    parser.add_argument("--name", default="multiples", help="of the record")
+    options = parser.parse_args(arguments)
+    found: dict[str, Any] = {
+        "protocol": " ".join(__doc__.partition('VampPrior"\n\n')[2].split()),
+        "command": " ".join(["python", *sys.argv]),
+        "rounds": options.rounds,
+        "threads_of_each": options.threads,
+        "groups": {},
+    }
+    for title, group in speed.named(GROUPS, options.groups).items():
+        found["groups"][title] = rows = measure(group, options.rounds, options.threads)
+        print("\n".join(["", title, "", *table(rows)]), flush=True)
+        record.write(options.name, found)
+
+
+if __name__ == "__main__":
+    main()
