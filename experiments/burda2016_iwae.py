@@ -18,27 +18,24 @@ table, not the numbers.
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import record
 import torch
 from jsonargparse import auto_cli
+from study import ScaleName, Study, judge, spread
 from torch import Tensor, nn
 
-from pyro_vae import VAE, datasets, evaluation, fit
+from pyro_vae import VAE, datasets, fit
 from pyro_vae.components import MLP
 from pyro_vae.engine import Binarize, fast_arithmetic
 from pyro_vae.engine.data import OBSERVATION_SEED, observe_once
-from pyro_vae.evaluation import ImportanceEstimate
 from pyro_vae.inference import ELBO, IWAE, Objective, Schedule
 
 _NUM_VALIDATION = 400  # as in the authors' code
@@ -81,10 +78,16 @@ class Scale(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-SCALES = {
+SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale((1,) * 2, 200, 20, 10),
     "cpu": Scale((2, 2, 2, 2, 3, 3, 3, 3), 59_600, 1_000, 1_000, ("VAE, k = 50",)),
     "paper": Scale(tuple(3**i for i in range(8)), 59_600, 10_000, 5_000),
+}
+
+COLUMNS = {
+    "nll_nats": "-log p(x), nats",
+    "active_units": "active units",
+    "training_seconds": "training, s",
 }
 
 
@@ -147,102 +150,31 @@ def train(
     return vae, done.seconds
 
 
-def judge(vae: VAE, x: Tensor, num_samples: int) -> tuple[dict[str, Any], ImportanceEstimate]:
-    """Return what the table holds of a program, on test data ``x``, and the estimate itself."""
-    start = time.perf_counter()
-    x = x.to(next(vae.parameters()).device)
-    estimate = evaluation.importance_sampling(vae.model, vae.guide, x, num_samples=num_samples)
-    activity = evaluation.unit_activity(vae.model, vae.guide, x)["z"]
-    found = {
-        "nll_nats": -estimate.mean,
-        "standard_error": estimate.standard_error,
-        "elbo_nats": evaluation.elbo(vae.model, vae.guide, x, num_particles=10).elbo_nats,
-        "active_units": activity.num_active,
-        "evaluation_seconds": time.perf_counter() - start,
-    }
-    return found, estimate
+def run(row: Row, mnist: datasets.Dataset, x: Tensor, study: Study[Scale]) -> dict[str, Any]:
+    """Train and judge a row of the table, on the test data ``x``."""
+    # A step's products have k rows for each datum: fast ones are worth it at this batch size.
+    with fast_arithmetic():
+        vae, seconds = train(row.objective(row.num_particles), mnist, study.scale, study.seed)
+        found = judge(vae, x, num_samples=study.scale.num_samples)
+    return {**found, "training_seconds": seconds}
 
 
-def differences(estimates: Mapping[str, ImportanceEstimate]) -> list[dict[str, Any]]:
-    """Return how much better each row is than the one it beats in the paper, on the same data."""
-    found = []
-    for better, worse in ORDER:
-        if not {better, worse} <= estimates.keys():
-            continue
-        gain = (estimates[better].log_p - estimates[worse].log_p).cpu().double()
-        found.append(
-            {
-                "better": better,
-                "worse": worse,
-                "gain_nats": gain.mean().item(),
-                "standard_error": (gain.std() / math.sqrt(len(gain))).item(),
-                "published_gain_nats": round(
-                    TABLE[worse].published_nll_nats - TABLE[better].published_nll_nats, 2
-                ),
+def main(data_root: Path, scale: ScaleName = "cpu", seed: int = 0, name: str | None = None) -> None:
+    """Train and judge every row; print the table, write the record, draw the figure."""
+    with Study(__file__, __doc__, SCALES, scale=scale, seed=seed, name=name) as study:
+        mnist = data(data_root, study.scale)
+        seen = observe_once(mnist.test, Binarize(255), seed=OBSERVATION_SEED + 2, device="cpu").x
+        x = spread(seen, study.scale.num_test)  # in the file, the first half is the easier one
+        for title, row in TABLE.items():
+            if title in study.scale.left_out:
+                continue
+            published = {
+                "nll_nats": row.published_nll_nats,
+                "active_units": row.published_active_units,
             }
-        )
-    return found
-
-
-def table(rows: Mapping[str, Any], gains: list[dict[str, Any]]) -> list[str]:
-    """Return lines of Markdown."""
-    lines = [
-        "| objective | -log p(x), nats | published | active units | published | training, s |",
-        "| --- " * 6 + "|",
-    ]
-    for name, row in rows.items():
-        lines.append(
-            f"| {name} | {row['nll_nats']:.2f} ± {row['standard_error']:.2f} | "
-            f"{row['published_nll_nats']:.2f} | {row['active_units']} | "
-            f"{row['published_active_units']} | {row['training_seconds']:.0f} |"
-        )
-    lines += ["", "| better | worse | gain, nats | published |", "| --- " * 4 + "|"]
-    for gain in gains:
-        lines.append(
-            f"| {gain['better']} | {gain['worse']} | {gain['gain_nats']:+.2f} ± "
-            f"{gain['standard_error']:.2f} | {gain['published_gain_nats']:+.2f} |"
-        )
-    return lines
-
-
-def main(
-    data_root: Path,
-    scale: Literal["smoke", "cpu", "paper"] = "cpu",
-    seed: int = 0,
-    name: str = "burda2016_iwae",
-) -> None:
-    """Train and judge every row; print the table and write the record."""
-    chosen = SCALES[scale]
-    mnist = data(data_root, chosen)
-    seen = observe_once(mnist.test, Binarize(255), seed=OBSERVATION_SEED + 2, device="cpu").x
-    seen = seen[:: len(seen) // chosen.num_test]  # in the file, the first half is the easier one
-    rows: dict[str, Any] = {}
-    estimates = {}
-    for title, (objective, num_particles, nll, active) in TABLE.items():
-        if title in chosen.left_out:
-            continue
-        # A step's products have k rows for each datum: fast ones are worth it at this batch size.
-        with fast_arithmetic():
-            vae, seconds = train(objective(num_particles), mnist, chosen, seed)
-            found, estimates[title] = judge(vae, seen, chosen.num_samples)
-        published = {"published_nll_nats": nll, "published_active_units": active}
-        rows[title] = {**found, **published, "training_seconds": seconds}
-        print(f"{title}: {found['nll_nats']:.2f} nats, {seconds:.0f} s", file=sys.stderr)
-    gains = differences(estimates)
-    path = record.write(
-        name,
-        {
-            "protocol": " ".join(__doc__.partition("FOLDER\n\n")[2].split()),
-            "command": " ".join(["python", *sys.argv]),
-            "scale": {"name": scale, **chosen._asdict()},
-            "published_scale": SCALES["paper"]._asdict(),
-            "seed": seed,
-            "rows": rows,
-            "order": gains,
-        },
-    )
-    print("\n".join(table(rows, gains)))
-    print(path)
+            study.measure(title, partial(run, row, mnist, x, study), published=published)
+        study.order(ORDER)
+        study.show(COLUMNS)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,16 @@ only the order of the rows can be held against the papers, not the numbers.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import record
 import torch
 from jsonargparse import auto_cli
+from study import ScaleName, Study, judge, spread
 from torch import Tensor, nn
 
 from pyro_vae import VAE, datasets, evaluation, fit
@@ -36,7 +35,7 @@ from pyro_vae.components import MLP, Bernoulli, Conditional, Standardize, learne
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.inference import NVIL, RLOO, VIMCO, DisARM, Objective
 
-PUBLISHED_TRAINING_ELBO_NATS = {"NVIL": -112.5}
+PUBLISHED = {"NVIL": {"training_elbo_nats": -112.5}}
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "NVIL": lambda: NVIL(nn.Linear(784, 1)),
@@ -64,10 +63,17 @@ class Scale(NamedTuple):
     num_samples: int
 
 
-SCALES = {
+SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale(1, 240, 20, 10),
     "cpu": Scale(6, 50_000, 1_000, 1_000),
     "paper": Scale(960, 50_000, 10_000, 1_000),  # 2,000,000 steps
+}
+
+COLUMNS = {
+    "nll_nats": "-log p(x), nats",
+    "elbo_nats": "test ELBO, nats",
+    "training_elbo_nats": "training ELBO, nats",
+    "training_seconds": "training, s",
 }
 
 
@@ -98,105 +104,42 @@ def data(root: Path, num_train: int) -> datasets.Dataset:
     return datasets.Dataset("binarized MNIST", train, validation, test, levels=1)
 
 
-def run(objective: Objective, bits: datasets.Dataset, scale: Scale, seed: int) -> dict[str, Any]:
-    """Train and judge the network with an objective; "log_p" holds log p(x) of the test data."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        vae = program(bits.train.x.float())
+def run(
+    objective: Callable[[], Objective], bits: datasets.Dataset, scale: Scale, seed: int
+) -> dict[str, Any]:
+    """Train and judge the network with an objective."""
+    vae = program(bits.train.x.float())
     done = fit(
         vae,
         bits,
-        objective=objective,
+        objective=objective(),
         optim=partial(adam, lr=1e-3),
         epochs=scale.epochs,
         batch_size=24,
         seed=seed,
         progress=sys.stderr.isatty(),
     )
-    device = next(vae.parameters()).device
-    # The file holds the test images digit by digit.
-    seen, x = (
-        part.x[:: len(part) // scale.num_test].float().to(device)
-        for part in (bits.train, bits.test)
-    )
-    estimate = evaluation.importance_sampling(
-        vae.model, vae.guide, x, num_samples=scale.num_samples
+    # The file holds the images digit by digit.
+    seen, x = (spread(part.x, scale.num_test).float() for part in (bits.train, bits.test))
+    bound = evaluation.elbo(
+        vae.model, vae.guide, seen.to(next(vae.parameters()).device), num_particles=10
     )
     return {
-        "training_elbo_nats": evaluation.elbo(
-            vae.model, vae.guide, seen, num_particles=10
-        ).elbo_nats,
-        "test_elbo_nats": evaluation.elbo(vae.model, vae.guide, x, num_particles=10).elbo_nats,
-        "test_log_likelihood_nats": estimate.mean,
-        "test_log_likelihood_standard_error": estimate.standard_error,
+        **judge(vae, x, num_samples=scale.num_samples),
+        "training_elbo_nats": bound.elbo_nats,
         "training_seconds": done.seconds,
-        "log_p": estimate.log_p.cpu().double(),
     }
 
 
-def gains(log_p: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Return how much better each row is than the one it beats in the paper, on the same data."""
-    found = []
-    for better, worse in ORDER:
-        gain = log_p[better] - log_p[worse]
-        error = gain.std().item() / math.sqrt(len(gain))
-        row = {"gain_nats": gain.mean().item(), "standard_error": error}
-        found.append({"better": better, "worse": worse, **row})
-    return found
-
-
-def table(rows: Mapping[str, Any], order: list[dict[str, Any]]) -> list[str]:
-    """Return lines of Markdown."""
-    lines = [
-        "| objective | log p(x), nats | test ELBO | training ELBO | published | training, s |",
-        "| --- " * 6 + "|",
-    ]
-    for name, row in rows.items():
-        published = PUBLISHED_TRAINING_ELBO_NATS.get(name, "")
-        lines.append(
-            f"| {name} | {row['test_log_likelihood_nats']:.2f} ± "
-            f"{row['test_log_likelihood_standard_error']:.2f} | {row['test_elbo_nats']:.2f} | "
-            f"{row['training_elbo_nats']:.2f} | {published} | {row['training_seconds']:.0f} |"
-        )
-    for row in order:
-        lines.append(
-            f"\n{row['better']} over {row['worse']}: {row['gain_nats']:+.2f} ± "
-            f"{row['standard_error']:.2f} nats"
-        )
-    return lines
-
-
-def main(
-    data_root: Path,
-    scale: Literal["smoke", "cpu", "paper"] = "cpu",
-    seed: int = 0,
-    name: str = "mnih2016_vimco",
-) -> None:
-    """Train and judge with every objective; print the table and write the record."""
-    chosen = SCALES[scale]
-    bits = data(data_root, chosen.num_train)
-    rows: dict[str, Any] = {}
-    log_p = {}
-    for title, objective in OBJECTIVES.items():
-        rows[title] = run(objective(), bits, chosen, seed)
-        log_p[title] = rows[title].pop("log_p")
-        print(f"{title}: {rows[title]['test_log_likelihood_nats']:.2f} nats", file=sys.stderr)
-    order = gains(log_p)
-    path = record.write(
-        name,
-        {
-            "protocol": " ".join(__doc__.partition("FOLDER\n\n")[2].split()),
-            "command": " ".join(["python", *sys.argv]),
-            "scale": {"name": scale, **chosen._asdict()},
-            "published_scale": SCALES["paper"]._asdict(),
-            "published_training_elbo_nats": PUBLISHED_TRAINING_ELBO_NATS,
-            "seed": seed,
-            "rows": rows,
-            "order": order,
-        },
-    )
-    print("\n".join(table(rows, order)))
-    print(path)
+def main(data_root: Path, scale: ScaleName = "cpu", seed: int = 0, name: str | None = None) -> None:
+    """Train and judge with every objective; print the table, write the record, draw the figure."""
+    with Study(__file__, __doc__, SCALES, scale=scale, seed=seed, name=name) as study:
+        bits = data(data_root, study.scale.num_train)
+        for title, objective in OBJECTIVES.items():
+            found = partial(run, objective, bits, study.scale, seed)
+            study.measure(title, found, published=PUBLISHED.get(title))
+        study.order(ORDER)
+        study.show(COLUMNS)
 
 
 if __name__ == "__main__":

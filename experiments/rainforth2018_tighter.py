@@ -26,14 +26,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import record
 import torch
 from jsonargparse import auto_cli
 from linear_gaussian import LinearGaussian, data, gradients, jackknifed, slope
-from matplotlib.figure import Figure
+from study import ScaleName, Study
 from torch import Tensor
 
 from pyro_vae.inference import CIWAE, ELBO, IWAE, MIWAE, PIWAE, DReG, Objective
@@ -49,7 +47,7 @@ class Scale(NamedTuple):
     particles: tuple[int, ...]
 
 
-SCALES = {
+SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale(16, 40, (1, 4, 16)),
     "cpu": Scale(64, 250, (1, 4, 16, 64, 256, 1024)),
     "paper": Scale(1024, 10_000, (1, 4, 16, 64, 256, 1024)),
@@ -120,29 +118,26 @@ def _line(particles: Sequence[int], samples: Sequence[Tensor], expected: float) 
     fitted, error = jackknifed(last, *samples)
     return {
         "ratio": values.tolist(),
-        "standard_error": errors.tolist(),
+        "ratio_standard_error": errors.tolist(),
         "slope": fitted.item(),
         "slope_standard_error": error.item(),
         "expected_slope": expected,
     }
 
 
-def draw(path: Path, particles: Sequence[int], rows: Mapping[str, Any]) -> None:
+def draw(study: Study[Scale]) -> None:
     """Draw the ratios of both parts against the particles, as figure 2 of the paper."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axes, part in zip(figure.subplots(1, 2, sharey=True), ("encoder", "decoder"), strict=True):
-        for name, row in rows.items():
-            line = row[part]
-            label = f"{name}: {line['slope']:+.2f} ± {line['slope_standard_error']:.2f}"
-            label += f" (expected {line['expected_slope']:+.1f})"
-            errors = line["standard_error"]
-            axes.errorbar(particles, line["ratio"], errors, fmt="o-", ms=3, capsize=2, label=label)
-        axes.set(xscale="log", yscale="log", title=part)
-        axes.set_xlabel("particles, S = M K")
-        axes.legend(fontsize=7, frameon=False, title="slope of log ratio", title_fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("signal-to-noise ratio of the gradient")
-    figure.savefig(path, dpi=120)
+    with study.figure(2, size=(11, 4.6), sharey=True, legend="slope of log ratio") as panels:
+        for axes, part in zip(panels, ("encoder", "decoder"), strict=True):
+            for name, row in study.rows.items():
+                line = row[part]
+                label = f"{name}: {line['slope']:+.2f} ± {line['slope_standard_error']:.2f}"
+                label += f" (expected {line['expected_slope']:+.1f})"
+                points = (study.scale.particles, line["ratio"], line["ratio_standard_error"])
+                axes.errorbar(*points, fmt="o-", ms=3, capsize=2, label=label)
+            axes.set(xscale="log", yscale="log", title=part)
+            axes.set_xlabel("particles, S = M K")
+        panels[0].set_ylabel("signal-to-noise ratio of the gradient")
 
 
 def table(rows: Mapping[str, Any]) -> list[str]:
@@ -158,32 +153,13 @@ def table(rows: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def main(
-    scale: Literal["smoke", "cpu", "paper"] = "cpu",
-    seed: int = 0,
-    name: str = "rainforth2018_tighter",
-) -> None:
+def main(scale: ScaleName = "cpu", seed: int = 0, name: str | None = None) -> None:
     """Measure the ratios; print the slopes, write the record, draw the figure."""
-    chosen = SCALES[scale]
-    start = time.perf_counter()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        rows = measure(chosen)
-    path = record.write(
-        name,
-        {
-            "protocol": " ".join(__doc__.partition("paper\n\n")[2].split()),
-            "command": " ".join(["python", *sys.argv]),
-            "scale": {"name": scale, **chosen._asdict()},
-            "published_scale": {"num_data": 1024, "num_dims": 20, "num_estimates": 10_000},
-            "seed": seed,
-            "seconds": time.perf_counter() - start,
-            "estimators": rows,
-        },
-    )
-    draw(path.with_suffix(".png"), chosen.particles, rows)
-    print("\n".join(table(rows)))
-    print(path)
+    with Study(__file__, __doc__, SCALES, scale=scale, seed=seed, name=name) as study:
+        for title, row in measure(study.scale).items():
+            study.keep(title, row)
+        print("\n".join(table(study.rows)))
+        draw(study)
 
 
 if __name__ == "__main__":

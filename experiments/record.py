@@ -11,17 +11,25 @@ from typing import Any
 import pyro
 import torch
 
-__all__ = ["write"]
+from pyro_vae.files import replace_file
+
+__all__ = ["path", "write"]
 
 _FOLDER = Path(__file__).parent / "results"
 
 
+def path(name: str) -> Path:
+    """Return where the record of this name lies; a whole path is its own place."""
+    return _FOLDER / f"{name}.json"
+
+
 def write(name: str, record: dict[str, Any]) -> Path:
     """Write ``results/NAME.json``: the record, and hardware, versions and commit."""
-    path = _FOLDER / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**record, "environment": environment()}, indent=2) + "\n")
-    return path
+    place = path(name)
+    place.parent.mkdir(exist_ok=True)
+    text = json.dumps({**record, "environment": environment()}, indent=2) + "\n"
+    replace_file(place, text.encode())
+    return place
 
 
 def environment() -> dict[str, Any]:

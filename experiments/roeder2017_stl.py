@@ -17,17 +17,13 @@ held against here.
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import record
 import torch
 from jsonargparse import auto_cli
 from linear_gaussian import LinearGaussian, data, gradients, jackknifed, slope
-from matplotlib.figure import Figure
+from study import ScaleName, Study
 from torch import Tensor
 
 from pyro_vae.inference import ELBO, StickingTheLanding
@@ -43,7 +39,11 @@ class Scale(NamedTuple):
     num_estimates: int
 
 
-SCALES = {"smoke": Scale(16, 40), "cpu": Scale(64, 1_000), "paper": Scale(1024, 10_000)}
+SCALES: dict[ScaleName, Scale] = {
+    "smoke": Scale(16, 40),
+    "cpu": Scale(64, 1_000),
+    "paper": Scale(1024, 10_000),
+}
 
 
 class Gradient(NamedTuple):
@@ -94,7 +94,7 @@ def _line(samples: Sequence[Tensor], exact: Sequence[float]) -> dict[str, Any]:
     fitted, error = jackknifed(lambda *s: slope(DISTANCES, noises(*s)), *samples[:-1])
     return {
         "noise": values.tolist(),
-        "standard_error": errors.tolist(),
+        "noise_standard_error": errors.tolist(),
         "closed_form": list(exact),
         "slope": fitted.item(),
         "slope_standard_error": error.item(),
@@ -102,53 +102,32 @@ def _line(samples: Sequence[Tensor], exact: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def draw(path: Path, rows: Mapping[str, Any]) -> None:
+def draw(study: Study[Scale]) -> None:
     """Draw the noise against the distance, with its closed form."""
-    figure = Figure(figsize=(6, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for name, row in rows.items():
-        label = f"{name}: slope {row['slope']:+.3f} ± {row['slope_standard_error']:.3f}"
-        values, errors = row["noise"][:-1], row["standard_error"][:-1]
-        points = axes.errorbar(DISTANCES, values, errors, fmt="o", ms=4, capsize=2, label=label)
-        colour = points.lines[0].get_color()
-        axes.plot(DISTANCES, row["closed_form"][:-1], color=colour, lw=1)
-    axes.set(xscale="log", yscale="log")
-    axes.set_xlabel("distance t of q from the exact posterior, v = exp(t) / 2")
-    axes.set_ylabel("noise of the encoder's gradient, nats per datum")
-    axes.legend(fontsize=8, frameon=False, title="lines: closed form", title_fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    with study.figure(1, size=(6, 4.4), legend="lines: closed form") as (axes,):
+        for name, row in study.rows.items():
+            label = f"{name}: slope {row['slope']:+.3f} ± {row['slope_standard_error']:.3f}"
+            values, errors = row["noise"][:-1], row["noise_standard_error"][:-1]
+            points = axes.errorbar(DISTANCES, values, errors, fmt="o", ms=4, capsize=2, label=label)
+            colour = points.lines[0].get_color()
+            axes.plot(DISTANCES, row["closed_form"][:-1], color=colour, lw=1)
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel("distance t of q from the exact posterior, v = exp(t) / 2")
+        axes.set_ylabel("noise of the encoder's gradient, nats per datum")
 
 
-def main(
-    scale: Literal["smoke", "cpu", "paper"] = "cpu", seed: int = 0, name: str = "roeder2017_stl"
-) -> None:
+def main(scale: ScaleName = "cpu", seed: int = 0, name: str | None = None) -> None:
     """Measure the noise; print the slopes, write the record, draw the figure."""
-    chosen = SCALES[scale]
-    start = time.perf_counter()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        rows = measure(chosen)
-    path = record.write(
-        name,
-        {
-            "protocol": " ".join(__doc__.partition("paper\n\n")[2].split()),
-            "command": " ".join(["python", *sys.argv]),
-            "scale": {"name": scale, **chosen._asdict()},
-            "seed": seed,
-            "seconds": time.perf_counter() - start,
-            "distances": [*DISTANCES, 0.0],
-            "gradients": rows,
-        },
-    )
-    draw(path.with_suffix(".png"), rows)
-    for title, row in rows.items():
-        print(
-            f"{title}: slope {row['slope']:+.4f} ± {row['slope_standard_error']:.4f}, closed form "
-            f"{row['closed_form_slope']:+.4f}; at the exact posterior the noise is "
-            f"{row['noise'][-1]:.1e}, closed form {row['closed_form'][-1]:.1e}"
-        )
-    print(path)
+    with Study(__file__, __doc__, SCALES, scale=scale, seed=seed, name=name) as study:
+        study.note(distances=[*DISTANCES, 0.0])
+        for title, row in measure(study.scale).items():
+            study.keep(title, row)
+            print(
+                f"{title}: slope {row['slope']:+.4f} ± {row['slope_standard_error']:.4f}, closed "
+                f"form {row['closed_form_slope']:+.4f}; at the exact posterior the noise is "
+                f"{row['noise'][-1]:.1e}, closed form {row['closed_form'][-1]:.1e}"
+            )
+        draw(study)
 
 
 if __name__ == "__main__":
