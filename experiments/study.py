@@ -224,8 +224,11 @@ class Study(Generic[Scale]):
             for axes, (key, head) in zip(panels, columns.items(), strict=True):
                 _dots(axes, self.rows, key)
                 axes.set_xlabel(head, fontsize=8)
+                axes.tick_params(labelsize=8)
+                axes.margins(0.1, 0.6 / len(self.rows))
             panels[0].set_yticks(range(len(self.rows)), list(self.rows), fontsize=8)
             panels[0].invert_yaxis()
+            panels[0].tick_params(axis="y", length=0)
 
     @contextmanager
     def figure(
@@ -331,7 +334,7 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
     if key not in row:
         return ""
     error = f" ± {row[key + _ERROR]:.2f}" if key + _ERROR in row else ""
-    return _rounded(row[key]) + error
+    return f"{row[key]:,.0f}" if key.endswith("seconds") else _rounded(row[key]) + error
 
 
 def _said(gain: Mapping[str, Any]) -> str:

@@ -156,14 +156,14 @@ def test_the_table_sets_what_is_measured_beside_what_is_published(results):
     found = {"nll_nats": 84.4567, "nll_nats_standard_error": 0.255, "active_units": 1250}
     with study() as run:
         run.keep("a", found | {"log_p": torch.ones(4)}, published={"nll_nats": 84.5})
-        run.keep("b", {"active_units": 3, "log_p": torch.zeros(4)})
+        run.keep("b", {"active_units": 3, "seconds": 61.7, "log_p": torch.zeros(4)})
         run.order([("a", "b")])
-        lines = run.table({"nll_nats": "nats", "active_units": "active"})
+        lines = run.table({"nll_nats": "nats", "active_units": "active", "seconds": "s"})
     assert lines[:4] == [
-        "| | nats | published | active |",
-        "| --- | ---: | ---: | ---: |",
-        "| a | 84.46 ± 0.26 | 84.50 | 1,250 |",
-        "| b |  |  | 3 |",
+        "| | nats | published | active | s |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a | 84.46 ± 0.26 | 84.50 | 1,250 |  |",
+        "| b |  |  | 3 | 62 |",
     ]
     assert lines[4] == "\na over b: +1.00 ± 0.00 nats"
     assert lines[5] == "\nShortened: epochs 20 instead of 2,000."
