@@ -34,7 +34,7 @@ from pyro_vae.components import (
     Normal,
     StandardNormal,
 )
-from pyro_vae.components.posteriors import RelaxedBernoulli, StraightThroughBernoulli
+from pyro_vae.components.relaxed import RelaxedBernoulli, StraightThroughBernoulli
 from pyro_vae.models import VAE
 
 # ---------------------------------------------------------------------------- families

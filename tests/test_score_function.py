@@ -28,7 +28,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_vae import SVI, VAE, fit
 from pyro_vae.components import MLP, Bernoulli
-from pyro_vae.components.posteriors import (
+from pyro_vae.components.relaxed import (
     Concrete,
     RelaxedBernoulli,
     StraightThroughBernoulli,

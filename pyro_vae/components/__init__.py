@@ -4,14 +4,14 @@ from pyro_vae.components.assembly import assemble
 from pyro_vae.components.conditional import Automatic, Conditional, Family
 from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.components.networks import MLP, Convolutional, Standardize
-from pyro_vae.components.posteriors import (
+from pyro_vae.components.posteriors import DiagonalNormal
+from pyro_vae.components.priors import StandardNormal, learned
+from pyro_vae.components.relaxed import (
     Concrete,
-    DiagonalNormal,
     RelaxedBernoulli,
     StraightThroughBernoulli,
     StraightThroughCategorical,
 )
-from pyro_vae.components.priors import StandardNormal, learned
 
 __all__ = [
     "MLP",
