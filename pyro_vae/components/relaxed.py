@@ -25,7 +25,26 @@ __all__ = [
 ]
 
 
-class RelaxedBernoulli(Family):
+class _Relaxed(Family):
+    """Logits, and a temperature of the relaxation; a leaf defines ``forward``."""
+
+    temperature: Tensor
+
+    def __init__(self, event_shape: Shape, *, temperature: float = 2 / 3) -> None:
+        super().__init__(event_shape, raw_shape=(1, *event_shape))
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature={temperature}: the temperature of a relaxation is positive"
+            )
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+
+    def _logits(self, raw: Tensor | None) -> Tensor:
+        if raw is None:
+            raise ValueError(f"{type(self).__name__} needs its raw parameters")
+        return raw.squeeze(-1 - len(self.event_shape))
+
+
+class RelaxedBernoulli(_Relaxed):
     r"""Independent numbers in (0, 1), near 0 and 1 at low temperature: binary Concrete.
 
     .. math:: z = \sigma\Big(\frac{\alpha + \log u - \log(1 - u)}{T}\Big), \qquad u \sim U(0, 1)
@@ -45,20 +64,14 @@ class RelaxedBernoulli(Family):
         (Maddison, Mnih & Teh, 2017)
     """
 
-    temperature: Tensor
-
-    def __init__(self, event_shape: Shape, *, temperature: float = 2 / 3) -> None:
-        super().__init__(event_shape, raw_shape=(1, *event_shape))
-        _keep_temperature(self, temperature)
-
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
-        logits = _logits(self, raw)
+        logits = self._logits(raw)
         relaxed = _RelaxedBernoulli(self.temperature, logits=logits)
         return relaxed.to_event(len(self.event_shape))
 
 
-class Concrete(Family):
+class Concrete(_Relaxed):
     r"""Points of a simplex, near its corners at low temperature; categories on the last axis.
 
     .. math:: z = \mathrm{softmax}\Big(\frac{\alpha + g}{T}\Big), \qquad g_k \sim \mathrm{Gumbel}
@@ -80,20 +93,14 @@ class Concrete(Family):
         Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017)
     """
 
-    temperature: Tensor
-
-    def __init__(self, event_shape: Shape, *, temperature: float = 2 / 3) -> None:
-        super().__init__(event_shape, raw_shape=(1, *event_shape))
-        _keep_temperature(self, temperature)
-
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
-        logits = _logits(self, raw)
+        logits = self._logits(raw)
         relaxed = _RelaxedCategorical(self.temperature, logits=logits)
         return relaxed.to_event(len(self.event_shape) - 1)
 
 
-class StraightThroughBernoulli(Family):
+class StraightThroughBernoulli(_Relaxed):
     r"""Independent binary values whose gradient is that of a relaxed sample.
 
     .. math:: b = [z > 1/2], \qquad \nabla b := \nabla z, \qquad z = \sigma((\alpha + l) / T)
@@ -114,19 +121,16 @@ class StraightThroughBernoulli(Family):
         Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017)
     """
 
-    temperature: Tensor
-
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
-        super().__init__(event_shape, raw_shape=(1, *event_shape))
-        _keep_temperature(self, temperature)
+        super().__init__(event_shape, temperature=temperature)
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
-        logits = _logits(self, raw)
+        logits = self._logits(raw)
         return _StraightThroughBernoulli(self.temperature, logits).to_event(len(self.event_shape))
 
 
-class StraightThroughCategorical(Family):
+class StraightThroughCategorical(_Relaxed):
     r"""One-hot vectors whose gradient is that of a relaxed sample; categories on the last axis.
 
     .. math:: h = \mathrm{onehot}(\arg\max_k z_k), \qquad \nabla h := \nabla z
@@ -146,15 +150,12 @@ class StraightThroughCategorical(Family):
         Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017)
     """
 
-    temperature: Tensor
-
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
-        super().__init__(event_shape, raw_shape=(1, *event_shape))
-        _keep_temperature(self, temperature)
+        super().__init__(event_shape, temperature=temperature)
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
-        one_hot = _StraightThroughCategorical(self.temperature, _logits(self, raw))
+        one_hot = _StraightThroughCategorical(self.temperature, self._logits(raw))
         return one_hot.to_event(len(self.event_shape) - 1)
 
 
@@ -271,15 +272,3 @@ def _kept(value: Tensor) -> Tensor | None:
         return None
     logits, slope = value._logits
     return logits + (value - value.detach()) / slope
-
-
-def _keep_temperature(family: nn.Module, temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: the temperature of a relaxation is positive")
-    family.register_buffer("temperature", torch.tensor(float(temperature)))
-
-
-def _logits(family: Family, raw: Tensor | None) -> Tensor:
-    if raw is None:
-        raise ValueError(f"{type(family).__name__} needs its raw parameters")
-    return raw.squeeze(-1 - len(family.event_shape))
