@@ -1,6 +1,6 @@
 """Modules that return a distribution: the vocabulary of p and q."""
 
-from pyro_vae.components.assembly import assemble
+from pyro_vae.components.assembly import assemble, assemble_hierarchy, assemble_ladder
 from pyro_vae.components.conditional import Automatic, Conditional, Family
 from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.components.networks import MLP, Convolutional, Standardize
@@ -30,5 +30,7 @@ __all__ = [
     "StraightThroughBernoulli",
     "StraightThroughCategorical",
     "assemble",
+    "assemble_hierarchy",
+    "assemble_ladder",
     "learned",
 ]

@@ -1,11 +1,15 @@
-"""The three parts of a VAE, built from families that fit each other's shapes."""
+"""The parts of a VAE, of one layer or several, built from families of fitting shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_vae.components.conditional import Conditional, Family, Network, Shape
 from pyro_vae.components.likelihoods import Bernoulli
@@ -13,7 +17,9 @@ from pyro_vae.components.networks import MLP, Standardize
 from pyro_vae.components.posteriors import DiagonalNormal
 from pyro_vae.components.priors import StandardNormal, learned
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "assemble_hierarchy", "assemble_ladder"]
+
+_T = TypeVar("_T")
 
 
 def assemble(
@@ -55,6 +61,146 @@ def assemble(
     )
     p_z.meet(encoder, data)
     return {"prior": learned(p_z), "likelihood": decoder, "posterior": encoder}
+
+
+def assemble_hierarchy(
+    event_shape: Shape,
+    latent_shapes: Sequence[Shape],
+    *,
+    prior: Callable[[Shape], Family] | Sequence[Callable[[Shape], Family]] = StandardNormal,
+    likelihood: Callable[[Shape], Family] = Bernoulli,
+    posterior: Callable[[Shape], Family] | Sequence[Callable[[Shape], Family]] = DiagonalNormal,
+    network: Network | Sequence[Network] = MLP,
+    data: Tensor | None = None,
+) -> dict[str, Any]:
+    """Build the layers of a hierarchy: p(z_l | z_{l+1}), p(x | z_1) and q(z_l | z_{l-1}).
+
+    What is given once serves every layer; a list has one entry for each, from the data up. A
+    prior without raw numbers (``StandardNormal``) cannot depend on the layer above: below the top,
+    ``DiagonalNormal`` takes its place, or the posterior's family where that is not over all real
+    numbers. A single network that joins images and vectors only joins latents to the data;
+    between latents, ``MLP`` takes its place.
+
+    Args:
+        event_shape: The shape of one datum.
+        latent_shapes: The shape of one latent of each layer, from the data up.
+        prior: Builds the family of p(z_l | z_{l+1}) from the latent's shape.
+        likelihood: Builds the family of p(x | z_1) from ``event_shape``.
+        posterior: Builds the family of q(z_l | z_{l-1}) from the latent's shape.
+        network: Builds a network from the shapes of an input and an output.
+        data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as they
+            are, and the likelihood starts at their mean.
+
+    Returns:
+        The modules "priors" (a list, from the data up), "likelihood" and "posteriors" (likewise).
+
+    Raises:
+        ValueError: If there is no layer, or a list has not one entry for each.
+    """
+    num_layers = len(latent_shapes)
+    if num_layers == 0:
+        raise ValueError("latent_shapes=(): a hierarchy has at least one layer, such as ((40,),)")
+    families = _each("prior", prior, num_layers)
+    guides = _each("posterior", posterior, num_layers)
+    networks = _networks(network, num_layers)
+    bottom = assemble(
+        event_shape, latent_shapes[0], prior=families[0], likelihood=likelihood,
+        posterior=guides[0], network=networks[0], data=data,
+    )  # fmt: skip
+    priors, posteriors = [bottom["prior"]], [bottom["posterior"]]
+    for layer in range(1, num_layers):
+        below, shape = latent_shapes[layer - 1], latent_shapes[layer]
+        dependent = _dependent(families[layer - 1], guides[layer - 1], below)
+        priors[-1] = Conditional(dependent, context_shape=shape, network=networks[layer])
+        priors.append(learned(families[layer](shape)))
+        posteriors.append(
+            Conditional(guides[layer](shape), context_shape=below, network=networks[layer])
+        )
+    return {"priors": priors, "likelihood": bottom["likelihood"], "posteriors": posteriors}
+
+
+def assemble_ladder(
+    event_shape: Shape,
+    latent_shapes: Sequence[Shape],
+    *,
+    network: Network | Sequence[Network] = MLP,
+    data: Tensor | None = None,
+    width: int = 8,
+    **families: Any,
+) -> dict[str, Any]:
+    """Build a ladder: the layers of a hierarchy, and a way up without noise beside them.
+
+    The deterministic state d_l is a vector, and what it says of z_l is linear in it.
+
+    Args:
+        event_shape: The shape of one datum.
+        latent_shapes: The shape of one latent of each layer, from the data up.
+        network: Builds a network from the shapes of an input and an output.
+        data: Observations, ``[N, *event_shape]``, as in ``assemble``.
+        width: How many numbers d_l has for each number of z_l, as many as in the paper.
+        families: ``prior``, ``likelihood`` and ``posterior``, as in ``assemble_hierarchy``.
+
+    Returns:
+        The modules "priors" (a list, from the data up), "likelihood", "upward" and "posteriors"
+        (likewise).
+
+    Raises:
+        ValueError: If there is no layer, or a list has not one entry for each.
+
+    References:
+        Ladder Variational Autoencoders (Sønderby et al., 2016)
+    """
+    parts = assemble_hierarchy(event_shape, latent_shapes, network=network, data=data, **families)
+    networks = _networks(network, len(latent_shapes))
+    if data is not None:
+        networks[0] = partial(_standardized, Standardize.of(data), networks[0])
+    upward: list[nn.Module] = []
+    posteriors: list[nn.Module] = []
+    state = event_shape
+    for build, shape, posterior in zip(networks, latent_shapes, parts["posteriors"], strict=True):
+        below, state = state, (width * math.prod(shape),)
+        upward.append(nn.Sequential(build(below, state), nn.SiLU()))
+        linear = partial(MLP, hidden=())
+        posteriors.append(Conditional(posterior.family, context_shape=state, network=linear))
+    return {**parts, "upward": upward, "posteriors": posteriors}
+
+
+def _each(name: str, given: _T | Sequence[_T], num_layers: int) -> list[_T]:
+    """Return one entry for each layer."""
+    entries: list[_T] = list(given) if isinstance(given, Sequence) else [given] * num_layers
+    if len(entries) != num_layers:
+        raise ValueError(
+            f"{name}: {len(entries)} given for {num_layers} layer(s) of latents; give one for each "
+            "layer, or a single one for all"
+        )
+    return entries
+
+
+def _networks(network: Network | Sequence[Network], num_layers: int) -> list[Network]:
+    if not isinstance(network, Sequence):
+        return [network] + [partial(_between_latents, network)] * (num_layers - 1)
+    return _each("network", network, num_layers)
+
+
+def _between_latents(network: Network, in_shape: Shape, out_shape: Shape) -> nn.Module:
+    try:
+        return network(in_shape, out_shape)
+    except ValueError:  # one that needs an image on one side, as it has next to the data
+        return MLP(in_shape, out_shape)
+
+
+def _dependent(
+    prior: Callable[[Shape], Family], posterior: Callable[[Shape], Family], shape: Shape
+) -> Family:
+    """Return the family of p(z_l | z_{l+1})."""
+    family = prior(shape)
+    if 0 not in family.raw_shape:
+        return family
+    alike = posterior(shape)
+    support = alike(torch.zeros(alike.raw_shape)).support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return DiagonalNormal(shape) if support is constraints.real else alike
 
 
 def _standardized(

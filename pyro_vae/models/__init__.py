@@ -1,5 +1,7 @@
 """Short Pyro programs: a model, a guide, and nothing else of weight."""
 
+from pyro_vae.models.hierarchical import HierarchicalVAE
+from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.models.vae import VAE
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "HierarchicalVAE", "LadderVAE"]
