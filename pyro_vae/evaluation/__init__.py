@@ -1,5 +1,11 @@
 """Is it good? Judges any Pyro model and guide through their sites; changes no state."""
 
+from pyro_vae.evaluation.annealing import (
+    AnnealedEstimate,
+    Bracket,
+    annealed_importance_sampling,
+    bidirectional,
+)
 from pyro_vae.evaluation.comparison import compare
 from pyro_vae.evaluation.comparison_record import Comparison
 from pyro_vae.evaluation.gradients import Estimate, Gradients, draw_gradients
@@ -27,12 +33,16 @@ from pyro_vae.evaluation.samples import (
 )
 
 __all__ = [
+    "AnnealedEstimate",
     "Bound",
+    "Bracket",
     "Comparison",
     "Estimate",
     "Gradients",
     "ImportanceEstimate",
     "UnitActivity",
+    "annealed_importance_sampling",
+    "bidirectional",
     "compare",
     "decode",
     "draw_gradients",

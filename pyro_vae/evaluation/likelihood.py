@@ -31,6 +31,7 @@ __all__ = [
     "checked",
     "cycled",
     "elbo",
+    "importance_estimate",
     "importance_sampling",
     "log_likelihood",
     "pairs_at_once",
@@ -185,7 +186,7 @@ def importance_sampling(
         for index, batch in enumerate(batches(args, rows)):
             weights = _log_weights(weigh, batch, num_samples, particles, bar)
             log_sums[:, index * rows : (index + 1) * rows] = _log_sums(weights)
-    return _estimate(log_sums[0], log_sums[1], num_samples, x)
+    return importance_estimate(log_sums[0], log_sums[1], num_samples, x)
 
 
 def elbo(
@@ -384,9 +385,10 @@ def _log_sums(chunks: Iterator[Tensor]) -> Tensor:
     return sums
 
 
-def _estimate(
+def importance_estimate(
     log_sum: Tensor, log_squares: Tensor, num_samples: int, x: Tensor
 ) -> ImportanceEstimate:
+    """Return the estimate of the data ``x`` from log sum w and log sum w^2 of each, ``[N]``."""
     log_p = log_sum - math.log(num_samples)
     _refuse_nan(log_p)
     size = torch.where(log_sum.isinf(), 0.0, (2 * log_sum - log_squares).exp())

@@ -18,7 +18,16 @@ from pyro_vae.evaluation.latents import independent_units, mean_of, rows_first, 
 from pyro_vae.evaluation.likelihood import batches, check_counts, checked, cycled, pairs_at_once
 from pyro_vae.inference.program import Layout, Program
 
-__all__ = ["decode", "interpolate", "manifold", "prior_samples", "reconstruct", "traverse"]
+__all__ = [
+    "alone",
+    "decode",
+    "interpolate",
+    "manifold",
+    "prior_samples",
+    "reconstruct",
+    "substituted",
+    "traverse",
+]
 
 # Of a latent that has no mean of its own, and of a prior that has no variance.
 _NUM_DRAWS = 256
@@ -78,7 +87,7 @@ def prior_samples(
     """
     check_counts(num_samples=num_samples)
     args = checked(x_like, *labels)
-    program, layout = _alone(model, args)
+    program, layout = alone(model, args)
     with program.evaluating(seed=seed):
         rows = cycled(args, num_samples)
         return _generate(program, layout, {}, rows, stochastic=stochastic, center=False)
@@ -107,7 +116,7 @@ def decode(
         ValueError: If the values are none of the model's latents, or have another shape.
     """
     args = checked(x_like, *labels)
-    program, layout = _alone(model, args)
+    program, layout = alone(model, args)
     unknown = [name for name in values if name not in layout.latents]
     if unknown or not values:
         wrong = f"the model has no latent site {unknown[0]!r}" if unknown else "no values are given"
@@ -214,7 +223,7 @@ def traverse(
     with program.evaluating(seed=seed):
         first = tuple(arg[:1] for arg in args)
         codes = _codes(program, layout, first)
-        prior = _trace(program.model, codes, layout, first, center=True).nodes[site]["fn"]
+        prior = substituted(program.model, codes, layout, first, center=True).nodes[site]["fn"]
         line = torch.linspace(-span, span, num_steps)
         moved = _moved(codes[site], prior, _checked_units(units, codes[site]), line)
         values = {name: code.expand(len(moved), *code.shape[1:]) for name, code in codes.items()}
@@ -248,10 +257,10 @@ def manifold(
     """
     check_counts(num_steps=num_steps)
     args = checked(x_like, *labels)
-    program, layout = _alone(model, args)
+    program, layout = alone(model, args)
     with program.evaluating(seed=0):
         first = tuple(arg[:1] for arg in args)
-        nodes = _trace(program.model, {}, layout, first, center=True).nodes
+        nodes = substituted(program.model, {}, layout, first, center=True).nodes
         quantiles = (torch.arange(num_steps, dtype=torch.float64) + 0.5) / num_steps
         grid = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)
         values = _inverse_cdf({name: nodes[name] for name in layout.latents}, grid)
@@ -298,7 +307,7 @@ class _Substitute(Messenger):
                 msg["value"] = _center(fn)
 
 
-def _trace(
+def substituted(
     function: Callable[..., Any],
     values: Mapping[str, Tensor],
     layout: Layout,
@@ -307,6 +316,7 @@ def _trace(
     center: bool = False,
     stochastic: bool = False,
 ) -> Any:
+    """Run a program with these latents and generated data; arguments as in ``_Substitute``."""
     handler = _Substitute(values, layout.observed, center=center, stochastic=stochastic)
     with handler:
         return poutine.trace(function).get_trace(*args)
@@ -318,7 +328,7 @@ def _codes(
     """Return a value of every latent site for each datum, ``[N, ...]``."""
     found: dict[str, list[Tensor]] = {name: [] for name in layout.latents}
     for batch in batches(args, pairs_at_once(program, layout, *args)):
-        nodes = _trace(program.guide, {}, layout, batch, center=not stochastic).nodes
+        nodes = substituted(program.guide, {}, layout, batch, center=not stochastic).nodes
         for name, parts in found.items():
             site = nodes[name]
             parts.append(rows_first(site["value"], len(site["fn"].event_shape)))
@@ -339,14 +349,16 @@ def _generate(
     for batch in batches((*args, *values.values()), pairs_at_once(program, layout, *args)):
         given = dict(zip(names, batch[len(args) :], strict=True))
         rows = batch[: len(args)]
-        nodes = _trace(program.model, given, layout, rows, center=center, stochastic=stochastic)
+        nodes = substituted(
+            program.model, given, layout, rows, center=center, stochastic=stochastic
+        )
         site = nodes.nodes[layout.observed]
         parts.append(rows_first(site["value"], len(site["fn"].event_shape)).cpu())
     return torch.cat(parts)
 
 
-def _alone(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Program, Layout]:
-    """Return the program of a model without a guide: its own prior is one."""
+def alone(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Program, Layout]:
+    """Return the program of a model without a guide: its own prior is one; and its layout."""
 
     def prior(*args: Any) -> None:
         with poutine.block(hide_fn=lambda msg: msg["is_observed"] and msg["type"] == "sample"):

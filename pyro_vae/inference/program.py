@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pyro_vae.inference.parameters import OwnNames, prepare_local_parameters, unchanged_parameters
 
-__all__ = ["Layout", "Program", "ProgramError"]
+__all__ = ["Layout", "Program", "ProgramError", "is_invertible"]
 
 
 class ProgramError(ValueError):
@@ -393,7 +393,7 @@ def _agrees(
     for function, expected in ((program.guide, guide_trace), (program.model, model_trace)):
         trace = poutine.trace(poutine.replay(function, trace=alone)).get_trace(*rows)
         for name, site in [*_latent_sites(trace), *_observed_sites(trace)]:
-            if function is program.guide and not _is_invertible(site["fn"]):
+            if function is program.guide and not is_invertible(site["fn"]):
                 continue
             log_prob = expected.nodes[name]["fn"].log_prob(expected.nodes[name]["value"])
             if log_prob.dim() == nesting + 1:
@@ -404,7 +404,7 @@ def _agrees(
     return True
 
 
-def _is_invertible(fn: Any) -> bool:
+def is_invertible(fn: Any) -> bool:
     """Whether a distribution can score values that it has not just drawn, and exactly so."""
     while not hasattr(fn, "transforms") and hasattr(fn, "base_dist"):
         fn = fn.base_dist

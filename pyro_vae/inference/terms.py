@@ -23,7 +23,7 @@ from pyro_vae.inference.program import (
     _observed_sites,
 )
 
-__all__ = ["SiteTerms", "site_terms"]
+__all__ = ["SiteTerms", "log_densities", "site_terms"]
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,8 @@ def _table(
         *args, num_particles=num_particles, max_plate_nesting=nesting
     )
     shape = (num_particles or 1, len(args[0]))
-    log_q = _log_densities(guide_trace, shape, nesting)
-    log_p = _log_densities(model_trace, shape, nesting)
+    log_q = log_densities(guide_trace, shape, nesting)
+    log_p = log_densities(model_trace, shape, nesting)
     latents = {
         name: LatentSite(site, model_trace.nodes.get(name), shape, nesting)
         for name, site in _latent_sites(guide_trace)
@@ -268,7 +268,14 @@ def _table(
     )
 
 
-def _log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[str, Tensor]:
+def log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[str, Tensor]:
+    """Return the log-density of every site of a run, latents first, ``[S, B]``, never scaled.
+
+    Args:
+        trace: Of a model or a guide.
+        shape: S and B: particles, 1 where there is no dimension of them, and data.
+        nesting: The depth of the program's innermost plate.
+    """
     sites = [*_latent_sites(trace), *_observed_sites(trace)]
     return {name: _per_datum(_log_density(site), shape, nesting) for name, site in sites}
 

@@ -25,7 +25,7 @@ from pyro_vae.inference.objectives import (
     weighed,
 )
 from pyro_vae.inference.program import Layout, Program, ProgramError
-from pyro_vae.inference.terms import SiteTerms, _log_densities
+from pyro_vae.inference.terms import SiteTerms, log_densities
 
 __all__ = ["RWS", "TVO", "RWSDReG"]
 
@@ -225,7 +225,7 @@ def _log_q_dreamt(program: Program, layout: Layout, args: tuple[Any, ...]) -> Te
     guide = poutine.replay(program.guide, trace=dream)
     trace = poutine.trace(guide).get_trace(*_dreamt(dream, layout, args))
     try:
-        log_q = _log_densities(trace, (1, len(args[0])), layout.max_plate_nesting)
+        log_q = log_densities(trace, (1, len(args[0])), layout.max_plate_nesting)
     except (KeyError, NotImplementedError) as error:
         raise ProgramError(
             "the sleep phase scores latents that the guide has not drawn, which a flow without an "
