@@ -25,12 +25,17 @@ from torch.distributions import biject_to
 
 from pyro_vae.components import (
     MLP,
+    AffineCoupling,
     Automatic,
     Bernoulli,
     Binomial,
     Convolutional,
     DiagonalNormal,
     Family,
+    InverseAutoregressive,
+    MaskedAutoregressive,
+    MixtureOfNormals,
+    NeuralSpline,
     Normal,
     StandardNormal,
 )
@@ -56,6 +61,7 @@ FAMILIES: dict[str, Member] = {
     "Normal, fixed scale": Member(partial(Normal, scale=0.3)),
     "DiagonalNormal": Member(DiagonalNormal),
     "StandardNormal": Member(StandardNormal),
+    "MixtureOfNormals": Member(partial(MixtureOfNormals, num_components=3)),
     "RelaxedBernoulli": Member(RelaxedBernoulli, interval=(-30.0, 30.0)),
     "StraightThroughBernoulli": Member(StraightThroughBernoulli, support=(0.0, 1.0)),
     "Automatic Laplace": Member(partial(Automatic, distribution="Laplace")),
@@ -74,6 +80,20 @@ FAMILIES: dict[str, Member] = {
         partial(Automatic, distribution="Categorical", num_categories=4),
         support=(0.0, 1.0, 2.0, 3.0),
     ),
+}
+
+# Families over two dimensions or more.
+FLOWS: dict[str, Callable[..., Family]] = {
+    "InverseAutoregressive": partial(InverseAutoregressive, hidden_dims=[6], num_context=3),
+    "InverseAutoregressive, no context": partial(
+        InverseAutoregressive, hidden_dims=[6, 5], num_context=0
+    ),
+    "MaskedAutoregressive": partial(MaskedAutoregressive, hidden_dims=[6], num_context=3),
+    "MaskedAutoregressive, one step": partial(
+        MaskedAutoregressive, num_flows=1, hidden_dims=[6], num_context=2
+    ),
+    "AffineCoupling": partial(AffineCoupling, num_flows=3, hidden_dims=[6], num_context=3),
+    "NeuralSpline": partial(NeuralSpline, hidden_dims=[6], num_bins=4, num_context=3),
 }
 
 # Constants under which more of Pyro's distributions are families.

@@ -63,8 +63,8 @@ _UNREAD = ("data", "data_root", "out", "device")
 _NO_ROLE = {
     "objective": ("Objective",),
     "network": ("Standardize",),
-    "likelihood": ("StandardNormal",),
-    "posterior": ("StandardNormal",),
+    "likelihood": ("StandardNormal", "UniformSphere", "VampPrior"),
+    "posterior": ("StandardNormal", "UniformSphere", "VampPrior"),
 }
 
 

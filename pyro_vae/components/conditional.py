@@ -112,10 +112,12 @@ class Conditional(PyroModule):
                 f"got context_shape={context_shape!r} and network={network!r}"
             )
         self.family = family
+        self.context_shape = None
         self.offset = nn.Parameter(torch.zeros(family.raw_shape))
         self.network = None
         if network is not None and context_shape is not None:
-            self.network = network(_checked_shape("context_shape", context_shape), family.raw_shape)
+            self.context_shape = _checked_shape("context_shape", context_shape)
+            self.network = network(self.context_shape, family.raw_shape)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution given ``context``, ``[*batch, *context_shape]``."""
