@@ -29,9 +29,10 @@ from pyro_vae.inference.program import (
     _observed_sites,
     line_of,
 )
+from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
-__all__ = ["check_objective"]
+__all__ = ["check_objective", "refusal"]
 
 _Rule = Callable[[Any, SiteTerms, Trace], str | None]
 
@@ -61,6 +62,27 @@ def check_objective(objective: Any, program: Program, layout: Layout, *args: Ten
             reason = _uneven_weights(terms) or _reason_of_pyros(objective, terms, model_trace)
     if reason is not None:
         raise ValueError(reason)
+
+
+def refusal(
+    model: Callable[..., Any], guide: Callable[..., Any], *data: Tensor, objective: Any = None
+) -> str | None:
+    """Say why a program cannot be fitted to data, in the words of ``fit``; None if it can.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        data: Observations, ``[N, *event_shape]``, and labels where the program takes them.
+        objective: What it would be fitted with; the program alone is looked at if there is none.
+    """
+    program = Program(model, guide)
+    try:
+        layout = program.check(*data)
+        check_support(program, layout, *data)
+        check_objective(objective, program, layout, *data)
+    except ValueError as reason:
+        return str(reason)
+    return None
 
 
 def _reason_of_pyros(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:

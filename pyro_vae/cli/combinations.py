@@ -1,0 +1,149 @@
+"""Which parts go together: every combination is put to ``fit``'s own checks, at tiny sizes.
+
+Nothing here declares what fits what. A part says what it is by the distribution that it returns
+(its support, its event shape, whether it is reparameterised, whether its KL has a closed form), and
+the checks that precede every run read it there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from string import ascii_letters
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.cli.parts import offered
+from pyro_vae.components import MLP, Conditional
+from pyro_vae.inference import IWAE, refusal
+from pyro_vae.models import VAE
+
+__all__ = ["Combination", "Parts", "kind_of", "matrix", "small_parts"]
+
+_LATENT_SHAPE = (4,)
+_EVENT_SHAPES = ((1, 2, 2), (3, 2, 2), (4,))  # the first of them that a likelihood takes
+_NUM_ROWS = 6
+# What a part cannot be built without; on the command line the user gives it.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "Automatic": {"distribution": "Laplace"},
+    "BetaTCVAE": {"num_data": 100},
+    "InChunks": {"objective": IWAE(4), "particles_at_once": 2},
+}
+_PARTS_OF_A_REASON = re.compile(r"\ba [A-Z]\w+|'\w+'|^[A-Z]\w+")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts to combine, by name: builders of families, and of objectives.
+
+    Attributes:
+        priors: From a latent's shape.
+        likelihoods: From a datum's shape.
+        posteriors: From a latent's shape.
+        objectives: From nothing.
+    """
+
+    priors: Mapping[str, Callable[..., Any]]
+    likelihoods: Mapping[str, Callable[..., Any]]
+    posteriors: Mapping[str, Callable[..., Any]]
+    objectives: Mapping[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One prior, likelihood, posterior and objective, each as its name and its builder."""
+
+    prior: tuple[str, Callable[..., Any]]
+    likelihood: tuple[str, Callable[..., Any]]
+    posterior: tuple[str, Callable[..., Any]]
+    objective: tuple[str, Callable[[], Any]]
+
+    @property
+    def names(self) -> tuple[str, str, str, str]:
+        """Return the names of the four parts."""
+        return self.prior[0], self.likelihood[0], self.posterior[0], self.objective[0]
+
+    def program(self, *, seed: int = 0) -> tuple[VAE, Tensor]:
+        """Build the program and data of its own kind, ``[6, *event_shape]``.
+
+        Raises:
+            ValueError: If a part refuses the others, or its own shape.
+        """
+        torch.manual_seed(seed)
+        event_shape, x = _data(self.likelihood[1])
+        vae = VAE.assemble(
+            event_shape, _LATENT_SHAPE, prior=self.prior[1], likelihood=self.likelihood[1],
+            posterior=self.posterior[1], network=partial(MLP, hidden=(5,)), data=x,
+        )  # fmt: skip
+        return vae, x
+
+    def refusal(self) -> str | None:
+        """Say why ``fit`` refuses the combination; None if it does not."""
+        with torch.random.fork_rng(devices=[]):
+            try:
+                vae, x = self.program()
+            except ValueError as reason:
+                return str(reason)
+            return refusal(vae.model, vae.guide, x, objective=self.objective[1]())
+
+
+def small_parts() -> Parts:
+    """Return all parts that the command line offers by name, with their default arguments."""
+    families = {
+        role: {
+            name: partial(part, **_ARGUMENTS.get(name, {})) for name, part in offered(role).items()
+        }
+        for role in ("prior", "likelihood", "posterior", "objective")
+    }
+    return Parts(*families.values())
+
+
+def matrix(
+    rows: Mapping[str, Any], columns: Mapping[str, Any], ask: Callable[[Any, Any], str | None]
+) -> Iterator[str]:
+    """Return the lines of a table: a dot where two parts go together, else the reason's letter.
+
+    Args:
+        rows: Parts by name.
+        columns: Parts by name.
+        ask: Says why an item of each does not go with the other; None if it does.
+    """
+    reasons: dict[str, str] = {}
+    width = max(map(len, rows))
+    for place, name in enumerate(columns):
+        yield f"{' ' * width} {' |' * place} {name}"
+    for row, part in rows.items():
+        cells = [_letter(ask((row, part), column), reasons) for column in columns.items()]
+        yield f"{row:<{width}} {''.join(f' {cell}' for cell in cells)}"
+    for reason, letter in reasons.items():
+        yield f"{letter}: {reason}"
+
+
+def kind_of(reason: str) -> str:
+    """Return a reason without the names of the parts that it is about."""
+    return _PARTS_OF_A_REASON.sub("...", reason)
+
+
+def _letter(reason: str | None, reasons: dict[str, str]) -> str:
+    if reason is None:
+        return "."
+    return reasons.setdefault(kind_of(reason), ascii_letters[len(reasons)])
+
+
+@cache
+def _data(likelihood: Callable[..., Any]) -> tuple[tuple[int, ...], Tensor]:
+    """Draw a few data from a likelihood, of a shape that it takes."""
+    reasons: list[str] = []
+    for shape in _EVENT_SHAPES:
+        try:
+            family = likelihood(shape)
+        except ValueError as reason:
+            reasons.append(str(reason))
+            continue
+        drawn = Conditional(family)().expand((_NUM_ROWS,)).sample()
+        return shape, drawn.float()
+    raise ValueError(reasons[0])
