@@ -8,6 +8,7 @@ from pyro_vae.evaluation.annealing import (
 )
 from pyro_vae.evaluation.comparison import compare
 from pyro_vae.evaluation.comparison_record import Comparison
+from pyro_vae.evaluation.gaps import Gaps, inference_gaps
 from pyro_vae.evaluation.gradients import Estimate, Gradients, draw_gradients
 from pyro_vae.evaluation.latents import (
     UnitActivity,
@@ -22,6 +23,12 @@ from pyro_vae.evaluation.likelihood import (
     elbo,
     importance_sampling,
     log_likelihood,
+)
+from pyro_vae.evaluation.refinement import (
+    PosteriorSamples,
+    Refinement,
+    refine,
+    sample_posterior,
 )
 from pyro_vae.evaluation.samples import (
     decode,
@@ -38,8 +45,11 @@ __all__ = [
     "Bracket",
     "Comparison",
     "Estimate",
+    "Gaps",
     "Gradients",
     "ImportanceEstimate",
+    "PosteriorSamples",
+    "Refinement",
     "UnitActivity",
     "annealed_importance_sampling",
     "bidirectional",
@@ -49,6 +59,7 @@ __all__ = [
     "elbo",
     "embed",
     "importance_sampling",
+    "inference_gaps",
     "interpolate",
     "linear_probe",
     "log_likelihood",
@@ -56,6 +67,8 @@ __all__ = [
     "posterior_means",
     "prior_samples",
     "reconstruct",
+    "refine",
+    "sample_posterior",
     "traverse",
     "unit_activity",
 ]

@@ -32,6 +32,7 @@ from pyro_vae.evaluation.likelihood import (
     check_counts,
     checked,
     cycled,
+    double,
     importance_estimate,
     pairs_at_once,
 )
@@ -332,7 +333,7 @@ class _Annealing:
         for t in range(1, self.settings.num_temperatures + 1):
             density = self._path.density(self._betas[t], rows)
             point = density(position)
-            log_w = log_w + (self._betas[t] - self._betas[t - 1]).item() * _double(point.log_ratio)
+            log_w = log_w + (self._betas[t] - self._betas[t - 1]).item() * double(point.log_ratio)
             point, acceptance = self._moved(density, point, step_sizes[t])
             position, total = point.position, total + acceptance
         return self._run(log_w, total)
@@ -343,7 +344,7 @@ class _Annealing:
         for t in range(self.settings.num_temperatures, 0, -1):
             density = self._path.density(self._betas[t], rows)
             point, acceptance = self._moved(density, density(position), step_sizes[t])
-            log_w = log_w + (self._betas[t] - self._betas[t - 1]).item() * _double(point.log_ratio)
+            log_w = log_w + (self._betas[t] - self._betas[t - 1]).item() * double(point.log_ratio)
             position, total = point.position, total + acceptance
         return self._run(log_w, total)
 
@@ -429,7 +430,7 @@ def _estimate(
 
 
 def _bracket(x: Tensor, lower: AnnealedEstimate, upper: AnnealedEstimate) -> Bracket:
-    widths = _double(upper.log_p - lower.log_p)
+    widths = double(upper.log_p - lower.log_p)
     error = widths.std().item() / math.sqrt(len(widths)) if len(widths) > 1 else math.nan
     if widths.mean() > _WIDE:
         warn(
@@ -437,8 +438,3 @@ def _bracket(x: Tensor, lower: AnnealedEstimate, upper: AnnealedEstimate) -> Bra
             f"more temperatures than {lower.num_temperatures} narrow it"
         )
     return Bracket(x, lower, upper, widths.mean().item(), error)
-
-
-def _double(values: Tensor) -> Tensor:
-    # Apple's devices have no float64.
-    return values.cpu().double() if values.device.type == "mps" else values.double()

@@ -30,6 +30,7 @@ __all__ = [
     "check_counts",
     "checked",
     "cycled",
+    "double",
     "elbo",
     "importance_estimate",
     "importance_sampling",
@@ -181,7 +182,7 @@ def importance_sampling(
     title = f"log p(x): {len(x):,} data x {num_samples:,} samples"
     bar = tqdm(total=len(x) * num_samples, desc=title, unit_scale=True, disable=not progress)
     # Written in place: small results kept among the large tensors of the chunks would pin the heap.
-    log_sums = _double(torch.empty(2, len(x), device=x.device))
+    log_sums = double(torch.empty(2, len(x), device=x.device))
     with bar, program.evaluating(seed=seed):
         for index, batch in enumerate(batches(args, rows)):
             weights = _log_weights(weigh, batch, num_samples, particles, bar)
@@ -364,7 +365,7 @@ class _Weigh:
 
     def _run(self, num_particles: int, *batch: Tensor) -> tuple[Tensor]:
         terms = site_terms(self._program, self._layout, *batch, num_particles=num_particles)
-        return (_double(terms.log_w),)
+        return (double(terms.log_w),)
 
 
 def _log_weights(
@@ -428,7 +429,7 @@ def _mean_parts(
         for name, log_q in table.log_q.items():
             parts[name] = log_q - table.log_p[name] if name in table.log_p else log_q
         for name, part in parts.items():
-            sums[name] = sums.get(name, torch.zeros(())) + _double(part).sum(0)
+            sums[name] = sums.get(name, torch.zeros(())) + double(part).sum(0)
     return {name: total / num_samples for name, total in sums.items()}
 
 
@@ -457,6 +458,7 @@ def _refuse_nan(per_datum: Tensor) -> None:
         )
 
 
-def _double(values: Tensor) -> Tensor:
+def double(values: Tensor) -> Tensor:
+    """Return values in float64."""
     # Apple's devices have no float64.
     return values.cpu().double() if values.device.type == "mps" else values.double()
