@@ -63,8 +63,9 @@ _UNREAD = ("data", "data_root", "out", "device")
 _NO_ROLE = {
     "objective": ("Objective",),
     "network": ("Standardize",),
-    "likelihood": ("StandardNormal", "UniformSphere", "VampPrior"),
-    "posterior": ("StandardNormal", "UniformSphere", "VampPrior"),
+    "prior": ("Point", "Sylvester"),
+    "likelihood": ("Point", "StandardNormal", "Sylvester", "UniformSphere", "VampPrior"),
+    "posterior": ("Point", "StandardNormal", "UniformSphere", "VampPrior"),
 }
 
 

@@ -1,13 +1,30 @@
-"""Posteriors: families over real latents that can be sampled with a reparameterised gradient."""
+"""Posteriors over real latents: normals of every covariance, a point, and one for each datum."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pyro.distributions as dist
-from torch import Tensor
+import torch
+from pyro.distributions.transforms import ReshapeTransform
+from torch import Tensor, nn
+from torch.distributions import kl_divergence, register_kl
 
 from pyro_vae.components.conditional import Distribution, Family, Shape, positive
 
-__all__ = ["DiagonalNormal"]
+__all__ = [
+    "DiagonalNormal",
+    "FullNormal",
+    "LowRankNormal",
+    "PerDatum",
+    "Point",
+    "below_diagonal",
+    "shaped",
+]
+
+# Of a factor beside the unit diagonal: beyond it a covariance has no Cholesky factor in float32.
+_LARGEST_FACTOR = 10.0
 
 
 class DiagonalNormal(Family):
@@ -29,3 +46,200 @@ class DiagonalNormal(Family):
             raise ValueError("DiagonalNormal needs its raw parameters")
         loc, raw_scale = raw.unbind(-1 - len(self.event_shape))
         return dist.Normal(loc, positive(raw_scale)).to_event(len(self.event_shape))
+
+
+class LowRankNormal(Family):
+    r"""A normal with correlations of low rank, :math:`N(z; \mu, S (I + F F^\top) S)`.
+
+    S is diagonal and F is D x R, with entries within +-10. Raw numbers of zero give the standard
+    normal. With R = D it reaches nearly every covariance; it costs D R numbers instead of D^2 / 2.
+
+    Args:
+        event_shape: The shape of one event, of D numbers.
+        rank: R, the number of directions beside the coordinates.
+
+    Raises:
+        ValueError: If ``rank`` is less than 1.
+
+    References:
+        Stochastic Backpropagation and Approximate Inference in Deep Generative Models
+        (Rezende, Mohamed & Wierstra, 2014), for a covariance of rank one beside a diagonal
+    """
+
+    def __init__(self, event_shape: Shape, *, rank: int = 2) -> None:
+        if rank < 1:
+            raise ValueError(f"rank={rank}: a LowRankNormal has one direction or more")
+        size = math.prod(event_shape)
+        super().__init__(event_shape, raw_shape=((2 + rank) * size,))
+        self.rank = rank
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the normal of ``raw``, ``[*batch, (2 + R) D]``: location, raw scale, and F."""
+        if raw is None:
+            raise ValueError("LowRankNormal needs its raw parameters")
+        loc, raw_scale, *columns = raw.unflatten(-1, (2 + self.rank, -1)).unbind(-2)
+        scale = positive(raw_scale)
+        factor = scale.unsqueeze(-1) * _bounded(torch.stack(columns, -1))
+        return shaped(_LowRankNormal(loc, factor, scale.square()), self.event_shape)
+
+    def extra_repr(self) -> str:
+        """Show the event's shape and the rank."""
+        return f"event_shape={self.event_shape}, rank={self.rank}"
+
+
+class FullNormal(Family):
+    r"""A normal of any covariance, :math:`N(z; \mu, S V V^\top S)`.
+
+    S is diagonal and holds the standard deviations; V is lower triangular with rows of length one,
+
+    .. math:: V_{ij} = \frac{c_{ij}}{\sqrt{1 + \sum_{k < i} c_{ik}^2}}, \qquad c_{ii} = 1,
+
+    so that :math:`V V^\top` holds the correlations. The c below the diagonal lie within +-10.
+    Raw numbers of zero give the standard normal.
+
+    References:
+        Unconstrained Parametrizations for Variance-Covariance Matrices (Pinheiro & Bates, 1996)
+    """
+
+    def __init__(self, event_shape: Shape) -> None:
+        size = math.prod(event_shape)
+        super().__init__(event_shape, raw_shape=(size * (size + 3) // 2,))
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the normal of ``raw``, ``[*batch, D (D + 3) / 2]``: location, raw scale, and c."""
+        if raw is None:
+            raise ValueError("FullNormal needs its raw parameters")
+        size = math.prod(self.event_shape)
+        loc, raw_scale, below = raw.split([size, size, raw.shape[-1] - 2 * size], -1)
+        rows = below_diagonal(_bounded(below), size)
+        length = (1 + rows.square().sum(-1, keepdim=True)).sqrt()
+        rows = rows + torch.eye(size, dtype=raw.dtype, device=raw.device)
+        scale_tril = positive(raw_scale).unsqueeze(-1) * rows / length
+        return shaped(_FullNormal(loc, scale_tril=scale_tril), self.event_shape)
+
+
+class Point(Family):
+    r"""A point, :math:`z = f(x)`: a deterministic encoder, trained to the maximum a posteriori.
+
+    A point has no density, and its ELBO is minus infinity. Pyro's convention of
+    :math:`\log q = 0` leaves :math:`\log p(x, z)`, which is trained well but is no bound of
+    :math:`\log p(x)`. So it is for ``SVI`` with one of Pyro's objectives; ``fit``, the objectives
+    here and the evaluation refuse it. A narrow normal, ``Normal(shape, scale=0.1)``, is nearly a
+    point and has a bound.
+
+    References:
+        From Variational to Deterministic Autoencoders (Ghosh et al., 2020)
+    """
+
+    def __init__(self, event_shape: Shape) -> None:
+        super().__init__(event_shape, raw_shape=(1, *event_shape))
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the point at ``raw``, ``[*batch, 1, *event_shape]``."""
+        if raw is None:
+            raise ValueError("Point needs its raw parameters")
+        event_dim = len(self.event_shape)
+        return _Point(raw.squeeze(-1 - event_dim), event_dim=event_dim)
+
+
+class PerDatum(nn.Module):
+    r"""Free raw numbers for every training datum: :math:`n \mapsto \mathrm{family}(r_n)`.
+
+    Variational inference without amortisation. It has nothing to say of data that it was not
+    trained on: those need raw numbers of their own, found by gradient steps.
+
+    Args:
+        family: How raw numbers become a distribution.
+        num_data: N, the number of training data.
+        spread: Standard deviation of the raw numbers at the start.
+
+    Raises:
+        ValueError: If ``num_data`` is less than 1, or the family has no raw numbers.
+
+    References:
+        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018)
+    """
+
+    def __init__(self, family: Family, *, num_data: int, spread: float = 0.01) -> None:
+        super().__init__()
+        if num_data < 1:
+            raise ValueError(f"num_data={num_data}: give the number of training data, 1 or more")
+        if 0 in family.raw_shape:
+            raise ValueError(
+                f"PerDatum({type(family).__name__}): this family has no raw numbers to learn; "
+                "take one that has, such as DiagonalNormal"
+            )
+        self.family = family
+        self.raw = nn.Parameter(spread * torch.randn(num_data, *family.raw_shape))
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        """Return the distributions of the data in rows ``context``, integers ``[*batch]``."""
+        if context is None:
+            raise ValueError("PerDatum needs the row numbers of the data: call it with them")
+        try:
+            return self.family(self.raw[context])
+        except IndexError as error:
+            raise ValueError(
+                f"PerDatum has raw numbers for the rows 0 to {len(self.raw) - 1}: give integers "
+                f"among them, the rows that the data have in the training set ({error})"
+            ) from error
+
+
+def shaped(distribution: Any, event_shape: Shape) -> Any:
+    """Return a distribution over vectors as one over ``event_shape``, of as many numbers."""
+    if len(event_shape) == 1:
+        return distribution
+    # With a cache, a flow inside is asked for the density of the very tensor that it drew.
+    reshape = ReshapeTransform(distribution.event_shape, torch.Size(event_shape), cache_size=1)
+    return dist.TransformedDistribution(distribution, [reshape])
+
+
+def _bounded(raw: Tensor) -> Tensor:
+    return _LARGEST_FACTOR * torch.tanh(raw / _LARGEST_FACTOR)
+
+
+def below_diagonal(entries: Tensor, size: int) -> Tensor:
+    """Lay ``[*batch, D (D - 1) / 2]`` numbers out below the diagonal of D x D zeros."""
+    # The numbers and, behind their tail, all of them backwards fill a square of D - 1: its lower
+    # triangle holds each once. Cheaper by far, with its gradient, than to pick them by an index.
+    square = torch.cat([entries[..., size - 1 :], entries.flip(-1)], -1)
+    lower = square.unflatten(-1, (size - 1, size - 1)).tril()
+    return nn.functional.pad(lower, (0, 1, 1, 0))
+
+
+class _FullNormal(dist.MultivariateNormal):
+    """Pyro's, under a name for which closed forms are registered."""
+
+
+class _LowRankNormal(dist.LowRankMultivariateNormal):
+    """Pyro's, under a name for which closed forms are registered."""
+
+
+class _Point(dist.Delta):
+    """Pyro's, told apart from a Delta with a density of its own."""
+
+    has_density = False
+
+
+@register_kl(_FullNormal, dist.Independent)
+@register_kl(_LowRankNormal, dist.Independent)
+def _kl_to_diagonal(q: Any, p: Any) -> Tensor:
+    normal = _diagonal(p)
+    square = q.variance + (q.mean - normal.mean).square()
+    log_p = -0.5 * (square / normal.variance + (2 * math.pi * normal.variance).log())
+    return -log_p.sum(-1) - q.entropy()
+
+
+@register_kl(dist.Independent, _FullNormal)
+@register_kl(dist.Independent, _LowRankNormal)
+def _kl_from_diagonal(q: Any, p: Any) -> Tensor:
+    normal = _diagonal(q)
+    scale_tril = torch.diag_embed(normal.scale)
+    return kl_divergence(dist.MultivariateNormal(normal.mean, scale_tril=scale_tril), p)
+
+
+def _diagonal(distribution: Any) -> Any:
+    normal = distribution.base_dist
+    if not isinstance(normal, dist.Normal) or distribution.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError
+    return normal

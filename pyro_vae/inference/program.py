@@ -414,7 +414,7 @@ def is_invertible(fn: Any) -> bool:
         return False
     try:
         fn.log_prob(fn.sample().clone())
-    except KeyError:  # Pyro's transforms without an inverse know the last sample alone
+    except (KeyError, NotImplementedError):  # without an inverse it knows the last sample alone
         return False
     return True
 

@@ -249,6 +249,8 @@ def _table(
     model_trace, guide_trace = program.traces(
         *args, num_particles=num_particles, max_plate_nesting=nesting
     )
+    for name, site in _latent_sites(guide_trace):
+        _check_density(name, site["fn"])
     shape = (num_particles or 1, len(args[0]))
     log_q = log_densities(guide_trace, shape, nesting)
     log_p = log_densities(model_trace, shape, nesting)
@@ -266,6 +268,17 @@ def _table(
         pathwise={name: guide_trace.nodes[name]["fn"].has_rsample for name in log_q},
         latents={name: (site,) for name, site in latents.items()},
     )
+
+
+def _check_density(name: str, fn: Any) -> None:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if not getattr(fn, "has_density", True):
+        raise ValueError(
+            f"the guide of site {name!r} is a point, which has no density: log p(x, z) at it would "
+            "be reported, and that is no bound of log p(x); take a narrow normal (--posterior "
+            "Normal --posterior.scale 0.1), or train it by SVI with Pyro's Trace_ELBO"
+        )
 
 
 def log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[str, Tensor]:
