@@ -11,7 +11,7 @@ again, up to three times. Medians and quartiles over rounds; ratios are ratios o
 
 The floor is the step's products alone, forward and backward, on the same shapes. Compile seconds
 are those of the first epoch with empty caches, less those of a later one; "again" is the same in a
-second process that finds the first one's cache. After the break-even steps the first number is
+second process that finds the first one's cache, for what Inductor compiles. After the break-even steps the first number is
 repaid by what a step saves against the same contender uncompiled. Memory is the peak of the
 contender's own process, without compilers that it calls; the loss is that of the fifth epoch. The
 best peer is the fastest of NumPyro, pythae and pixyz. "Fast" rows take oneDNN's products, where
@@ -87,7 +87,7 @@ class Timed:
 
     Attributes:
         compile_seconds: What the first epoch took longer than a later one.
-        compile_seconds_again: The same in a second process; None where it is not worth a look.
+        compile_seconds_again: The same in a second process; None where there is no cache to find.
         loss: The mean loss of the fifth epoch in nats per datum; NaN if none is known.
         baseline_mib: Peak memory before the first step.
         peak_mib: Peak memory at the end.
@@ -119,7 +119,7 @@ class _Runner:
             first, later = self.worker.run(1), self.worker.run(_LATER_EPOCHS)
             epoch_seconds = later.seconds / _LATER_EPOCHS
             cold, again = max(0.0, first.seconds - epoch_seconds), None
-            if cold > _WORTH_A_SECOND_START:
+            if contender.uncompiled is not None and cold > _WORTH_A_SECOND_START:
                 with Worker(contender, program, threads, Path(cache)) as second:
                     again = max(0.0, second.run(1).seconds - epoch_seconds)
         self.timed = Timed(cold, again, later.loss, self.worker.baseline_mib, later.peak_mib)
