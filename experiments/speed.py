@@ -11,11 +11,11 @@ again, up to three times. Medians and quartiles over rounds; ratios are ratios o
 
 The floor is the step's products alone, forward and backward, on the same shapes. Compile seconds
 are those of the first epoch with empty caches, less those of a later one; "again" is the same in a
-second process that finds the first one's cache, for what Inductor compiles. After the break-even steps the first number is
-repaid by what a step saves against the same contender uncompiled. Memory is the peak of the
-contender's own process, without compilers that it calls; the loss is that of the fifth epoch. The
-best peer is the fastest of NumPyro, pythae and pixyz. "Fast" rows take oneDNN's products, where
-they are true float32, and keep freed memory.
+second process that finds the first one's cache, for what Inductor compiles. After the break-even
+steps the first number is repaid by what a step saves against the same contender uncompiled. Memory
+is the peak of the contender's own process, without compilers that it calls; the loss is that of the
+fifth epoch. The best peer is the fastest of NumPyro, pythae and pixyz. "Fast" rows take oneDNN's
+products, where they are true float32, take numbers below 1e-38 for zero, and keep freed memory.
 """
 
 from __future__ import annotations
