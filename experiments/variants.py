@@ -14,9 +14,9 @@ import torch
 from contenders import images, in_turn
 from programs import Epochs, Perceptrons
 
+import pyro_vae.components as components
 import pyro_vae.inference as inference
 from pyro_vae import SVI, VAE
-from pyro_vae.components import MLP, Bernoulli
 from pyro_vae.engine.optimizers import adam
 
 __all__ = ["GROUPS", "Group", "Member", "trained"]
@@ -48,7 +48,7 @@ class Member:
 
 def assembled(program: Perceptrons, **parts: Any) -> VAE:
     """Build a VAE of these sizes with other parts than the plain ones."""
-    network = parts.pop("network", partial(MLP, hidden=program.hidden))
+    network = parts.pop("network", partial(components.MLP, hidden=program.hidden))
     image = (1, program.side, program.side)
     data = torch.from_numpy(program.data()).unflatten(-1, image)
     return VAE.assemble(image, (program.latents,), network=network, data=data, **parts)
@@ -66,7 +66,10 @@ def _with(**parts: Any) -> Member:
 
 
 def _objectives() -> Iterator[tuple[str, Group]]:
-    plain, bits = partial(assembled), partial(assembled, prior=Bernoulli, posterior=Bernoulli)
+    plain, bits = (
+        partial(assembled),
+        partial(assembled, prior=components.Bernoulli, posterior=components.Bernoulli),
+    )
     normal = {
         "ELBO": partial(inference.ELBO, 8),
         "AnalyticELBO": partial(inference.AnalyticELBO, 8),
@@ -101,4 +104,38 @@ def _objectives() -> Iterator[tuple[str, Group]]:
         yield f"objectives, {name} latents, 8 particles, batch 20", Group(sizes, members)
 
 
-GROUPS: dict[str, Group] = dict(_objectives())
+_SIZES = Perceptrons(28, (300, 300), 40, 100)
+_PRIORS = {
+    "StandardNormal": components.StandardNormal,
+    "DiagonalNormal": components.DiagonalNormal,
+    "MixtureOfNormals, 500 components": partial(components.MixtureOfNormals, num_components=500),
+    "VampPrior, 500 pseudo-inputs": components.VampPrior,
+    "AffineCoupling": components.AffineCoupling,
+    "MaskedAutoregressive": components.MaskedAutoregressive,
+    "NeuralSpline": components.NeuralSpline,
+}
+_POSTERIORS = {
+    "DiagonalNormal": components.DiagonalNormal,
+    "LowRankNormal": components.LowRankNormal,
+    "FullNormal": components.FullNormal,
+    "Householder": components.Householder,
+    "Planar": components.Planar,
+    "Radial": components.Radial,
+    "Sylvester": components.Sylvester,
+    "InverseAutoregressive": components.InverseAutoregressive,
+    "AffineCoupling": components.AffineCoupling,
+    "NeuralSpline": components.NeuralSpline,
+}
+_NETWORKS = {
+    "MLP": partial(components.MLP, hidden=(300, 300)),
+    "Convolutional": partial(components.Convolutional, channels=(16, 32), hidden=300),
+}
+
+
+def _parts() -> Iterator[tuple[str, Group]]:
+    for role, parts in (("prior", _PRIORS), ("posterior", _POSTERIORS), ("network", _NETWORKS)):
+        members = {name: _with(**{role: part}) for name, part in parts.items()}
+        yield f"{role}s, MNIST 784-300-300-40, batch 100", Group(_SIZES, members)
+
+
+GROUPS: dict[str, Group] = {**dict(_objectives()), **dict(_parts())}
