@@ -321,16 +321,16 @@ class _Autoregressive(nn.Module):
     ) -> None:
         super().__init__()
         order = torch.arange(num_dims)
-        network = _Masked(
-            num_dims, num_context, hidden, permutation=order.flip(0) if reverse else order,
-            nonlinearity=nn.SiLU(),
-        )  # fmt: skip
+        order = order.flip(0) if reverse else order
+        network = _Masked(num_dims, num_context, hidden, permutation=order, nonlinearity=nn.SiLU())
         _shrink(network.layers[-1])
         self.step = transforms.ConditionalAffineAutoregressive(network, **_LOG_SCALES)
+        self.order: list[int] = order.tolist()
         self.inverse = inverse
 
     def forward(self, context: Tensor) -> list[Any]:
         step = self.step.condition(context)
+        step.arn.permutation = self.order  # whose inverse can be recorded, unlike a tensor's
         return [step.inv if self.inverse else step]
 
 

@@ -278,12 +278,12 @@ class VampPrior(Family):
                 "this VampPrior has not met q(z | x): build the model with assemble(..., data=x), "
                 "or call meet(posterior, x)"
             )
-        average = _AverageOfPosteriors(self._posterior[0], self.pseudo_inputs())
-        normal, event_dim = average._parts, len(self.event_shape)
-        if isinstance(normal, dist.Independent) and type(normal.base_dist) is dist.Normal:
-            loc, scale = normal.base_dist.loc, normal.base_dist.scale
+        (posterior,), inputs = self._posterior, self.pseudo_inputs()
+        parts, event_dim = posterior(inputs), len(self.event_shape)
+        if isinstance(parts, dist.Independent) and type(parts.base_dist) is dist.Normal:
+            loc, scale = parts.base_dist.loc, parts.base_dist.scale
             return DiagonalNormalMixture(loc.new_zeros(len(loc)), loc, scale, event_dim=event_dim)
-        return average
+        return _AverageOfPosteriors(posterior, inputs, parts)
 
     def extra_repr(self) -> str:
         """Show the event's shape and the number of pseudo-inputs."""
@@ -295,9 +295,8 @@ class _AverageOfPosteriors(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
-    def __init__(self, posterior: Conditional, inputs: Tensor) -> None:
-        self._posterior, self._inputs = posterior, inputs
-        self._parts = posterior(inputs)
+    def __init__(self, posterior: Conditional, inputs: Tensor, parts: Distribution) -> None:
+        self._posterior, self._inputs, self._parts = posterior, inputs, parts
         super().__init__((), self._parts.event_shape, validate_args=False)
 
     @property
