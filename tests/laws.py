@@ -29,8 +29,12 @@ from pyro_vae.components import (
     Automatic,
     Bernoulli,
     Binomial,
+    Categorical,
+    ContinuousBernoulli,
     Convolutional,
     DiagonalNormal,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
     Family,
     FullNormal,
     Householder,
@@ -39,9 +43,14 @@ from pyro_vae.components import (
     MaskedAutoregressive,
     MixtureOfNormals,
     NeuralSpline,
+    Incomplete,
+    LogitNormal,
     Normal,
     Planar,
     Radial,
+    OptimalScale,
+    PerDimensionScale,
+    SharedScale,
     StandardNormal,
 )
 from pyro_vae.components.relaxed import RelaxedBernoulli, StraightThroughBernoulli
@@ -64,6 +73,25 @@ FAMILIES: dict[str, Member] = {
     "Binomial": Member(partial(Binomial, total_count=7), support=tuple(map(float, range(8)))),
     "Normal": Member(Normal),
     "Normal, fixed scale": Member(partial(Normal, scale=0.3)),
+    "Normal, shared scale": Member(partial(Normal, scale=SharedScale)),
+    "Normal, scale per dimension": Member(partial(Normal, scale=PerDimensionScale)),
+    "Normal, optimal scale": Member(partial(Normal, scale=OptimalScale)),
+    "ContinuousBernoulli": Member(ContinuousBernoulli, interval=(-30.0, 30.0)),
+    "LogitNormal": Member(LogitNormal, interval=(-30.0, 30.0)),
+    "Categorical": Member(
+        partial(Categorical, num_categories=5), support=tuple(map(float, range(5)))
+    ),
+    "DiscretizedLogistic": Member(
+        partial(DiscretizedLogistic, levels=6), support=tuple(map(float, range(7)))
+    ),
+    "DiscretizedLogisticMixture": Member(
+        partial(DiscretizedLogisticMixture, levels=5, num_components=3),
+        support=tuple(map(float, range(6))),
+    ),
+    "Incomplete Normal": Member(Incomplete),
+    "Incomplete Categorical": Member(
+        partial(Incomplete, family=partial(Categorical, num_categories=3)), support=(0.0, 1.0, 2.0)
+    ),
     "DiagonalNormal": Member(DiagonalNormal),
     "StandardNormal": Member(StandardNormal),
     "MixtureOfNormals": Member(partial(MixtureOfNormals, num_components=3)),
@@ -85,6 +113,16 @@ FAMILIES: dict[str, Member] = {
     ),
     "Automatic Poisson": Member(
         partial(Automatic, distribution="Poisson"), support=tuple(map(float, range(80)))
+    ),
+    "Automatic NegativeBinomial": Member(
+        Automatic.of(dist.NegativeBinomial), support=tuple(map(float, range(150)))
+    ),
+    "Automatic ZeroInflatedPoisson": Member(
+        Automatic.of(dist.ZeroInflatedPoisson), support=tuple(map(float, range(80)))
+    ),
+    "Automatic ZeroInflatedNegativeBinomial": Member(
+        Automatic.of(dist.ZeroInflatedNegativeBinomial, total_count=3.0),
+        support=tuple(map(float, range(150))),
     ),
     "Automatic Categorical": Member(
         partial(Automatic, distribution="Categorical", num_categories=4),

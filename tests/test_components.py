@@ -65,7 +65,7 @@ def test_shapes(member: Member, batch: tuple[int, ...], event_shape: tuple[int, 
 
 @members
 def test_samples_agree_with_the_density(member: Member) -> None:
-    # Each of 22 members fails by chance with probability 1e-4, were the seed not fixed.
+    # Each member fails by chance with probability 1e-4, were the seed not fixed.
     num = 4000
     distribution = at_random(member.build((1,)), spread=0.5)
     draws = distribution.sample((num,)).squeeze(-1)

@@ -2,17 +2,25 @@
 
 from pyro_vae.components.amortized_flows import Householder, Planar, Radial, Sylvester
 from pyro_vae.components.assembly import assemble, assemble_hierarchy, assemble_ladder
+from pyro_vae.components.automatic import Automatic
 from pyro_vae.components.autoregressive import AutoregressiveBernoulli
-from pyro_vae.components.conditional import Automatic, Conditional, Family
+from pyro_vae.components.conditional import Conditional, Family
 from pyro_vae.components.flows import (
     AffineCoupling,
     InverseAutoregressive,
     MaskedAutoregressive,
     NeuralSpline,
 )
+from pyro_vae.components.images import (
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    LogitNormal,
+)
 from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.components.mixtures import MixtureOfNormals, VampPrior
-from pyro_vae.components.networks import MLP, Convolutional, Standardize
+from pyro_vae.components.networks import MLP, Convolutional, Observed, Standardize
 from pyro_vae.components.posteriors import (
     DiagonalNormal,
     FullNormal,
@@ -27,7 +35,10 @@ from pyro_vae.components.relaxed import (
     StraightThroughBernoulli,
     StraightThroughCategorical,
 )
+from pyro_vae.components.scales import OptimalScale, PerDimensionScale, SharedScale
+from pyro_vae.components.sequences import CategoricalSequence, Multinomial
 from pyro_vae.components.spheres import UniformSphere
+from pyro_vae.components.tables import Columns, Incomplete
 
 __all__ = [
     "MLP",
@@ -36,24 +47,37 @@ __all__ = [
     "AutoregressiveBernoulli",
     "Bernoulli",
     "Binomial",
+    "Categorical",
+    "CategoricalSequence",
+    "Columns",
     "Concrete",
     "Conditional",
+    "ContinuousBernoulli",
     "Convolutional",
     "DiagonalNormal",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Family",
     "FullNormal",
     "Householder",
+    "Incomplete",
     "InverseAutoregressive",
+    "LogitNormal",
     "LowRankNormal",
     "MaskedAutoregressive",
     "MixtureOfNormals",
+    "Multinomial",
     "NeuralSpline",
     "Normal",
+    "Observed",
+    "OptimalScale",
     "PerDatum",
+    "PerDimensionScale",
     "Planar",
     "Point",
     "Radial",
     "RelaxedBernoulli",
+    "SharedScale",
     "StandardNormal",
     "Standardize",
     "StraightThroughBernoulli",

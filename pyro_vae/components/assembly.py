@@ -13,9 +13,10 @@ from torch.distributions import constraints
 
 from pyro_vae.components.conditional import Conditional, Family, Network, Shape
 from pyro_vae.components.likelihoods import Bernoulli
-from pyro_vae.components.networks import MLP, Standardize
+from pyro_vae.components.networks import MLP, Observed, Standardize
 from pyro_vae.components.posteriors import DiagonalNormal
 from pyro_vae.components.priors import StandardNormal, learned
+from pyro_vae.components.tables import Incomplete
 
 __all__ = ["assemble", "assemble_hierarchy", "assemble_ladder"]
 
@@ -42,8 +43,9 @@ def assemble(
         posterior: Builds the family of q(z | x) from ``latent_shape``.
         network: Builds a network from the shapes of an input and an output.
         data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as they
-            are, and the likelihood starts at their mean. ``Family.meet`` hands them to the prior
-            and the likelihood, to the prior with the posterior.
+            are, and the likelihood starts at their mean. Where numbers are missing (NaN, or an
+            ``Incomplete`` likelihood), the encoder is given a mask as well. ``Family.meet`` hands
+            the data to the prior and the likelihood, to the prior with the posterior.
 
     Returns:
         The modules "prior", "likelihood" and "posterior".
@@ -52,13 +54,15 @@ def assemble(
     p_x.meet(None, data)
     decoder = Conditional(p_x, context_shape=latent_shape, network=network)
     if data is not None:
-        decoder.start_at(data.mean(0))
+        decoder.start_at(data.nanmean(0).nan_to_num())
+    if isinstance(p_x, Incomplete) or (data is not None and bool(data.isnan().any())):
+        into_encoder: Network = partial(Observed, network)
+    else:
+        into_encoder = network
+    if data is not None:
+        into_encoder = partial(_standardized, Standardize.of(data), into_encoder)
     p_z = prior(latent_shape)
-    encoder = Conditional(
-        posterior(latent_shape),
-        context_shape=event_shape,
-        network=network if data is None else partial(_standardized, Standardize.of(data), network),
-    )
+    encoder = Conditional(posterior(latent_shape), context_shape=event_shape, network=into_encoder)
     p_z.meet(encoder, data)
     return {"prior": learned(p_z), "likelihood": decoder, "posterior": encoder}
 

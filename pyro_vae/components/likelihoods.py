@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.components.conditional import Distribution, Family, Shape, positive
+from pyro_vae.components.conditional import (
+    Conditional,
+    Distribution,
+    Family,
+    Shape,
+    positive,
+    unbound,
+)
+from pyro_vae.components.scales import OptimalScale, Scale, built_scale
 
 __all__ = ["Bernoulli", "Binomial", "Normal"]
 
@@ -75,34 +85,48 @@ class Binomial(Family):
 class Normal(Family):
     r"""Independent real values, :math:`\prod_d N(x_d; \mu_d, \sigma_d^2)`.
 
-    Raw numbers are locations, and scales unless ``scale`` fixes them. A predicted scale is
-    bounded below, since a density over data that lie on a grid has no upper bound otherwise.
+    Raw numbers are locations, and scales where none is given. A predicted scale is bounded below,
+    since a density over data that lie on a grid has no upper bound otherwise.
 
     Args:
         event_shape: The shape of one datum.
-        scale: A fixed scale, in the units of the data; None: predicted for every dimension.
+        scale: A fixed scale, in the units of the data; a class such as ``SharedScale``,
+            ``PerDimensionScale`` or ``OptimalScale``; None: predicted for every dimension.
         min_scale: The smallest predicted scale.
+
+    Raises:
+        ValueError: If a scale is not positive.
     """
 
     def __init__(
-        self, event_shape: Shape, *, scale: float | None = None, min_scale: float = 1e-3
+        self,
+        event_shape: Shape,
+        *,
+        scale: float | Callable[[Shape], Scale] | None = None,
+        min_scale: float = 1e-3,
     ) -> None:
         super().__init__(event_shape, raw_shape=(2 if scale is None else 1, *event_shape))
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale={scale}: the scale of a Normal is positive")
         if not min_scale > 0:
             raise ValueError(f"min_scale={min_scale}: the smallest scale is positive")
-        self.scale = scale
+        self.scale = built_scale(self.event_shape, scale)
         self.min_scale = min_scale
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the Normal of ``raw``, ``[*batch, 1 or 2, *event_shape]``."""
-        if raw is None:
-            raise ValueError("Normal needs its raw parameters")
-        loc, *raw_scale = raw.unbind(-1 - len(self.event_shape))
-        scale = positive(raw_scale[0], floor=self.min_scale) if raw_scale else self.scale
+        loc, *raw_scale = unbound(self, raw)
+        if isinstance(self.scale, OptimalScale):
+            return self.scale.normal(loc).to_event(len(self.event_shape))
+        if isinstance(self.scale, Scale):
+            scale: Tensor | float = self.scale()
+        else:
+            scale = self.scale or positive(raw_scale[0], floor=self.min_scale)
         return dist.Normal(loc, scale).to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor:
         """Return the location ``mean``, with a scale of one where it is predicted."""
         return torch.stack([mean, torch.zeros_like(mean)][: self.raw_shape[0]])
+
+    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+        """Start an optimal scale at the standard deviation of the data about their mean."""
+        if isinstance(self.scale, OptimalScale) and data is not None:
+            self.scale.start_at((data - data.mean(0)).square().mean())

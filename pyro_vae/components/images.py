@@ -1,0 +1,286 @@
+"""Likelihoods of pixels: densities on the unit interval, and probabilities of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import exp
+
+import torch
+from torch import Tensor
+
+from pyro_vae import distributions
+from pyro_vae.components.conditional import (
+    Conditional,
+    Distribution,
+    Family,
+    Shape,
+    positive,
+    unbound,
+)
+from pyro_vae.components.scales import OptimalScale, Scale, built_scale
+
+__all__ = [
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "LogitNormal",
+]
+
+_SMALLEST_PROBABILITY = 1e-3
+_SMALLEST_SCALE = exp(-7)  # as published, in half ranges
+_LARGEST_LOGIT = 80.0
+
+
+class ContinuousBernoulli(Family):
+    r"""Independent values in [0, 1], :math:`\prod_d C(\eta_d)\, e^{\eta_d x_d}`, normalised.
+
+    Raw numbers are the logits :math:`\eta`. A density: its numbers compare with those of other
+    densities on [0, 1] (dequantised pixels), not with a Bernoulli's.
+
+    References:
+        The continuous Bernoulli: fixing a pervasive error in variational autoencoders
+        (Loaiza-Ganem & Cunningham, 2019)
+    """
+
+    def __init__(self, event_shape: Shape) -> None:
+        super().__init__(event_shape, raw_shape=(1, *event_shape))
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the density with logits ``raw``, ``[*batch, 1, *event_shape]``."""
+        (logits,) = unbound(self, raw)
+        return distributions.ContinuousBernoulli(logits).to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return the logits whose density has this mean, by bisection."""
+        low = torch.full_like(mean, -_LARGEST_LOGIT)
+        high = -low
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = distributions.ContinuousBernoulli(middle).mean < mean
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2).unsqueeze(0)
+
+
+class LogitNormal(Family):
+    r"""Independent squashed Gaussians in (0, 1): :math:`\mathrm{logit}(x) \sim N(\mu, s^2)`.
+
+    Raw numbers are locations, and scales where none is given, in logits.
+
+    Args:
+        event_shape: The shape of one datum.
+        scale: A fixed scale; a class such as ``SharedScale`` or ``PerDimensionScale``; None:
+            predicted for every dimension.
+        min_scale: The smallest predicted scale.
+
+    Raises:
+        ValueError: If a scale is not positive, or an ``OptimalScale``, which is a Normal's.
+    """
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        *,
+        scale: float | Callable[[Shape], Scale] | None = None,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(event_shape, raw_shape=(2 if scale is None else 1, *event_shape))
+        if not min_scale > 0:
+            raise ValueError(f"min_scale={min_scale}: the smallest scale is positive")
+        self.scale = built_scale(self.event_shape, scale)
+        if isinstance(self.scale, OptimalScale):
+            raise ValueError("scale=OptimalScale is of a Normal: give a LogitNormal SharedScale")
+        self.min_scale = min_scale
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the density of ``raw``, ``[*batch, 1 or 2, *event_shape]``."""
+        loc, *raw_scale = unbound(self, raw)
+        if isinstance(self.scale, Scale):
+            scale = self.scale()
+        elif self.scale is None:
+            scale = positive(raw_scale[0], floor=self.min_scale)
+        else:
+            scale = torch.full_like(loc, self.scale)
+        return distributions.LogitNormal(loc, scale).to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return the location ``logit(mean)``, which is the median, and a scale of one."""
+        loc = mean.clamp(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY).logit()
+        return torch.stack([loc, torch.zeros_like(loc)][: self.raw_shape[0]])
+
+
+class Categorical(Family):
+    """Independent integers 0..K-1, each of which has a probability of its own.
+
+    Exact for 8-bit pixels with 256 categories; for latents, symbols and columns of a table as well.
+    Raw numbers are logits. Data that the model meets when it is assembled decide where these start:
+    at the logarithm of how often each category occurs at each place.
+
+    Args:
+        event_shape: The shape of one event.
+        num_categories: K.
+
+    Raises:
+        ValueError: If there are fewer than two categories.
+    """
+
+    def __init__(self, event_shape: Shape, *, num_categories: int = 256) -> None:
+        super().__init__(event_shape, raw_shape=(num_categories, *event_shape))
+        if num_categories < 2:
+            raise ValueError(f"num_categories={num_categories}: give a Categorical 2 or more")
+        self.num_categories = num_categories
+        self._frequencies: Tensor | None = None
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the probabilities of ``raw``, ``[*batch, K, *event_shape]``."""
+        if raw is None:
+            raise ValueError("Categorical needs its raw parameters")
+        logits = raw.movedim(-1 - len(self.event_shape), -1)
+        return distributions.Levels(logits).to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor | None:
+        """Return the logarithms of the frequencies in the data that were met, if any."""
+        return None if self._frequencies is None else self._frequencies.log().to(mean)
+
+    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+        """Count how often each category occurs at each place, for the logits to start there."""
+        if data is None or not bool(((data >= 0) & (data < self.num_categories)).all()):
+            return  # data outside the support are refused, with their index, before training
+        counts = torch.zeros(self.raw_shape, device=data.device)
+        counts.scatter_add_(0, data.long(), torch.ones_like(data, dtype=counts.dtype))
+        # As if each category had been seen once more, in all places together.
+        prior = counts.flatten(1).sum(1).add(1) / (counts.sum() + self.num_categories)
+        prior = prior.reshape(-1, *[1] * len(self.event_shape))
+        self._frequencies = (counts + self.num_categories * prior) / (
+            len(data) + self.num_categories
+        )
+
+    def extra_repr(self) -> str:
+        """Show the event's shape and the number of categories."""
+        return f"event_shape={self.event_shape}, num_categories={self.num_categories}"
+
+
+class DiscretizedLogistic(Family):
+    r"""Independent integers 0..levels, logistic variables that are rounded; sums to one exactly.
+
+    Raw numbers are locations and scales in half ranges, -1 being zero and 1 the largest value.
+
+    Args:
+        event_shape: The shape of one datum.
+        levels: The largest value.
+
+    Raises:
+        ValueError: If ``levels`` is less than one.
+
+    References:
+        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
+    """
+
+    def __init__(self, event_shape: Shape, *, levels: int = 255) -> None:
+        super().__init__(event_shape, raw_shape=(2, *event_shape))
+        _check_levels(levels)
+        self.levels = levels
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the probabilities of ``raw``, ``[*batch, 2, *event_shape]``."""
+        loc, scale = _in_levels(*unbound(self, raw), levels=self.levels)
+        logistic = distributions.DiscretizedLogistic(loc, scale, self.levels)
+        return logistic.to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return a location of about this mean, and a scale of a tenth of the range."""
+        loc = mean / (self.levels / 2) - 1
+        return torch.stack([loc, torch.full_like(loc, _RAW_TENTH)])
+
+    def extra_repr(self) -> str:
+        """Show the event's shape and the largest value."""
+        return f"event_shape={self.event_shape}, levels={self.levels}"
+
+
+class DiscretizedLogisticMixture(Family):
+    r"""A mixture of discretized logistics for each pixel, with its channels coupled.
+
+    For images of several channels, ``(C, height, width)``, all channels of a pixel share the
+    component, in which each sees the channels before it:
+
+    .. math:: P(x) = \sum_k \pi_k \prod_c P(x_c \mid \mu_{kc} + \textstyle\sum_{j < c} a_{kcj} x_j,
+        s_{kc})
+
+    Events of one channel or of another shape are mixtures of each number by itself. Raw numbers
+    are, for each component, a logit, C locations and scales in half ranges, and C (C - 1) / 2
+    couplings, which tanh bounds.
+
+    Args:
+        event_shape: The shape of one datum.
+        num_components: K.
+        levels: The largest value.
+
+    Raises:
+        ValueError: If ``levels`` or ``num_components`` is less than one.
+
+    References:
+        PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other
+        Modifications (Salimans, Karpathy, Chen & Kingma, 2017)
+    """
+
+    def __init__(self, event_shape: Shape, *, num_components: int = 10, levels: int = 255) -> None:
+        if num_components < 1:
+            raise ValueError(f"num_components={num_components}: a mixture has 1 or more")
+        _check_levels(levels)
+        coupled = len(event_shape) > 2 and event_shape[0] > 1
+        channels, pixels = (
+            (event_shape[0], tuple(event_shape[1:])) if coupled else (1, tuple(event_shape))
+        )
+        self._sizes = (1, channels, channels, channels * (channels - 1) // 2)
+        super().__init__(event_shape, raw_shape=(num_components * sum(self._sizes), *pixels))
+        self.num_components = num_components
+        self.levels = levels
+        self._coupled = coupled
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the probabilities of ``raw``, ``[*batch, K (1 + 2 C + C (C - 1) / 2), ...]``."""
+        if raw is None:
+            raise ValueError("DiscretizedLogisticMixture needs its raw parameters")
+        axis = -len(self.raw_shape)
+        parts = raw.unflatten(axis, (self.num_components, -1)).split(self._sizes, axis)
+        logits, raw_loc, raw_scale, raw_coupling = parts
+        loc, scale = _in_levels(raw_loc, raw_scale, levels=self.levels)
+        if self._coupled:
+            return distributions.CoupledLogisticMixture(
+                logits.squeeze(axis), loc, scale, raw_coupling.tanh(), self.levels,
+                num_pixel_axes=len(self.event_shape) - 1,
+            )  # fmt: skip
+        logits, loc, scale = (p.squeeze(axis).movedim(axis, -1) for p in (logits, loc, scale))
+        mixture = distributions.DiscretizedLogisticMixture(logits, loc, scale, self.levels)
+        return mixture.to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return locations spread about the mean, and scales of a tenth of the range."""
+        channels = self._sizes[1]
+        loc = (mean / (self.levels / 2) - 1).reshape(1, channels, *self.raw_shape[1:])
+        spread = torch.linspace(-0.5, 0.5, self.num_components) if self.num_components > 1 else 0
+        spread = torch.as_tensor(spread).to(loc).reshape(-1, *[1] * (loc.dim() - 1))
+        raw = loc.new_zeros(self.num_components, sum(self._sizes), *self.raw_shape[1:])
+        raw[:, 1 : 1 + channels] = loc + spread
+        raw[:, 1 + channels : 1 + 2 * channels] = _RAW_TENTH
+        return raw.flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        """Show the event's shape, the number of components and the largest value."""
+        return (
+            f"event_shape={self.event_shape}, num_components={self.num_components}, "
+            f"levels={self.levels}"
+        )
+
+
+_RAW_TENTH = -2.05  # a fifth of a half range
+
+
+def _check_levels(levels: int) -> None:
+    if levels < 1:
+        raise ValueError(f"levels={levels}: the largest value is 1 or more")
+
+
+def _in_levels(raw_loc: Tensor, raw_scale: Tensor, *, levels: int) -> tuple[Tensor, Tensor]:
+    half = levels / 2
+    return half * (raw_loc + 1), half * positive(raw_scale, floor=_SMALLEST_SCALE)

@@ -1,0 +1,180 @@
+"""How wide a likelihood over real numbers is, where the network does not say it for each number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.components.conditional import Shape, positive, raw_at_scale
+
+__all__ = ["OptimalScale", "PerDimensionScale", "Scale", "SharedScale", "built_scale"]
+
+
+class Scale(nn.Module):
+    """A scale that does not depend on the latents; ``forward`` returns it."""
+
+    def forward(self) -> Tensor:
+        """Return the scale, which broadcasts against one event."""
+        raise NotImplementedError
+
+
+class SharedScale(Scale):
+    """One learned number for all data and all dimensions.
+
+    Args:
+        event_shape: The shape of one event.
+        initial: Where it starts, in the units of the data.
+        min_scale: The smallest that it can become.
+
+    Raises:
+        ValueError: If ``initial`` is not above ``min_scale``, or that not above zero.
+    """
+
+    def __init__(
+        self, event_shape: Shape, *, initial: float = 1.0, min_scale: float = 1e-3
+    ) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(_raw((), initial, min_scale))
+        self.min_scale = min_scale
+
+    def forward(self) -> Tensor:
+        """Return the scale, a scalar."""
+        return positive(self.raw, floor=self.min_scale)
+
+
+class PerDimensionScale(Scale):
+    """A learned number for each dimension, the same for all data.
+
+    Args:
+        event_shape: The shape of one event.
+        initial: Where all of them start, in the units of the data.
+        min_scale: The smallest that one can become.
+
+    Raises:
+        ValueError: If ``initial`` is not above ``min_scale``, or that not above zero.
+    """
+
+    def __init__(
+        self, event_shape: Shape, *, initial: float = 1.0, min_scale: float = 1e-3
+    ) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(_raw(event_shape, initial, min_scale))
+        self.min_scale = min_scale
+
+    def forward(self) -> Tensor:
+        """Return the scales, ``event_shape``."""
+        return positive(self.raw, floor=self.min_scale)
+
+
+class OptimalScale(Scale):
+    r"""The scale that the data ask for: the root of the mean squared error, in closed form.
+
+    .. math:: \sigma^2 \leftarrow (1 - r)\, \sigma^2 + r\, \overline{(x - \mu)^2}
+
+    Among all shared scales, the root of the mean squared error has the largest likelihood. A scale
+    that is computed from the very datum it scores is no density's, so it is kept as a number: each
+    training batch is scored under what the batches before it gave, and moves it afterwards.
+    In evaluation mode it stays as it is. Every reported number is thus the bound of a density.
+
+    Args:
+        event_shape: The shape of one event.
+        initial: Where it starts, in the units of the data; data that the model meets when it is
+            assembled replace it by their own standard deviation.
+        rate: r, the weight of one batch.
+        min_scale: The smallest that it can become.
+
+    Raises:
+        ValueError: If ``initial`` is not above ``min_scale``, that not above zero, or ``rate`` not
+            between 0 and 1.
+
+    References:
+        Simple and Effective VAE Training with Calibrated Decoders (Rybkin, Daniilidis & Levine,
+        2021)
+    """
+
+    variance: Tensor
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        *,
+        initial: float = 1.0,
+        rate: float = 0.1,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate={rate}: the weight of a batch is above 0 and at most 1")
+        _check(initial, min_scale)
+        self.register_buffer("variance", torch.tensor(float(initial) ** 2))
+        self.rate = rate
+        self.min_scale = min_scale
+
+    def forward(self) -> Tensor:
+        """Return the scale, a scalar."""
+        # A copy: scoring a batch under it changes it in place.
+        return self.variance.clone().sqrt().clamp(min=self.min_scale)
+
+    @torch.no_grad()
+    def start_at(self, variance: Tensor) -> None:
+        """Set the squared scale."""
+        self.variance.copy_(variance)
+
+    @torch.no_grad()
+    def follow(self, squared_error: Tensor) -> None:
+        """Move towards the mean of squared errors, in training mode."""
+        if self.training:
+            self.variance.lerp_(squared_error.mean().to(self.variance), self.rate)
+
+    def normal(self, loc: Tensor) -> dist.Normal:
+        """Return the Normal around ``loc`` that this scale follows when it scores data."""
+        return _FollowedNormal(loc, self(), self)
+
+
+class _FollowedNormal(dist.Normal):
+    """A Normal that tells its scale how far the values that it scores lay."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, follower: OptimalScale) -> None:
+        super().__init__(loc, scale)
+        self.follower = follower
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return type(self)(
+            self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.follower
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_density = super().log_prob(value)
+        self.follower.follow((value - self.loc).square())
+        return log_density
+
+
+def built_scale(
+    event_shape: Shape, scale: float | Callable[[Shape], Scale] | None
+) -> float | Scale | None:
+    """Return a scale as a family keeps it: a number, a module, or None where it is predicted.
+
+    Raises:
+        ValueError: If it is a number that is not positive.
+    """
+    if callable(scale):
+        return scale(event_shape)
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale={scale}: the scale of a Normal is positive")
+    return scale
+
+
+def _check(initial: float, min_scale: float) -> None:
+    if not min_scale > 0:
+        raise ValueError(f"min_scale={min_scale}: the smallest scale is positive")
+    if not initial > min_scale:
+        raise ValueError(f"initial={initial}: a scale starts above min_scale={min_scale}")
+
+
+def _raw(shape: Shape, initial: float, min_scale: float) -> Tensor:
+    _check(initial, min_scale)
+    return raw_at_scale(torch.full(shape, float(initial)), floor=min_scale)

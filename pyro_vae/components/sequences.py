@@ -1,0 +1,112 @@
+"""Likelihoods of text: bags of words, and sequences of symbols."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_vae import distributions
+from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
+
+__all__ = ["CategoricalSequence", "Multinomial"]
+
+
+class Multinomial(Family):
+    r"""How often each word of a vocabulary occurs in a row, given the row's total.
+
+    .. math:: P(x \mid n) = \frac{n!}{\prod_v x_v!} \prod_v \theta_v^{x_v}, \qquad n = \sum_v x_v
+
+    Rows may have different totals: each is scored given its own. Raw numbers are logits.
+
+    Args:
+        event_shape: The shape of one datum, ``(V,)``.
+        num_words: The total of rows that are drawn; None: 100, or the mean total of the data that
+            the model meets when it is assembled.
+
+    Raises:
+        ValueError: If the event has several axes, or ``num_words`` is less than one.
+
+    References:
+        Autoencoding Variational Inference for Topic Models (Srivastava & Sutton, 2017)
+    """
+
+    def __init__(self, event_shape: Shape, *, num_words: int | None = None) -> None:
+        super().__init__(event_shape, raw_shape=(1, *event_shape))
+        _check_vector("Multinomial", event_shape)
+        if num_words is not None and num_words < 1:
+            raise ValueError(f"num_words={num_words}: a row that is drawn has 1 or more")
+        self._is_given = num_words is not None
+        self.num_words = num_words or 100
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the probabilities of the words with logits ``raw``, ``[*batch, 1, V]``."""
+        if raw is None:
+            raise ValueError("Multinomial needs its raw parameters")
+        return distributions.BagOfWords(raw.squeeze(-2), total_count=self.num_words)
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return the logarithms of the words' shares; one that never occurs has a small share."""
+        share = mean / mean.sum().clamp(min=1e-6)
+        return share.clamp(min=1e-2 / len(share)).log().unsqueeze(0)
+
+    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+        """Draw rows as long as those of the data, unless told otherwise."""
+        if data is not None and not self._is_given:
+            self.num_words = max(1, round(float(data.sum(-1).mean())))
+
+
+class CategoricalSequence(Family):
+    r"""Sequences of at most L symbols, each with probabilities of its own, an end, and padding.
+
+    The category ``padding`` ends a sequence and fills what is left of it; its first occurrence has
+    a probability like any symbol, the rest costs nothing. The probabilities of all sequences of 0
+    to L symbols sum to one:
+
+    .. math:: P(x) = \prod_{t=1}^{\min(T + 1, L)} \theta_{t, x_t}
+
+    Raw numbers are logits.
+
+    Args:
+        event_shape: The shape of one datum, ``(L,)``.
+        num_categories: K, the padding included.
+        padding: The category that ends and pads a sequence.
+
+    Raises:
+        ValueError: If the event has several axes, there are fewer than two categories, or the
+            padding is none of them.
+    """
+
+    def __init__(self, event_shape: Shape, *, num_categories: int = 256, padding: int = 0) -> None:
+        super().__init__(event_shape, raw_shape=(num_categories, *event_shape))
+        _check_vector("CategoricalSequence", event_shape)
+        if num_categories < 2:
+            raise ValueError(
+                f"num_categories={num_categories}: a sequence has 2 or more, one of them padding"
+            )
+        if not 0 <= padding < num_categories:
+            raise ValueError(
+                f"padding={padding}: it is one of the {num_categories} categories, "
+                f"0 to {num_categories - 1}"
+            )
+        self.num_categories = num_categories
+        self.padding = padding
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the probabilities of sequences with logits ``raw``, ``[*batch, K, L]``."""
+        if raw is None:
+            raise ValueError("CategoricalSequence needs its raw parameters")
+        return distributions.PaddedSequence(raw.movedim(-2, -1), padding=self.padding)
+
+    def extra_repr(self) -> str:
+        """Show the event's shape, the number of categories and the padding."""
+        return (
+            f"event_shape={self.event_shape}, num_categories={self.num_categories}, "
+            f"padding={self.padding}"
+        )
+
+
+def _check_vector(name: str, event_shape: Shape) -> None:
+    if len(event_shape) != 1:
+        raise ValueError(
+            f"{name} over event_shape={tuple(event_shape)}: its events are rows of one axis; "
+            "reshape the data to (N, length)"
+        )

@@ -1,0 +1,148 @@
+"""Likelihoods of tables: columns of different kinds, and entries that were not observed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import distributions
+from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
+from pyro_vae.components.likelihoods import Normal
+from pyro_vae.components.scales import OptimalScale
+
+__all__ = ["Columns", "Incomplete"]
+
+
+class Columns(Family):
+    """A row whose columns are of different kinds, independent given the latents.
+
+    For tables of real numbers, bits, categories and counts: each column has a family of its own
+    over a single number, ``Columns((4,), columns=[Normal, Bernoulli, Automatic.of(dist.Poisson),
+    partial(Categorical, num_categories=5)])``. Raw numbers are those of all columns, one after the
+    other.
+
+    Args:
+        event_shape: The shape of one datum, ``(D,)``.
+        columns: D builders of families from the shape ``(1,)``.
+
+    Raises:
+        ValueError: If there are not as many columns as the datum has numbers, or one's family is
+            not over single numbers.
+    """
+
+    def __init__(self, event_shape: Shape, *, columns: Sequence[Callable[[Shape], Family]]) -> None:
+        if len(event_shape) != 1 or event_shape[0] != len(columns):
+            raise ValueError(
+                f"Columns over event_shape={tuple(event_shape)}: {len(columns)} columns were given;"
+                " give one for each number of a row"
+            )
+        families = [build((1,)) for build in columns]
+        for place, family in enumerate(families):
+            _entries(family(torch.zeros(family.raw_shape)), f"columns[{place}]", family)
+        sizes = [math.prod(family.raw_shape) for family in families]
+        super().__init__(event_shape, raw_shape=(sum(sizes),))
+        self.columns = nn.ModuleList(families)
+        self._sizes = sizes
+
+    @property
+    def _families(self) -> list[Any]:
+        return list(self.columns)
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the distribution of rows from ``raw``, ``[*batch, all columns' raw numbers]``."""
+        if raw is None:
+            raise ValueError("Columns needs its raw parameters")
+        entries = [
+            family(part.unflatten(-1, family.raw_shape)).base_dist
+            for family, part in zip(self._families, raw.split(self._sizes, -1), strict=True)
+        ]
+        return distributions.ColumnEntries(entries).to_event(1)
+
+    def raw_at(self, mean: Tensor) -> Tensor:
+        """Return each column's raw numbers at its mean, zeros where it knows none."""
+        parts = []
+        for place, family in enumerate(self._families):
+            raw = family.raw_at(mean[place : place + 1])
+            parts.append(mean.new_zeros(family.raw_shape) if raw is None else raw)
+        return torch.cat([part.flatten() for part in parts])
+
+    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+        """Let each column's family meet its column."""
+        for place, family in enumerate(self._families):
+            family.meet(posterior, None if data is None else data[:, place : place + 1])
+
+
+class Incomplete(Family):
+    """Any family over independent numbers, of which some have not been observed.
+
+    A number that is NaN in a datum is missing: the log-density is that of the others, so a bound
+    is one of the observed numbers. ``assemble`` gives the encoder zeros in the places of missing
+    numbers, and a mask beside them.
+
+    Args:
+        event_shape: The shape of one datum.
+        family: Builds the family of complete data, such as ``Normal`` or ``partial(Columns, ...)``.
+
+    Raises:
+        ValueError: If that family is not one over independent numbers.
+
+    References:
+        MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets
+        (Mattei & Frellsen, 2019)
+    """
+
+    fill: Tensor
+
+    def __init__(self, event_shape: Shape, *, family: Callable[[Shape], Family] = Normal) -> None:
+        complete = family(event_shape)
+        super().__init__(event_shape, raw_shape=complete.raw_shape)
+        if any(isinstance(module, OptimalScale) for module in complete.modules()):
+            raise ValueError(
+                "Incomplete with an OptimalScale: its closed form is that of complete data; "
+                "give the Normal a SharedScale"
+            )
+        entries = _entries(complete(torch.zeros(complete.raw_shape)), "family", complete)
+        self.complete: Family = complete
+        self.register_buffer("fill", _inside(entries.support, self.event_shape))
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the distribution of complete and incomplete data, from ``raw`` of the family's."""
+        entries = self.complete(raw).base_dist
+        incomplete = distributions.IncompleteEntries(entries, self.fill)
+        return incomplete.to_event(len(self.event_shape))
+
+    def raw_at(self, mean: Tensor) -> Tensor | None:
+        """Return the complete family's raw numbers of this mean."""
+        return self.complete.raw_at(mean)
+
+    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+        """Let the complete family meet the rows of which all has been observed."""
+        whole = None if data is None else data[data.isfinite().flatten(1).all(1)]
+        self.complete.meet(posterior, whole if whole is not None and len(whole) else None)
+
+
+def _entries(distribution: Any, name: str, family: Family) -> Any:
+    """Return the distribution of single numbers that an event consists of."""
+    entries = getattr(distribution, "base_dist", None)
+    axes = getattr(distribution, "reinterpreted_batch_ndims", 0)
+    if axes != len(family.event_shape) or entries is None or len(entries.event_shape):
+        raise ValueError(
+            f"{name} is {type(family).__name__}, whose numbers depend on each other within a "
+            "datum: take a family over independent numbers, such as Normal or Categorical"
+        )
+    return entries
+
+
+def _inside(support: Any, shape: Shape) -> Tensor:
+    """Return numbers that lie inside the support of each entry."""
+    found, fill = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+    for candidate in (0.5, 1.0, 0.0):
+        inside = support.check(torch.full(shape, candidate)) & ~found
+        fill, found = torch.where(inside, candidate, fill), found | inside
+    if not bool(found.all()):
+        raise ValueError(f"Incomplete: no number to stand for a missing one lies in {support}")
+    return fill
