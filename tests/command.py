@@ -102,6 +102,13 @@ def write_data(folder: Path) -> None:
     np.save(folder / "unit.npy", rng.uniform(0.05, 0.95, (40, 3)))
     np.save(folder / "onehot.npy", np.eye(3)[rng.integers(0, 3, 40)])
     np.save(folder / "simplex.npy", rng.dirichlet(np.full(3, 4.0), 40))
+    lengths = rng.integers(0, 5, (40, 1))
+    symbols = rng.integers(1, 6, (40, 4))
+    np.save(folder / "sequences.npy", np.where(np.arange(4) < lengths, symbols, 0))
+    columns = rng.normal(size=40), rng.integers(0, 2, 40), rng.integers(0, 4, 40)
+    np.save(folder / "table.npy", np.stack([*columns, rng.poisson(30, 40)], 1))
+    holes = rng.normal(size=(40, 3))
+    np.save(folder / "holes.npy", np.where(rng.random((40, 3)) < 0.2, np.nan, holes))
 
 
 def tree(folder: Path) -> dict[str, int]:

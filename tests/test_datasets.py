@@ -361,8 +361,8 @@ def spoiled(index: tuple[int, ...], value: float) -> np.ndarray:
 
 
 BAD_ARRAYS = {
-    "nan": (spoiled((17, 2), np.nan), {}, "1 NaN or infinite values, the first at index (17, 2)"),
-    "inf": (spoiled((3, 0), -np.inf), {}, "index (3, 0); clean or mask"),
+    "nan": (np.full((9, 2), np.nan), {}, "all values are missing (NaN)"),
+    "inf": (spoiled((3, 0), -np.inf), {}, "1 infinite values, the first at index (3, 0); repair"),
     "object": (np.array([[None, 1]] * 5), {}, "dtype object is not numeric"),
     "text": (np.array([["a", "b"]] * 5), {}, "is not numeric"),
     "complex": (FLOATS * 1j, {}, "dtype complex128 is not numeric"),
@@ -399,14 +399,32 @@ def test_bad_arrays_are_told_what_where_and_how_to_mend(case):
     assert "array" in one_line(caught.value)
 
 
-def test_nan_is_counted_over_all_chunks(monkeypatch):
+def test_infinity_is_counted_over_all_chunks(monkeypatch):
     monkeypatch.setattr(datasets.arrays, "_CHUNK_BYTES", 64)
-    x = spoiled((2, 1), np.nan)
-    x[25, 3] = np.inf
-    with pytest.raises(
-        ValueError, match=re.escape("2 NaN or infinite values, the first at index (2, 1)")
-    ):
+    x = spoiled((2, 1), np.inf)
+    x[25, 3] = -np.inf
+    with pytest.raises(ValueError, match=re.escape("2 infinite values, the first at index (2, 1)")):
         from_arrays(x)
+
+
+MISSING = {
+    "real": (FLOATS, None),
+    "counts": (np.arange(120.0).reshape(30, 4) % 7, 6),
+    "bits": (np.arange(120.0).reshape(30, 4) % 2, 1),
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_missing_values_stay_and_the_others_say_what_the_data_are(kind):
+    x, levels = MISSING[kind]
+    x = x.copy()
+    x[::7, 1] = np.nan
+    found = from_arrays(x)
+    parts = torch.cat([found.train.x, found.validation.x, found.test.x])
+    assert found.levels == levels
+    assert parts.dtype == torch.float32
+    assert int(parts.isnan().sum()) == np.isnan(x).sum() == 5
+    assert parts.nansum().item() == pytest.approx(np.nansum(x.astype("f4")), rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------- files

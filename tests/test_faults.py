@@ -85,6 +85,10 @@ def refused(capsys, pattern: str, folder: Path, *command: str) -> None:
 OPTIONS = {
     "--likelihod Normal": "--likelihod: .*did you mean --likelihood",
     "--likelihood Bernouli": "Bernouli: no such part; did you mean Bernoulli",
+    "--likelihood Laplac": "Laplac: no such part; did you mean Laplace.*any of Pyro's",
+    "--likelihood Laplace --likelihood.sclae 3": "sclae: Laplace .*did you mean scale",
+    "--likelihood Incomplete --likelihood.family Posson": "Posson: .*did you mean Poisson",
+    "--likelihood Pareto": "Pareto cannot be a family .*support moves",
     "--network.hiden [3]": "hiden: MLP takes no such argument; did you mean hidden",
     "--likelihood Normal --likelihood.scal 3": "scal: Normal .*did you mean scale",
     "--likelihood.scale 3": r"--likelihood\.scale: name a part that takes it",
@@ -208,8 +212,8 @@ def write_bad_data(folder: Path) -> None:
 
 
 DATA = {
-    "nan.npy": r"nan.npy: 1 NaN or infinite values, the first at index \(7, 1\); clean or mask",
-    "infinite.npy": r"infinite.npy: 1 NaN or infinite values, .*\(7, 1\); clean or mask",
+    "nan.npy": r"'x' is given nan at index \(\d+, 1\).*--likelihood Incomplete .*family Normal",
+    "infinite.npy": r"infinite.npy: 1 infinite values, .*\(7, 1\); repair",
     "empty.npy": r"empty.npy: empty, shape \(0, 3\); give at least 3 rows",
     "one.npy": "one.npy: one datum, .*give 3 or more",
     "flat.npy": r"flat.npy: shape \(40,\), expected .*reshape",

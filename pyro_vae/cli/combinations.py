@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.cli.parts import offered
-from pyro_vae.components import MLP, Conditional
+from pyro_vae.components import MLP, Bernoulli, Conditional, Normal
 from pyro_vae.inference import IWAE, refusal
 from pyro_vae.models import VAE
 
@@ -31,6 +31,7 @@ _NUM_ROWS = 6
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "Automatic": {"distribution": "Laplace"},
     "BetaTCVAE": {"num_data": 100},
+    "Columns": {"columns": [Normal, Bernoulli, Bernoulli, Normal]},
     "InChunks": {"objective": IWAE(4), "particles_at_once": 2},
 }
 _PARTS_OF_A_REASON = re.compile(r"\ba [A-Z]\w+|'\w+'|^[A-Z]\w+")

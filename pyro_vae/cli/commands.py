@@ -18,6 +18,7 @@ from pyro_vae import datasets
 from pyro_vae.cli import parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
+from pyro_vae.cli.settled import BATCH_SIZE, default_arguments
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder
@@ -107,7 +108,7 @@ def _parsed(arguments: list[str]) -> tuple[Namespace, datasets.Dataset]:
     check_ranges(config)
     _check_memory(config)
     data = datasets.load(config.data, root=Path(config.data_root))
-    settled = runs.default_arguments(config, data)
+    settled = default_arguments(parser, arguments, data)
     return (parser.parse_args([*arguments, *settled]) if settled else config), data
 
 
@@ -117,7 +118,7 @@ def _check_memory(config: Namespace) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return
-    batch_size = config.batch_size or runs.BATCH_SIZE
+    batch_size = config.batch_size or BATCH_SIZE
     needed = 4 * config.latent * batch_size
     if needed > memory:
         raise ValueError(

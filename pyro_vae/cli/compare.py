@@ -31,6 +31,7 @@ from pyro_vae.cli.parser import (
     command_parser,
     hide_what_is_long,
 )
+from pyro_vae.cli.settled import default_arguments
 from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.evaluation import Comparison, plots, report
 from pyro_vae.evaluation.comparison import compare as compare_objectives
@@ -54,7 +55,7 @@ def compare(arguments: list[str]) -> None:
     if not config.objectives:
         raise ValueError(f"{_OPTION}: the list is empty; name at least one, such as ELBO IWAE")
     data = datasets.load(config.data, root=Path(config.data_root))
-    settled = runs.default_arguments(config, data)
+    settled = default_arguments(parser, arguments, data)
     config = parser.parse_args([*arguments, *settled])
     text = parser.dump(_without(config, "config", "out"))
     instances = parser.build(config)

@@ -27,6 +27,7 @@ import pyro_vae.inference.schedules
 import pyro_vae.models
 from pyro_vae.cli.messages import nearest
 from pyro_vae.components import Family
+from pyro_vae.components.automatic import class_path, distribution_names
 
 __all__ = [
     "PARTS",
@@ -60,12 +61,16 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
 # Where the classes that a stored configuration may name are defined.
 _TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
 _UNREAD = ("data", "data_root", "out", "device")
+_OF_DATA = (
+    "Categorical", "CategoricalSequence", "Columns", "ContinuousBernoulli", "DiscretizedLogistic",
+    "DiscretizedLogisticMixture", "Incomplete", "LogitNormal", "Multinomial",
+)  # fmt: skip
 _NO_ROLE = {
     "objective": ("Objective",),
-    "network": ("Standardize",),
-    "prior": ("Point", "Sylvester"),
+    "network": ("Observed", "Standardize"),
+    "prior": ("Point", "Sylvester", *_OF_DATA),
     "likelihood": ("Point", "StandardNormal", "Sylvester", "UniformSphere", "VampPrior"),
-    "posterior": ("Point", "StandardNormal", "UniformSphere", "VampPrior"),
+    "posterior": ("Point", "StandardNormal", "UniformSphere", "VampPrior", *_OF_DATA),
 }
 
 
@@ -122,6 +127,8 @@ def summary(part: type) -> str:
 def named(option: str, name: str) -> str:
     """Return the import path of a part named by class, import path, or ``file.py:Class``.
 
+    Families may also be named after any of Pyro's distributions.
+
     Raises:
         ValueError: If there is no such part; suggests the nearest name.
         FileNotFoundError: If the file does not exist.
@@ -131,10 +138,14 @@ def named(option: str, name: str) -> str:
     classes = offered(option)
     if name in classes:
         return f"{classes[name].__module__}.{name}"
+    others = distribution_names() if PARTS[option][1] is Family else ()
+    if _is_automatic(option, name):
+        return class_path(name)
     if "." not in name:
+        pyros = "any of Pyro's distributions, or " if others else ""
         raise ValueError(
-            f"--{option} {name}: no such part; {nearest(name, classes)}Choose from "
-            f"{', '.join(classes)}, or give an import path (my_package.MyPart) or a file "
+            f"--{option} {name}: no such part; {nearest(name, [*classes, *others])}Choose from "
+            f"{', '.join(classes)}, or give {pyros}an import path (my_package.MyPart) or a file "
             "(my_file.py:MyPart)"
         )
     _imported(option, name)
@@ -153,7 +164,8 @@ def with_loaded_files(arguments: list[str]) -> tuple[list[str], set[str]]:
     for word in words:
         option, separator, value = word.partition("=")
         name = option.removeprefix("--")
-        if not option.startswith("--") or name not in PARTS:
+        role, _, inner = name.partition(".")
+        if not option.startswith("--") or role not in PARTS or (inner and not _NAMES(inner)):
             result.append(word)
             continue
         if not separator:
@@ -161,9 +173,48 @@ def with_loaded_files(arguments: list[str]) -> tuple[list[str], set[str]]:
             value = next(words, "")
             if not value:
                 continue
-        path, *rest = _part_arguments(name, value, modules)
+        if inner:
+            path, rest = _inner_name(role, inner, value, modules), []
+        else:
+            path, *rest = _part_arguments(role, value, modules)
         result += [f"{option}={path}" if separator else path, *rest]
     return result, modules
+
+
+# Arguments of families that are families themselves, or lists of them, and the help of one.
+_NAMES = re.compile(r"(?:\w+\.)*(?:family|columns|help)$").match
+
+
+def _inner_name(role: str, inner: str, value: str, modules: set[str]) -> str:
+    """Return the value of an argument that names families, with import paths for names."""
+    if inner == "help":
+        return class_path(value) if _is_automatic(role, value) else value
+    if not value.startswith(("[", "{")):
+        path = named(role, value)
+        modules.add(path.rpartition(".")[0])
+        return path
+    try:
+        given = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value  # the parser says what is wrong with it
+    return json.dumps(_with_paths(role, given, modules))
+
+
+def _with_paths(role: str, given: Any, modules: set[str]) -> Any:
+    if isinstance(given, list):
+        return [_with_paths(role, value, modules) for value in given]
+    if isinstance(given, str):
+        path = named(role, given)
+        modules.add(path.rpartition(".")[0])
+        return path
+    if isinstance(given, dict) and isinstance(given.get("class_path"), str):
+        return {**given, "class_path": _with_paths(role, given["class_path"], modules)}
+    return given
+
+
+def _is_automatic(role: str, name: str) -> bool:
+    families = PARTS[role][1] is Family
+    return families and name in distribution_names() and name not in offered(role)
 
 
 def check_trusted(config: Any, modules: set[str]) -> None:

@@ -66,7 +66,8 @@ def _of_images(
     run: Run, x: Tensor, activity: dict[str, UnitActivity]
 ) -> dict[str, tuple[str, Any]]:
     model, guide = run.program.model, run.program.guide
-    limits = (float(x.min()), float(x.max()))
+    seen = x[~x.isnan()]
+    limits = (float(seen.min()), float(seen.max()))
     name, first = next(iter(activity.items()))
     units = first.activity.argsort(descending=True)[:_NUM_UNITS].tolist()
     positions = torch.linspace(-_SPAN, _SPAN, _NUM_STEPS).tolist()

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 import pyro_vae.evaluation as evaluation
+from pyro_vae.cli.settled import single_numbers
 from pyro_vae.components import assemble
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.data import OBSERVATION_SEED, Dequantize, Observation, observe_once
@@ -28,17 +29,14 @@ from pyro_vae.engine.weights import load_weights
 from pyro_vae.evaluation import report
 from pyro_vae.inference import Program
 
-__all__ = ["BATCH_SIZE", "Run", "default_arguments", "judge", "load", "open_run", "tell", "train"]
+__all__ = ["Run", "judge", "load", "open_run", "tell", "train"]
 
-_BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _OF_LEVELS = {
     "Binarize": "integers, or values in [0, 1]",
     "Dequantize": "integers",
     "Rescale": "integers",
 }
 _SEEN_ROWS = 10_000
-BATCH_SIZE = 128
-_TRAINING_STEPS = 12_000
 
 
 @dataclass(frozen=True)
@@ -76,48 +74,6 @@ class Run:
         if takes_labels(self.program.model):
             return (data.x,) if data.labels is None else (data.x, data.labels)
         return (data.x,)
-
-
-def default_arguments(config: Any, data: Dataset) -> list[str]:
-    """Return the options that the data decide, where the command line left them open.
-
-    Binary data take a Bernoulli; the digits of scikit-learn and other counts a Binomial of their
-    largest value; the MNIST family is binarised anew at every visit, under a Bernoulli; other
-    images are dequantised and real data taken as they are, under a Normal.
-    """
-    arguments = []
-    levels, is_image = data.levels, len(data.event_shape) == 3
-    likelihood = None if config.likelihood is None else config.likelihood.class_path
-    if likelihood is None:
-        if levels == 1 or data.name in _BINARIZED:
-            likelihood = "pyro_vae.components.Bernoulli"
-        elif levels is not None and not (is_image and levels == 255):
-            likelihood = "pyro_vae.components.Binomial"
-        else:
-            likelihood = "pyro_vae.components.Normal"
-        arguments += ["--likelihood", likelihood]
-        if likelihood.endswith("Binomial"):
-            arguments += ["--likelihood.total_count", str(levels)]
-    if config.observation is None:
-        arguments += ["--observation", _default_observation(likelihood, data)]
-    batch_size = config.batch_size or min(BATCH_SIZE, len(data.train))
-    if config.batch_size is None:
-        arguments += ["--batch-size", str(batch_size)]
-    if config.epochs is None:
-        batches = math.ceil(len(data.train) / batch_size)
-        arguments += ["--epochs", str(min(100, max(30, _TRAINING_STEPS // batches)))]
-    return arguments
-
-
-def _default_observation(likelihood: str, data: Dataset) -> str:
-    name = likelihood.rpartition(".")[2]
-    if name == "Bernoulli" and data.name in _BINARIZED:
-        chosen = "Binarize"
-    elif name == "Normal" and data.levels is not None:
-        chosen = "Dequantize"
-    else:
-        chosen = "AsFloat"
-    return f"pyro_vae.engine.data.{chosen}"
 
 
 def open_run(config: Any, instances: Any, data: Dataset) -> Run:
@@ -256,21 +212,37 @@ def _num_parameters(run: Run) -> int:
 
 
 def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
-    """Bits per dimension of the stored integers; None for real data, which have no such unit."""
-    if run.data.levels is None:
+    """Bits per dimension of the stored integers; None for data that have no such unit.
+
+    Those are real numbers, densities of integers that were not dequantised, bags and sequences, and
+    data of which numbers are missing.
+    """
+    numbers = single_numbers(_support(run))
+    if run.data.levels is None or numbers is None or _has_missing(run):
         return None
+    if numbers.is_discrete:
+        return bound.bits_per_dim
     if isinstance(run.observation, Dequantize):
         return bound.bits_per_dim + math.log2(run.data.levels + 1)
-    return bound.bits_per_dim if _is_discrete(run) else None
+    return None
 
 
-def _is_discrete(run: Run) -> bool:
+def _has_missing(run: Run) -> bool:
+    x = run.data.test.x
+    return x.is_floating_point() and bool(x.isnan().any())
+
+
+def _support(run: Run) -> Any:
+    """Return the support of the observed site; None where it states none."""
     program = Program(run.program.model, run.program.guide)
     few = tuple(argument[:3] for argument in run.test())
     layout = program.check(*few)
     with program.evaluating(seed=0):
         model_trace, _ = program.traces(*few)
-    return bool(model_trace.nodes[layout.observed]["fn"].support.is_discrete)
+    try:
+        return model_trace.nodes[layout.observed]["fn"].support
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _probe_accuracy(run: Run) -> float | None:

@@ -55,14 +55,10 @@ def assemble(
     decoder = Conditional(p_x, context_shape=latent_shape, network=network)
     if data is not None:
         decoder.start_at(data.nanmean(0).nan_to_num())
-    if isinstance(p_x, Incomplete) or (data is not None and bool(data.isnan().any())):
-        into_encoder: Network = partial(Observed, network)
-    else:
-        into_encoder = network
-    if data is not None:
-        into_encoder = partial(_standardized, Standardize.of(data), into_encoder)
     p_z = prior(latent_shape)
-    encoder = Conditional(posterior(latent_shape), context_shape=event_shape, network=into_encoder)
+    encoder = Conditional(
+        posterior(latent_shape), context_shape=event_shape, network=_of_data(network, p_x, data)
+    )
     p_z.meet(encoder, data)
     return {"prior": learned(p_z), "likelihood": decoder, "posterior": encoder}
 
@@ -156,8 +152,7 @@ def assemble_ladder(
     """
     parts = assemble_hierarchy(event_shape, latent_shapes, network=network, data=data, **families)
     networks = _networks(network, len(latent_shapes))
-    if data is not None:
-        networks[0] = partial(_standardized, Standardize.of(data), networks[0])
+    networks[0] = _of_data(networks[0], parts["likelihood"].family, data)
     upward: list[nn.Module] = []
     posteriors: list[nn.Module] = []
     state = event_shape
@@ -205,6 +200,13 @@ def _dependent(
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return DiagonalNormal(shape) if support is constraints.real else alike
+
+
+def _of_data(network: Network, likelihood: Family, data: Tensor | None) -> Network:
+    """Return the network that takes data: standardised, with a mask where numbers are missing."""
+    if isinstance(likelihood, Incomplete) or (data is not None and bool(data.isnan().any())):
+        network = partial(Observed, network)
+    return network if data is None else partial(_standardized, Standardize.of(data), network)
 
 
 def _standardized(

@@ -28,7 +28,7 @@ from pyro_vae.components.conditional import (
     raw_at_scale,
 )
 
-__all__ = ["Automatic", "distribution_names"]
+__all__ = ["Automatic", "class_path", "distribution_names"]
 
 # A mean at the edge of its range must not start a raw number at infinity.
 _SMALLEST = 1e-3
@@ -93,6 +93,9 @@ class Automatic(Family):
         self._layout.split(raw)[name].copy_(self._links[name].inverse(value))
         return raw
 
+    counts_up_to_it = False
+    """Whether ``total_count`` is the largest value, as a Binomial's is."""
+
     @staticmethod
     def of(distribution: type, **constants: Any) -> Callable[..., Automatic]:
         """Return the class of a distribution's families, which takes constants as arguments.
@@ -123,6 +126,11 @@ def distribution_names() -> tuple[str, ...]:
     )
 
 
+def class_path(name: str) -> str:
+    """Return the import path of the class of a distribution's families."""
+    return f"{__name__}.{name}"
+
+
 def __getattr__(name: str) -> type[Automatic]:
     if name.startswith("_") or name not in distribution_names():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -151,6 +159,10 @@ def _class_of(distribution: Any) -> type[Automatic]:
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     line = f"Pyro's {distribution.__name__}, from raw numbers; its arguments are fixed where given."
     body = {"__init__": __init__, "__module__": __name__, "__doc__": line}
+    # A negative binomial's is a real number, and a multinomial's the total of a row.
+    count = getattr(distribution, "arg_constraints", {}).get("total_count")
+    many = "Multinomial" in distribution.__name__
+    body["counts_up_to_it"] = count is constraints.nonnegative_integer and not many
     return type(distribution.__name__, (Automatic,), body)
 
 

@@ -27,14 +27,17 @@ class Columns(Family):
 
     Args:
         event_shape: The shape of one datum, ``(D,)``.
-        columns: D builders of families from the shape ``(1,)``.
+        columns: D builders of families from the shape ``(1,)``. The command line takes them from
+            the data unless they are given.
 
     Raises:
         ValueError: If there are not as many columns as the datum has numbers, or one's family is
             not over single numbers.
     """
 
-    def __init__(self, event_shape: Shape, *, columns: Sequence[Callable[[Shape], Family]]) -> None:
+    def __init__(
+        self, event_shape: Shape, *, columns: Sequence[Callable[[Shape], Family]] = ()
+    ) -> None:
         if len(event_shape) != 1 or event_shape[0] != len(columns):
             raise ValueError(
                 f"Columns over event_shape={tuple(event_shape)}: {len(columns)} columns were given;"

@@ -25,7 +25,8 @@ class Data:
     """Rows as stored, unscaled.
 
     Attributes:
-        x: `[N, *event_shape]`; uint8, int16 or int32 for integer data, else float32.
+        x: `[N, *event_shape]`; uint8, int16 or int32 for integer data, else float32. Data with
+            missing values, which are NaN, are float32 in any case.
         labels: `[N]` int64 class labels, or None.
     """
 
@@ -88,6 +89,9 @@ def from_arrays(
     an integer type, with as many levels as their largest value (255 for uint8 images, and for any
     uint8 array with a value above 127); everything else becomes float32, real-valued.
 
+    NaN is a missing value. Whole numbers `>= 0` beside missing ones count as integers, which an
+    array with NaN cannot hold.
+
     Args:
         x: numpy array, tensor or nested list: `(N, D)`, `(N, H, W)` or `(N, C, H, W)` with 1, 3
             or 4 channels. It is neither modified nor shared. `(N, H, W)` becomes `(N, 1, H, W)`.
@@ -97,8 +101,8 @@ def from_arrays(
         seed: of the permutation.
 
     Raises:
-        ValueError: text or objects, a wrong shape, no or too few rows, NaN or infinite values,
-            values outside `0..levels`, labels that do not fit.
+        ValueError: text or objects, a wrong shape, no or too few rows, infinite values, nothing
+            but missing values, values outside `0..levels`, labels that do not fit.
     """
     rows = _rows(x, name)
     classes = checked_labels(labels, len(rows), name)
@@ -207,6 +211,7 @@ class _Range(NamedTuple):
     low: float
     high: float
     whole: bool
+    missing: bool
 
 
 def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -216,33 +221,41 @@ def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _scan(array: np.ndarray, where: str) -> _Range:
-    """Smallest and largest value, and whether all are whole numbers; refuses NaN and infinity."""
-    low, high, whole = math.inf, -math.inf, True
+    """Smallest and largest value, and whether all are whole numbers; refuses infinity."""
+    low, high, whole, missing = math.inf, -math.inf, True, False
     num_bad, first = 0, None
     for begin, chunk in _chunks(array):
+        seen = chunk
         if chunk.dtype.kind == "f":
-            bad = ~np.isfinite(chunk)
+            bad = np.isinf(chunk)
             if bad.any():
                 num_bad += int(bad.sum())
                 index = tuple(int(i) for i in np.argwhere(bad)[0])
                 first = first or (begin + index[0], *index[1:])
                 continue
-            whole = whole and bool((chunk == np.floor(chunk)).all())
-        low, high = min(low, chunk.min().item()), max(high, chunk.max().item())
+            absent = np.isnan(chunk)
+            if absent.any():
+                missing, seen = True, chunk[~absent]
+            whole = whole and bool((seen == np.floor(seen)).all())
+        if seen.size:
+            low, high = min(low, seen.min().item()), max(high, seen.max().item())
     if first is not None:
         raise ValueError(
-            f"{where}: {num_bad} NaN or infinite values, the first at index {first}; "
-            "clean or mask them"
+            f"{where}: {num_bad} infinite values, the first at index {first}; repair them, or "
+            "make them NaN, which is a missing value"
         )
-    return _Range(low, high, whole)
+    if low > high:
+        raise ValueError(f"{where}: all values are missing (NaN); give some that are not")
+    return _Range(low, high, whole, missing)
 
 
 def _store(
     name: str, arrays: Mapping[str, np.ndarray], levels: int | None
 ) -> tuple[list[Tensor], int | None]:
     """The arrays as tensors of one dtype, and the levels that they take together."""
-    lows, highs, whole = zip(*(_scan(a, where) for where, a in arrays.items()), strict=True)
-    span = _Range(min(lows), max(highs), all(whole))
+    scans = [_scan(array, where) for where, array in arrays.items()]
+    lows, highs, whole, missing = zip(*scans, strict=True)
+    span = _Range(min(lows), max(highs), all(whole), any(missing))
     levels = _levels(name, list(arrays.values()), span, levels)
     if levels is None and max(-span.low, span.high) > float(np.finfo(np.float32).max):
         raise ValueError(
@@ -250,7 +263,7 @@ def _store(
             "rescale them"
         )
     integer = "u1" if (levels or 0) <= 255 else "i2" if (levels or 0) <= 32767 else "i4"
-    dtype = np.dtype("f4" if levels is None else integer)
+    dtype = np.dtype("f4" if levels is None or span.missing else integer)
     return [_tensor(array, dtype) for array in arrays.values()], levels
 
 
@@ -263,7 +276,7 @@ def _levels(name: str, arrays: list[np.ndarray], span: _Range, levels: int | Non
                 f"from 0 to {levels}"
             )
         return levels
-    integer = all(array.dtype.kind != "f" for array in arrays)
+    integer = span.missing or all(array.dtype.kind != "f" for array in arrays)
     if span.low < 0 or not span.whole or (not integer and span.high > 1):
         return None
     if span.high > np.iinfo(np.int32).max:

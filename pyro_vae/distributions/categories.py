@@ -34,6 +34,10 @@ class Levels(dist.Categorical):
         values = torch.arange(probs.shape[-1], dtype=probs.dtype, device=probs.device)
         return probs @ values
 
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw integers, in the type of the logits as networks take them."""
+        return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
+
 
 class _Counts(constraints.Constraint):
     """Vectors of counts, with any total."""
@@ -164,11 +168,15 @@ class PaddedSequence(dist.TorchDistribution):
         return torch.where(_is_padded(value, self.padding), total, -torch.inf)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw a category at each place, and pad what comes after the first padding."""
+        """Draw a category at each place, and pad what comes after the first padding.
+
+        Integers, in the type of the logits as networks take them.
+        """
         with torch.no_grad():
             symbols = dist.Categorical(logits=self.logits, validate_args=False)
             draw = symbols.sample(torch.Size(sample_shape))
-            return torch.where(_is_open(draw, self.padding), draw, self.padding)
+            padded = torch.where(_is_open(draw, self.padding), draw, self.padding)
+            return padded.to(self.logits.dtype)
 
 
 def _is_open(value: Tensor, padding: int) -> Tensor:

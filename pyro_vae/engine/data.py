@@ -27,6 +27,7 @@ __all__ = [
     "Dequantize",
     "Observation",
     "Rescale",
+    "first_missing",
     "observe_once",
 ]
 
@@ -39,6 +40,8 @@ _CHUNK_BYTES = 2**26
 
 class Observation:
     """Stored rows to what the model sees, a float tensor of the same shape.
+
+    A value that is NaN is missing, and stays so.
 
     Each is built from ``levels``, the largest value that integer data take.
     """
@@ -108,12 +111,14 @@ class Binarize(Observation):
         """Observe rows; the noise is from the global generator of their device."""
         probs = _float_or_integer(x) / self.levels
         # Four times as fast on a CPU as torch.bernoulli; exact at 0 and 1, as U is in [0, 1).
-        return torch.rand(probs.shape, dtype=probs.dtype, device=probs.device).lt_(probs)
+        drawn = torch.rand(probs.shape, dtype=probs.dtype, device=probs.device).lt_(probs)
+        # A missing value stays missing: no number is below NaN.
+        return torch.where(probs.isnan(), probs, drawn) if x.is_floating_point() else drawn
 
 
 @dataclass(frozen=True)
 class Dequantize(Observation):
-    """(x + U) / (levels + 1), U uniform on [0, 1): integers made continuous, in `[0, 1)`.
+    """(x + U) / (levels + 1), U uniform on (0, 1): integers made continuous, in `(0, 1)`.
 
     The expected log-density of the result, minus D log(levels + 1), bounds the log-probability of
     the D integers from below (Jensen); in the other direction, a discrete ELBO plus
@@ -133,8 +138,10 @@ class Dequantize(Observation):
     def __call__(self, x: Tensor) -> Tensor:
         """Observe rows; the noise is from the global generator of their device."""
         noise = torch.rand(x.shape, device=x.device)
-        # Rounding x + U up to x + 1 would leave the bin, and [0, 1) with it at x = levels.
-        noise.clamp_(max=1 - (self.levels + 1) * torch.finfo(noise.dtype).eps)
+        # Rounding x + U up to x + 1 would leave the bin, and (0, 1) with it at x = levels. Some
+        # densities on (0, 1) are infinite at 0, which torch draws once in 2**24 numbers.
+        eps = torch.finfo(noise.dtype).eps
+        noise.clamp_(min=eps / 4, max=1 - (self.levels + 1) * eps)
         return noise.add_(x).div_(self.levels + 1)
 
 
@@ -187,11 +194,27 @@ def observe_once(
     return Data(observed.to(device), None if data.labels is None else data.labels.to(device))
 
 
+def first_missing(x: Tensor) -> int | None:
+    """Return the index of the first row with a value that is missing, NaN; None without one."""
+    if not x.is_floating_point():
+        return None
+    begin = 0
+    for rows in x.split(max(1, _CHUNK_BYTES // max(1, x[0].numel() * 8))):
+        missing = rows.isnan().flatten(1).any(1)
+        if bool(missing.any()):
+            return begin + int(missing.nonzero()[0])
+        begin += len(rows)
+    return None
+
+
 def _check_levels(x: Tensor, observation: Observation) -> None:
     levels = getattr(observation, "levels", None)
     if levels is None:
         return
-    low, high = x.min().item(), x.max().item()
+    seen = x[~x.isnan()] if x.is_floating_point() else x
+    if not seen.numel():
+        return
+    low, high = seen.min().item(), seen.max().item()
     if low < 0 or high > levels:
         raise ValueError(
             f"{observation} takes values from 0 to {levels}, the data go from {low} to {high}; "
@@ -244,7 +267,8 @@ class Batches:
         if with_labels and data.labels is None:
             raise ValueError("labels are asked for, but the data have none")
         if observation.once:
-            dtype = torch.uint8 if isinstance(observation, Binarize) else None
+            missing = data.x.is_floating_point() and bool(data.x.isnan().any())
+            dtype = torch.uint8 if isinstance(observation, Binarize) and not missing else None
             data, observation = (
                 observe_once(data, observation, seed=OBSERVATION_SEED, device="cpu", dtype=dtype),
                 AsFloat(),

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
-from pyro_vae.engine.data import OBSERVATION_SEED, Batches, Observation, observe_once
+from pyro_vae.engine.data import (
+    OBSERVATION_SEED,
+    Batches,
+    Observation,
+    first_missing,
+    observe_once,
+)
 from pyro_vae.engine.defaults import (
     arguments,
     check_labels,
@@ -163,14 +169,21 @@ class Training:
         stopped = self.patience is not None and self.progress.waited >= self.patience
         return self.progress.epoch >= self.epochs or stopped
 
+    def _observed_rows(
+        self, train: Data, observation: Observation, rows: slice
+    ) -> tuple[Tensor, ...]:
+        few = Data(train.x[rows], None if train.labels is None else train.labels[rows])
+        observed = observe_once(few, observation, seed=self.seed, device=self.device)
+        return arguments(observed, self.with_labels)
+
     def _find_parameters(self, train: Data, observation: Observation) -> None:
         """Run once, under validation and aside from the random state, to meet all parameters."""
-        few = observe_once(
-            Data(train.x[:3], None if train.labels is None else train.labels[:3]),
-            observation, seed=self.seed, device=self.device,
-        )  # fmt: skip
-        batch = arguments(few, self.with_labels)
+        batch = self._observed_rows(train, observation, slice(3))
         check_support(self.program, self.layout, *batch)
+        missing = first_missing(train.x)
+        if missing is not None:
+            row = self._observed_rows(train, observation, slice(missing, missing + 1))
+            check_support(self.program, self.layout, *row, first=missing)
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])
         with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):

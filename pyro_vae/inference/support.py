@@ -18,13 +18,14 @@ __all__ = ["check_support"]
 _CHUNK_ELEMENTS = 2**24
 
 
-def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
+def check_support(program: Program, layout: Layout, *data: Tensor, first: int = 0) -> None:
     """Check that observations are finite and in their site's support, and latents in the prior's.
 
     Args:
         program: The model and the guide.
         layout: What ``program.check`` found.
         data: All observations, ``[N, *event_shape]``, and labels where the program takes them.
+        first: The index of the first of them, for messages.
 
     Raises:
         ValueError: If a value lies outside; names the site, the value, its index, how many there
@@ -38,7 +39,7 @@ def check_support(program: Program, layout: Layout, *data: Tensor) -> None:
         guide_trace = poutine.trace(program.guide).get_trace(x[:1], *(r[:1] for r in rest))
         replayed = poutine.replay(program.model, trace=guide_trace)
         site = poutine.trace(replayed).get_trace(x[:1], *(r[:1] for r in rest)).nodes
-    _check_data(layout.observed, site[layout.observed]["fn"], x)
+    _check_data(layout.observed, site[layout.observed]["fn"], x, first)
     for name in layout.latents:
         if name in site:
             _check_latent(name, site[name]["fn"], guide_trace.nodes[name])
@@ -56,7 +57,7 @@ def _check_precision(program: Program, layout: Layout, *few: Tensor) -> None:
             )
 
 
-def _check_data(name: str, fn: Any, x: Tensor) -> None:
+def _check_data(name: str, fn: Any, x: Tensor, first: int) -> None:
     try:
         support = _of_one_datum(fn.support)
     except (AttributeError, NotImplementedError):
@@ -64,11 +65,17 @@ def _check_data(name: str, fn: Any, x: Tensor) -> None:
     rows = max(1, _CHUNK_ELEMENTS // max(1, x[:1].numel()))
     for start in range(0, len(x), rows):
         chunk = x[start : start + rows]
-        if not bool(chunk.isfinite().all()):
-            raise ValueError(_not_finite(name, x, chunk, start))
         inside = support.check(chunk)
+        if not bool(_usable(chunk, inside).all()):
+            raise ValueError(_not_finite(name, fn, x, chunk, first + start))
         if not bool(inside.all()):
-            raise ValueError(_message(name, fn, support, x, chunk, inside, start))
+            raise ValueError(_message(name, fn, support, x, chunk, inside, first + start))
+
+
+def _usable(chunk: Tensor, inside: Tensor) -> Tensor:
+    """Return which values are finite, or missing where the support has room for that."""
+    inside = inside.reshape(*inside.shape, *[1] * (chunk.dim() - inside.dim()))
+    return chunk.isfinite() | (chunk.isnan() & inside)
 
 
 def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
@@ -105,13 +112,20 @@ def _family(fn: Any) -> str:
     return type(fn).__name__.lstrip("_")
 
 
-def _not_finite(name: str, x: Tensor, chunk: Tensor, start: int) -> str:
+def _not_finite(name: str, fn: Any, x: Tensor, chunk: Tensor, start: int) -> str:
     first = chunk.isfinite().logical_not().nonzero()[0]
     index = (int(first[0]) + start, *(int(i) for i in first[1:]))
     count = int(x.isfinite().logical_not().sum())
+    value = chunk[tuple(first)]
+    mend = "repair or leave out these data"
+    if bool(value.isnan()):
+        mend += (
+            ", or, if NaN is a missing value, take its likelihood (--likelihood Incomplete "
+            f"--likelihood.family {_family(fn)})"
+        )
     return (
-        f"the data are not all finite: site {name!r} is given {chunk[tuple(first)].item():g} at "
-        f"index {index}, and {count} such value(s) in all: repair or leave out these data"
+        f"the data are not all finite: site {name!r} is given {value.item():g} at index {index}, "
+        f"and {count} such value(s) in all: {mend}"
     )
 
 
@@ -139,20 +153,26 @@ def _message(
     value = chunk[tuple(first)]
     shown = f"{value.item():g}" if value.dim() == 0 else "a row"
     index = (int(first[0]) + start, *(int(i) for i in first[1:]))
+    if hasattr(support, "at"):  # a table, whose columns have supports of their own
+        support, x = support.at(*index), x[..., index[-1]]
+    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
+    seen = x[~x.isnan()] if x.is_floating_point() else x
     return (
         f"the data do not fit the likelihood: site {name!r} is {_family(fn)}, whose values are "
         f"{_described(support)}, but the value at index {index} is {shown} "
-        f"(data range {x.min().item():g} to {x.max().item():g}); {_advice(support, x)}"
+        f"(data range {seen.min().item():g} to {seen.max().item():g}); {_advice(support, seen)}"
     )
 
 
 def _described(support: Any) -> str:
     if support is constraints.boolean:
         return "0 or 1"
+    if support is constraints.nonnegative_integer:
+        return "the integers 0, 1, 2, ..."
     bounds = [_bound(getattr(support, name, None)) for name in ("lower_bound", "upper_bound")]
     if isinstance(support, constraints.integer_interval):
         return f"the integers {bounds[0]} to {bounds[1]}"
-    if isinstance(support, constraints.interval):
+    if type(support) is constraints.interval:
         return f"from {bounds[0]} to {bounds[1]}"
     return str(support)
 
@@ -165,21 +185,39 @@ def _bound(bound: Any) -> str:
 
 
 def _advice(support: Any, x: Tensor) -> str:
-    grey = bool((x >= 0).all()) and bool((x <= 1).all())
-    integers = bool((x == x.round()).all()) and bool((x >= 0).all())
-    if support is constraints.boolean and grey:
-        return (
-            "grey values: binarise them (--observation Binarize), or choose a likelihood for real "
-            "values (--likelihood Normal)"
-        )
-    if support is constraints.boolean and integers:
-        count = int(x.max().item())
-        return (
-            f"levels 0..{count}: binarise them (--observation Binarize), or count them "
-            f"(--likelihood Binomial --likelihood.total_count {count})"
-        )
-    if isinstance(support, constraints.integer_interval) and integers:
-        return f"raise the largest count to {int(x.max().item())} or more"
-    if isinstance(support, constraints.integer_interval) and grey:
-        return "give the stored integers (--observation AsFloat), or use --likelihood Normal"
-    return "choose a likelihood with these values (--likelihood Normal fits any real number)"
+    """Return what would fit: other likelihoods for these values, or another view of the data."""
+    low, high = x.min().item(), x.max().item()
+    whole = low >= 0 and bool((x == x.round()).all())
+    if whole and isinstance(support, constraints.integer_interval):
+        return f"raise the largest count to {high:g} or more"
+    if whole:
+        return _advice_for_counts(support, int(high))
+    if low >= 0 and high <= 1:
+        return _advice_for_grey(support, at_edge=low == 0 or high == 1)
+    positive = ", or Gamma and LogNormal for positive ones" if low > 0 else ""
+    return (
+        "choose a likelihood with these values (--likelihood Normal, Laplace or StudentT fits any "
+        f"real number{positive})"
+    )
+
+
+def _advice_for_counts(support: Any, largest: int) -> str:
+    counted = (
+        f"count them (--likelihood Binomial --likelihood.total_count {largest}; Poisson or "
+        "NegativeBinomial without a largest value; Categorical or DiscretizedLogistic for levels)"
+    )
+    if support is constraints.boolean:
+        return f"levels 0..{largest}: binarise them (--observation Binarize), or {counted}"
+    if not getattr(support, "is_discrete", False):
+        counted += ", or dequantise them (--observation Dequantize)"
+    return f"the data are integers: {counted}"
+
+
+def _advice_for_grey(support: Any, *, at_edge: bool) -> str:
+    densities = "ContinuousBernoulli" if at_edge else "ContinuousBernoulli, Beta or LogitNormal"
+    fits = f"a likelihood for values in [0, 1] or real ones (--likelihood {densities}, or Normal)"
+    if support is constraints.boolean:
+        return f"grey values: binarise them (--observation Binarize), or choose {fits}"
+    if getattr(support, "is_discrete", False):
+        return f"give the stored integers (--observation AsFloat), or choose {fits}"
+    return f"choose {fits}"

@@ -1,0 +1,185 @@
+"""What the data and the likelihood decide, where the command line leaves it open.
+
+Nothing here goes by a part's name: a likelihood says by its support which values it takes, and the
+arguments of its constructor say what it wants to know about the data.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.cli.parser import Parser
+from pyro_vae.components import Family
+from pyro_vae.components.automatic import Automatic, class_path
+from pyro_vae.components.conditional import Shape
+from pyro_vae.datasets import Dataset
+
+__all__ = ["BATCH_SIZE", "default_arguments", "single_numbers"]
+
+BATCH_SIZE = 128
+_TRAINING_STEPS = 12_000
+_BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
+_COMPONENTS = "pyro_vae.components"
+_MOST_CATEGORIES = 20
+
+
+def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> list[str]:
+    """Return the options that the data decide, where the command line left them open.
+
+    Unless a likelihood is given, binary data take a Bernoulli; the digits of scikit-learn and other
+    counts a Binomial; the MNIST family is binarised anew at every visit, under a Bernoulli; other
+    images are dequantised and real data taken as they are, under a Normal.
+
+    A likelihood that is given decides how data are observed. Densities take integers dequantised,
+    to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
+    ``levels``, ``num_categories``, ``columns`` and ``family`` are those of the data unless given.
+
+    Args:
+        parser: The command's parser.
+        arguments: The command line.
+        data: The data set that it names.
+    """
+    config = parser.parse_args(arguments)
+    settled: list[str] = []
+    if config.likelihood is None:
+        settled += ["--likelihood", _default_likelihood(data)]
+    given = parser.parse_args([*arguments, *settled], defaults=False).likelihood
+    settled += _from_data("--likelihood", given, data)
+    if config.observation is None:
+        chosen = parser.parse_args([*arguments, *settled]).likelihood
+        support = _support(chosen, data.event_shape)
+        settled += ["--observation", f"pyro_vae.engine.data.{_observation(support, data)}"]
+    batch_size = config.batch_size or min(BATCH_SIZE, len(data.train))
+    if config.batch_size is None:
+        settled += ["--batch-size", str(batch_size)]
+    if config.epochs is None:
+        batches = math.ceil(len(data.train) / batch_size)
+        settled += ["--epochs", str(min(100, max(30, _TRAINING_STEPS // batches)))]
+    return settled
+
+
+def single_numbers(support: Any) -> Any:
+    """Return the support of each number of a datum, where the numbers all have one; else None.
+
+    That missing values (NaN) are allowed beside it does not count.
+    """
+    if support is None:
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    support = getattr(support, "base_constraint", support)
+    if support.event_dim > 0 or hasattr(support, "columns"):
+        return None
+    return support
+
+
+def _default_likelihood(data: Dataset) -> str:
+    levels, is_image = data.levels, len(data.event_shape) == 3
+    if levels == 1 or data.name in _BINARIZED:
+        return f"{_COMPONENTS}.Bernoulli"
+    if levels is not None and not (is_image and levels == 255):
+        return f"{_COMPONENTS}.Binomial"
+    return f"{_COMPONENTS}.Normal"
+
+
+def _from_data(option: str, part: Any, data: Dataset) -> list[str]:
+    """Return what a likelihood wants to know about the data and has not been told."""
+    if not isinstance(part, Namespace) or "class_path" not in part:
+        return []
+    given = part.get("init_args") or Namespace()
+    wanted = set(_parameters(part.class_path)) - set(vars(given))
+    settled = []
+    for name, value in _facts(data, wanted).items():
+        settled += [f"{option}.{name}", value]
+    if "family" in wanted:
+        family = Namespace(class_path=_default_likelihood(data))
+        settled += [f"{option}.family", family.class_path]
+        settled += _from_data(f"{option}.family", family, data)
+    for name, inner in vars(given).items():
+        settled += _from_data(f"{option}.{name}", inner, data)
+    return settled
+
+
+def _parameters(path: str) -> list[str]:
+    """Return the arguments of a family that the data may decide."""
+    module, _, name = path.rpartition(".")
+    family = getattr(__import__(module, fromlist=[name]), name)
+    names = list(inspect.signature(family).parameters)
+    if issubclass(family, Automatic):
+        return [name for name in names if name == "total_count" and family.counts_up_to_it]
+    return names
+
+
+def _facts(data: Dataset, wanted: set[str]) -> dict[str, str]:
+    facts = {}
+    largest = _largest(data)
+    if largest is not None:
+        for name, value in (
+            ("total_count", largest), ("levels", largest), ("num_categories", largest + 1)
+        ):  # fmt: skip
+            if name in wanted:
+                facts[name] = str(max(2, value) if name == "num_categories" else value)
+    if "columns" in wanted and len(data.event_shape) == 1:
+        facts["columns"] = json.dumps([_column(x) for x in _all_rows(data).unbind(1)])
+    return facts
+
+
+def _largest(data: Dataset) -> int | None:
+    """Return the largest of the integers that the data are, if they are integers from 0 on."""
+    if data.levels is not None:
+        return data.levels
+    x = _all_rows(data)
+    seen = x[~x.isnan()]
+    if len(seen) == 0 or bool((seen < 0).any()) or not bool((seen == seen.round()).all()):
+        return None
+    return max(1, int(seen.max()))
+
+
+def _all_rows(data: Dataset) -> Tensor:
+    return torch.cat([part.x.float() for part in (data.train, data.validation, data.test)])
+
+
+def _column(x: Tensor) -> dict[str, Any]:
+    """Return the family of a column: bits, a few categories, counts or real numbers."""
+    seen = x[~x.isnan()]
+    whole = bool((seen == seen.round()).all()) and bool((seen >= 0).all())
+    if not whole:
+        return {"class_path": f"{_COMPONENTS}.Normal"}
+    largest = int(seen.max()) if len(seen) else 1
+    if largest <= 1:
+        return {"class_path": f"{_COMPONENTS}.Bernoulli"}
+    if largest < _MOST_CATEGORIES:
+        arguments = {"num_categories": largest + 1}
+        return {"class_path": f"{_COMPONENTS}.Categorical", "init_args": arguments}
+    return {"class_path": class_path("NegativeBinomial")}
+
+
+def _support(likelihood: Any, event_shape: Shape) -> Any:
+    """Build the likelihood once to see its support; None where it states none."""
+    parser = Parser()
+    parser.add_argument("--likelihood", type=Callable[[Shape], Family])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        family = parser.build(Namespace(likelihood=likelihood)).likelihood(event_shape)
+        raw = None if 0 in family.raw_shape else torch.zeros(family.raw_shape)
+        try:
+            return family(raw).support
+        except (AttributeError, NotImplementedError):
+            return None
+
+
+def _observation(support: Any, data: Dataset) -> str:
+    numbers = single_numbers(support)
+    if numbers is None or data.levels is None:
+        return "AsFloat"
+    if numbers is constraints.boolean:
+        return "Binarize" if data.name in _BINARIZED else "AsFloat"
+    return "AsFloat" if numbers.is_discrete else "Dequantize"
