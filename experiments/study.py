@@ -23,8 +23,9 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -36,10 +37,11 @@ from torch import Tensor
 
 from pyro_vae import evaluation
 
-__all__ = ["ScaleName", "Study", "judge", "spread"]
+__all__ = ["ScaleName", "Study", "chosen", "judge", "spread"]
 
 ScaleName = Literal["smoke", "cpu", "paper"]
 Scale = TypeVar("Scale", bound=NamedTuple)
+Row = TypeVar("Row")
 
 _ERROR = "_standard_error"
 
@@ -187,8 +189,14 @@ class Study(Generic[Scale]):
         """Print the rows as a table and draw them, beside what was published.
 
         Args:
-            columns: The names of numbers, in their order, and what stands above each.
+            columns: The names of numbers, in their order, and what stands above each; one that no
+                row has is left out.
         """
+        columns = {
+            key: head
+            for key, head in columns.items()
+            if not self.rows or any(key in row for row in self.rows.values())
+        }
         print("\n".join(self.table(columns)))
         self.draw(columns)
 
@@ -302,6 +310,31 @@ def judge(program: Any, x: Tensor, *, num_samples: int) -> dict[str, Any]:
         "evaluation_seconds": time.perf_counter() - start,
         "log_p": estimate.log_p,
     }
+
+
+def chosen(
+    table: Mapping[str, Row], pattern: str, *, left_out: Collection[str] = ()
+) -> dict[str, Row]:
+    """Return the rows of a table that are to be run.
+
+    Args:
+        table: All rows, by title.
+        pattern: Of their titles, with wildcards as in a shell: ``"two layers*"``.
+        left_out: What the scale leaves out, unless its whole title is given.
+
+    Raises:
+        ValueError: If no title matches.
+    """
+    rows = {
+        title: row
+        for title, row in table.items()
+        if title == pattern or (fnmatchcase(title, pattern) and title not in left_out)
+    }
+    if not rows:
+        raise ValueError(
+            f"rows={pattern!r}: no row that is run at this scale; there are {'; '.join(table)}"
+        )
+    return rows
 
 
 def spread(x: Tensor, num: int) -> Tensor:

@@ -217,6 +217,22 @@ def test_the_network_is_the_published_one():
             assert 0.98 * glorot < layer.weight.abs().max().item() <= glorot
 
 
+def test_the_network_of_two_layers_is_the_published_one():
+    x = torch.rand(50, 1, 28, 28)
+    vae = burda2016_iwae.program(x, num_layers=2)
+    encoder = 784 * 200 + 200 + 200 * 200 + 200 + 2 * (200 * 100 + 100)
+    encoder += 100 * 100 + 100 + 100 * 100 + 100 + 2 * (100 * 50 + 50)
+    decoder = 50 * 100 + 100 + 100 * 100 + 100 + 2 * (100 * 100 + 100)
+    decoder += 100 * 200 + 200 + 200 * 200 + 200 + 200 * 784 + 784
+    assert sum(p.numel() for p in vae.parameters()) == encoder + decoder
+    assert {type(m) for m in vae.modules()} & {torch.nn.SiLU, torch.nn.Tanh} == {torch.nn.Tanh}
+    rows = {title: row.published for title, row in burda2016_iwae.TABLE.items()}
+    assert rows["two layers: IWAE, k = 50"] == {
+        "nll_nats": 82.90, "active_units": 33, "active_units_z1": 26, "active_units_z2": 7
+    }  # fmt: skip
+    assert rows["IWAE, k = 50"] == {"nll_nats": 84.78, "active_units": 25}
+
+
 @pytest.mark.parametrize(("better", "worse"), burda2016_iwae.ORDER)
 def test_the_order_is_that_of_the_published_numbers(better, worse):
     nll = {name: row.published_nll_nats for name, row in burda2016_iwae.TABLE.items()}

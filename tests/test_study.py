@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import record
-from study import Study, judge, spread
+from study import Study, chosen, judge, spread
 
 from pyro_vae import VAE
 
@@ -215,3 +215,27 @@ def test_rows_are_taken_at_equal_distances(rows, num):
     assert len(taken) == min(rows, num)
     assert len(taken.diff().unique()) == 1
     assert taken[-1] > rows * 0.75
+
+
+TITLES = {"one, k = 1": 1, "one, k = 50": 2, "two, k = 1": 3}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("*", [1, 3]), ("one*", [1]), ("one, k = 50", [2]), ("two, k = 1", [3])],
+)
+def test_rows_are_chosen_by_their_titles(pattern, expected):
+    found = chosen(TITLES, pattern, left_out=("one, k = 50",))
+    assert list(found.values()) == expected
+
+
+def test_a_pattern_without_a_row_is_refused():
+    with pytest.raises(ValueError, match=r"^rows='three\*': no row .* one, k = 1; one, k = 50"):
+        chosen(TITLES, "three*")
+
+
+def test_what_no_row_has_is_not_shown(results, capsys):
+    with study() as run:
+        run.keep("a", {"x": 1.0})
+        run.show({"x": "x", "y": "y"})
+    assert capsys.readouterr().out.startswith("| | x |\n")
