@@ -66,6 +66,7 @@ _OF_DATA = (
     "DiscretizedLogisticMixture", "Incomplete", "LogitNormal", "Multinomial",
 )  # fmt: skip
 _NO_ROLE = {
+    "model": ("UnamortizedVAE",),
     "objective": ("Objective",),
     "network": ("Observed", "Standardize"),
     "prior": ("Point", "Sylvester", *_OF_DATA),

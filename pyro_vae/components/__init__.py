@@ -39,6 +39,7 @@ from pyro_vae.components.scales import OptimalScale, PerDimensionScale, SharedSc
 from pyro_vae.components.sequences import CategoricalSequence, Multinomial
 from pyro_vae.components.spheres import UniformSphere
 from pyro_vae.components.tables import Columns, Incomplete
+from pyro_vae.components.von_mises_fisher import VonMisesFisher
 
 __all__ = [
     "MLP",
@@ -85,6 +86,7 @@ __all__ = [
     "Sylvester",
     "UniformSphere",
     "VampPrior",
+    "VonMisesFisher",
     "assemble",
     "assemble_hierarchy",
     "assemble_ladder",

@@ -146,11 +146,16 @@ class Conditional(PyroModule):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution given ``context``, ``[*batch, *context_shape]``."""
+        return self.family(self.raw(context))
+
+    def raw(self, context: Tensor | None = None) -> Tensor:
+        """Return the family's raw numbers given ``context``, ``[*batch, *raw_shape]``."""
         if self.network is None:
-            return self.family(self.offset)
+            return self.offset
         if context is None:
             raise ValueError("this Conditional has a network: call it with a context")
-        return self.family(self.offset + self.network(context))
+        numbers: Tensor = self.offset + self.network(context)
+        return numbers
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:

@@ -182,7 +182,7 @@ class PerDatum(nn.Module):
             raise ValueError(
                 f"PerDatum has raw numbers for the rows 0 to {len(self.raw) - 1}: give integers "
                 f"among them, the rows that the data have in the training set ({error})"
-            ) from error
+            ) from None
 
 
 def shaped(distribution: Any, event_shape: Shape) -> Any:

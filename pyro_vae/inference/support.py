@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.constraints import sphere
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -82,8 +83,7 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
     posterior = guide_site["fn"]
     try:
         same_kind = all(
-            trait(prior.support) == trait(posterior.support)
-            for trait in (_is_discrete, _is_simplex)
+            trait(prior.support) == trait(posterior.support) for trait in (_is_discrete, _surface)
         )
         inside = same_kind and bool(prior.support.check(guide_site["value"]).all())
     except (AttributeError, NotImplementedError):
@@ -93,7 +93,7 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
         raise ValueError(
             f"the guide draws {name!r} from a {_family(posterior)}, whose values a "
             f"{_family(prior)}, its distribution in the model, does not have: give both the same "
-            "values (--prior StandardNormal with --posterior DiagonalNormal)"
+            f"values ({_fitting(prior, posterior)})"
         )
 
 
@@ -101,9 +101,17 @@ def _is_discrete(support: Any) -> bool:
     return bool(support.is_discrete)
 
 
-def _is_simplex(support: Any) -> bool:
-    # Its densities are over one dimension less than it has numbers.
-    return support is constraints.simplex
+def _surface(support: Any) -> Any:
+    """Return what densities over one dimension less than there are numbers lie on, if they do."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support if support in (constraints.simplex, sphere) else None
+
+
+def _fitting(prior: Any, posterior: Any) -> str:
+    if any(_surface(fn.support) is sphere for fn in (prior, posterior)):
+        return "--prior UniformSphere with --posterior VonMisesFisher"
+    return "--prior StandardNormal with --posterior DiagonalNormal"
 
 
 def _family(fn: Any) -> str:

@@ -2,6 +2,8 @@
 
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.ladder import LadderVAE
+from pyro_vae.models.semi_amortized import SemiAmortizedVAE
+from pyro_vae.models.unamortized import UnamortizedVAE
 from pyro_vae.models.vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "LadderVAE"]
+__all__ = ["VAE", "HierarchicalVAE", "LadderVAE", "SemiAmortizedVAE", "UnamortizedVAE"]
