@@ -22,16 +22,17 @@ from pyro_vae.components import MLP, Bernoulli, Conditional, Normal
 from pyro_vae.inference import IWAE, refusal
 from pyro_vae.models import VAE
 
-__all__ = ["Combination", "Parts", "kind_of", "matrix", "small_parts"]
+__all__ = ["Combination", "Parts", "kind_of", "matching_prior", "small_parts", "tables"]
 
 _LATENT_SHAPE = (4,)
 _EVENT_SHAPES = ((1, 2, 2), (3, 2, 2), (4,))  # the first of them that a likelihood takes
 _NUM_ROWS = 6
-# What a part cannot be built without; on the command line the user gives it.
+# What a part cannot be built without, or is quicker with.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "Automatic": {"distribution": "Laplace"},
     "BetaTCVAE": {"num_data": 100},
     "Columns": {"columns": [Normal, Bernoulli, Bernoulli, Normal]},
+    "VampPrior": {"num_pseudo_inputs": 3},
     "InChunks": {"objective": IWAE(4), "particles_at_once": 2},
 }
 _PARTS_OF_A_REASON = re.compile(r"\ba [A-Z]\w+|'\w+'|^[A-Z]\w+")
@@ -103,7 +104,52 @@ def small_parts() -> Parts:
     return Parts(*families.values())
 
 
-def matrix(
+def matching_prior(parts: Parts, posterior: str) -> str:
+    """Return the first prior that has the values of a posterior; the standard normal if it does.
+
+    Raises:
+        ValueError: If none has.
+    """
+    names = sorted(parts.priors, key=lambda name: (name != "StandardNormal", name != posterior))
+    for name in names:
+        if _plain(parts, name, posterior).refusal() is None:
+            return name
+    raise ValueError(f"no prior has the values of a {posterior}")
+
+
+def tables(parts: Parts) -> Iterator[str]:
+    """Return the lines of two tables, which ask every pair: it takes a minute or two.
+
+    Posteriors against priors; and objectives against posteriors, each with the first prior that it
+    goes with. Likelihoods are in neither, since none refuses another part: it is the data that
+    they take or refuse.
+    """
+
+    def latents(posterior: Any, prior: Any) -> str | None:
+        return _plain(parts, prior[0], posterior[0]).refusal()
+
+    priors = {name: matching_prior(parts, name) for name in parts.posteriors}
+
+    def objective(chosen: Any, posterior: Any) -> str | None:
+        return _plain(parts, priors[posterior[0]], posterior[0], chosen[0]).refusal()
+
+    yield "posteriors (rows) with priors (columns); a dot: they go together"
+    yield from _matrix(parts.posteriors, parts.priors, latents)
+    yield "\nobjectives (rows) with posteriors (columns)"
+    yield from _matrix(parts.objectives, parts.posteriors, objective)
+
+
+def _plain(parts: Parts, prior: str, posterior: str, objective: str = "ELBO") -> Combination:
+    """Return a combination with the first likelihood."""
+    return Combination(
+        (prior, parts.priors[prior]),
+        next(iter(parts.likelihoods.items())),
+        (posterior, parts.posteriors[posterior]),
+        (objective, parts.objectives[objective]),
+    )
+
+
+def _matrix(
     rows: Mapping[str, Any], columns: Mapping[str, Any], ask: Callable[[Any, Any], str | None]
 ) -> Iterator[str]:
     """Return the lines of a table: a dot where two parts go together, else the reason's letter.

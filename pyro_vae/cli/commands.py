@@ -92,7 +92,15 @@ def plot(arguments: list[str]) -> None:
 
 def list_parts(arguments: list[str]) -> None:
     """Show every part by name, with its one line."""
-    command_parser("list", "Show every part by name, with its one line.").parse_args(arguments)
+    parser = command_parser("list", "Show every part by name, with its one line.")
+    help_ = "ask which go together instead: a table of posteriors and priors, one of objectives"
+    parser.add_argument("--combinations", action="store_true", help=help_)
+    if parser.parse_args(arguments).combinations:
+        from pyro_vae.cli import combinations
+
+        for line in combinations.tables(combinations.small_parts()):
+            print(line, flush=True)
+        return
     print("data: " + ", ".join(datasets.NAMES) + ", or a .npy or .npz file or a folder of images")
     for option in parts.PARTS:
         print(f"\n--{option}")
