@@ -22,6 +22,7 @@ from pyro.infer import (
 )
 from torch import nn
 
+from pyro_vae import fit
 from pyro_vae.inference import ELBO, IWAE, Program
 from pyro_vae.inference.handlers import KLWeight
 from pyro_vae.inference.objectives import AnalyticELBO
@@ -69,7 +70,11 @@ def weighed(model_weight, guide_weight, build=Gaussian):
     return bed
 
 
+NO_SAMPLE = r"num_particles=-?\d: at least one sample is needed, .* give 1 or more"
 REFUSED = {
+    "no particles": (Trace_ELBO(num_particles=0), Gaussian, f"Trace_ELBO: {NO_SAMPLE}"),
+    "fewer": (mean_field(num_particles=-1), Gaussian, f"TraceMeanField_ELBO: {NO_SAMPLE}"),
+    "no particles, graph": (TraceGraph_ELBO(num_particles=0), Bits, NO_SAMPLE),
     "Renyi, no gradient": (renyi(), Bits, "exactly zero; use VIMCO or RWS"),
     "Renyi, enumeration": (renyi(), Enumerated, "enumeration; use TraceEnum_ELBO"),
     "Renyi, subsampled": (
@@ -208,6 +213,16 @@ def test_wake_sleep_weighs_the_batch_jointly():
     torch.manual_seed(0)
     ours = IWAE(20).loss(bed.model, bed.guide, bed.x.repeat(40, 1)) + 40 * log_p
     assert gap > 3 * ours  # each datum has its own weights here
+
+
+def test_without_particles_pyro_has_no_gradient():
+    bed = Gaussian()
+    loss, gradient = pyros_gradient(Trace_ELBO(num_particles=0, max_plate_nesting=1), bed)
+    assert loss == 0
+    assert all(each is None for each in gradient.values())
+    x = bed.x.repeat(3, 1)
+    with pytest.raises(ValueError, match=NO_SAMPLE):
+        fit(bed, x, objective=Trace_ELBO(num_particles=0), epochs=1, batch_size=2)
 
 
 def test_only_trace_enum_sums_out():

@@ -51,6 +51,11 @@ def check_objective(objective: Any, program: Program, layout: Layout, *args: Ten
     """
     if not isinstance(objective, ELBO):
         return
+    if objective.num_particles < 1:
+        raise ValueError(
+            f"{type(objective).__name__}: num_particles={objective.num_particles}: at least one "
+            "sample is needed, without which there is no gradient; give 1 or more"
+        )
     rows = tuple(arg[:3] for arg in args)
     with program.evaluating(seed=0), pyro.validation_enabled(False):
         if isinstance(objective, Objective):
