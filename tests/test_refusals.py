@@ -220,9 +220,9 @@ def test_without_particles_pyro_has_no_gradient():
     loss, gradient = pyros_gradient(Trace_ELBO(num_particles=0, max_plate_nesting=1), bed)
     assert loss == 0
     assert all(each is None for each in gradient.values())
-    x = bed.x.repeat(3, 1)
+    x = bed.x.float().repeat(3, 1)
     with pytest.raises(ValueError, match=NO_SAMPLE):
-        fit(bed, x, objective=Trace_ELBO(num_particles=0), epochs=1, batch_size=2)
+        fit(bed.float(), x, objective=Trace_ELBO(num_particles=0), epochs=1, batch_size=2)
 
 
 def test_only_trace_enum_sums_out():
