@@ -32,11 +32,13 @@ from pyro_vae.components import (
     Categorical,
     ContinuousBernoulli,
     Convolutional,
+    ConvolutionalResidual,
     DiagonalNormal,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
     Family,
     FullNormal,
+    GatedMLP,
     Householder,
     Incomplete,
     InverseAutoregressive,
@@ -50,8 +52,14 @@ from pyro_vae.components import (
     PerDimensionScale,
     Planar,
     Radial,
+    Recurrent,
+    RecurrentDecoder,
+    Residual,
     SharedScale,
+    SkipMLP,
     StandardNormal,
+    Transformer,
+    TransformerDecoder,
 )
 from pyro_vae.components.relaxed import RelaxedBernoulli, StraightThroughBernoulli
 from pyro_vae.models import VAE
@@ -198,6 +206,67 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "MLP": partial(MLP, hidden=(5, 4)),
     "Convolutional": partial(Convolutional, channels=(2, 3, 4), hidden=5),
     "Convolutional, one layer": partial(Convolutional, channels=(3,), hidden=4),
+    "GatedMLP": partial(GatedMLP, hidden=(5, 4)),
+    "Residual": partial(Residual, width=5, num_blocks=2),
+    "SkipMLP": partial(SkipMLP, hidden=(5, 4)),
+    "ConvolutionalResidual": partial(ConvolutionalResidual, channels=(2, 3, 4), hidden=5),
+    "ConvolutionalResidual, two blocks": partial(
+        ConvolutionalResidual, channels=(3,), num_blocks=2, hidden=4
+    ),
+}
+NORMALISED: dict[str, Callable[..., nn.Module]] = {
+    "MLP": partial(NETWORKS["MLP"], normalise=nn.BatchNorm1d),
+    "Residual": partial(NETWORKS["Residual"], normalise=nn.BatchNorm1d),
+    "SkipMLP": partial(NETWORKS["SkipMLP"], normalise=nn.LayerNorm),
+    "Convolutional": partial(NETWORKS["Convolutional"], normalise=nn.BatchNorm2d),
+    "ConvolutionalResidual": partial(
+        NETWORKS["ConvolutionalResidual"], normalise=partial(nn.GroupNorm, 1)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class OfSequences:
+    """A network between a sequence and a vector, and the shapes that it is tried on."""
+
+    build: Callable[..., nn.Module]
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    num_symbols: int | None = None  # None: its input is real numbers
+
+    def inputs(self, *batch: int) -> Tensor:
+        """Draw inputs in float64, of which the symbol 0 is padding, at the end."""
+        if self.num_symbols is None:
+            return torch.randn(*batch, *self.in_shape).double()
+        symbols = torch.randint(1, self.num_symbols, (*batch, *self.in_shape))
+        lengths = torch.randint(0, self.in_shape[0] + 1, (*batch, 1))
+        return (symbols * (torch.arange(self.in_shape[0]) < lengths)).double()
+
+
+def of_sequences(build: Callable[..., nn.Module], cell: Any = None) -> dict[str, OfSequences]:
+    """Return an encoder of symbols, and one of real numbers."""
+    options = {} if cell is None else {"cell": cell}
+    of_symbols = partial(build, num_symbols=4, padding=0, **options)
+    return {
+        "symbols": OfSequences(of_symbols, (6,), (2, 3), num_symbols=4),
+        "numbers": OfSequences(partial(build, **options), (6, 2), (2, 3)),
+    }
+
+
+_RECURRENT = partial(Recurrent, hidden=4, embedding=3)
+_TRANSFORMER = partial(Transformer, width=4, num_heads=2)
+_WRITES_GRU = partial(RecurrentDecoder, hidden=4)
+_WRITES = partial(TransformerDecoder, width=4, num_heads=2)
+SEQUENCES: dict[str, OfSequences] = {
+    **{f"Recurrent, {kind}": each for kind, each in of_sequences(_RECURRENT).items()},
+    **{f"LSTM, {kind}": each for kind, each in of_sequences(_RECURRENT, nn.LSTM).items()},
+    **{f"Transformer, {kind}": each for kind, each in of_sequences(_TRANSFORMER).items()},
+    "RecurrentDecoder": OfSequences(_WRITES_GRU, (3,), (4, 6)),
+    "RecurrentDecoder, LSTM of two layers": OfSequences(
+        partial(_WRITES_GRU, cell=nn.LSTM, num_layers=2), (1, 3), (2, 6, 2)
+    ),
+    "TransformerDecoder": OfSequences(_WRITES, (3,), (4, 6)),
+    "TransformerDecoder, numbers": OfSequences(_WRITES, (1, 3), (2, 6, 2)),
 }
 
 # ---------------------------------------------------------------------------- programs

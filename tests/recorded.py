@@ -76,6 +76,14 @@ class Recurrent(Small):
         return super().posterior(self.gru(x.unsqueeze(-1))[0][:, -1])
 
 
+class LongShortTerm(Recurrent):
+    """On a processor, its recorded gradient lacks what the fused kernel keeps for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.LSTM(1, 3, batch_first=True)
+
+
 class Autoregressive(Small):
     def __init__(self) -> None:
         super().__init__()

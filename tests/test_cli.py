@@ -36,8 +36,8 @@ from pyro_vae.cli.parser import training_parser
 from pyro_vae.engine.checkpoint import latest, load
 
 FLAGS = (
-    "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--device", "--engine",
-    "--epochs",
+    "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--decoder", "--device",
+    "--encoder", "--engine", "--epochs",
     "--help", "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
     "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard",
@@ -155,9 +155,10 @@ def test_version(capsys):
 def test_list_shows_every_part_once_with_its_line(capsys):
     assert main(["list"]) == 0
     sections = capsys.readouterr().out.split("\n--")[1:]
-    assert [section.partition("\n")[0] for section in sections] == list(parts.PARTS)
-    for section in sections:
-        option = section.partition("\n")[0]
+    options = [section.partition("\n")[0].split(", --") for section in sections]
+    assert [name for names in options for name in names] == list(parts.PARTS)
+    for section, (option, *others) in zip(sections, options, strict=True):
+        assert all(parts.offered(other).keys() <= parts.offered(option).keys() for other in others)
         rows = re.findall(r"^  (\w+) +(\S.*\.)$", section, re.MULTILINE)
         assert [name for name, _ in rows] == list(parts.offered(option))
         assert all(10 < len(line) < 120 and ":math:" not in line for _, line in rows)
@@ -204,11 +205,21 @@ COMPANIONS = {
     ("objective", "DisARM"): "--prior Bernoulli --posterior Bernoulli",
     ("objective", "InChunks"): "--objective.objective IWAE --objective.particles_at_once 20",
     ("network", "Convolutional"): "--data bytes.npy --network.channels [2]",
+    ("network", "ConvolutionalResidual"): "--data bytes.npy --network.channels [2]",
+    ("network", "Recurrent"): "--data counts.npy --network.num_symbols 17 --decoder MLP",
+    ("network", "Transformer"): "--data counts.npy --network.num_symbols 17 --decoder MLP",
+    ("network", "RecurrentDecoder"): "--encoder MLP",
+    ("network", "TransformerDecoder"): "--encoder MLP",
     ("observation", "Binarize"): "--data counts.npy --likelihood Bernoulli",
     ("observation", "Dequantize"): "--data counts.npy --likelihood Normal",
     ("observation", "Rescale"): "--data counts.npy --likelihood Normal",
 }
-OFFERED = [(option, name) for option in parts.PARTS for name in parts.offered(option)]
+OFFERED = [
+    (option, name)
+    for option in parts.PARTS
+    if option not in ("encoder", "decoder")  # what they offer is among the networks
+    for name in parts.offered(option)
+]
 
 
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites configured")

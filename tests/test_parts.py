@@ -179,6 +179,14 @@ def test_our_own_parts_are_trusted(option, name):
     check_trusted({option: {"class_path": named(option, name)}}, set())
 
 
+@pytest.mark.parametrize("name", ["glorot", "he", "orthogonal"])
+def test_our_own_functions_are_trusted(name):
+    arguments = {"initialise": f"pyro_vae.components.networks.{name}"}
+    check_trusted(
+        {"network": {"class_path": "pyro_vae.components.MLP", "init_args": arguments}}, set()
+    )
+
+
 FOREIGN = ["os.system", "subprocess.Popen", "nosuch.Thing", "pyro_vae.cli.os.system", "torch.load"]
 FOREIGN += ["pyro_vae.engine.svi.SVI", "torch.nn.Parameter", "torch.fx.GraphModule"]
 FOREIGN += ["torch.package.PackageImporter", "pyro_vae.cli.commands.train", "builtins.eval"]

@@ -36,6 +36,7 @@ from recorded import (
     Iterates,
     Late,
     Lists,
+    LongShortTerm,
     MixturePrior,
     OfNumpy,
     OfPython,
@@ -310,6 +311,7 @@ REFUSED = {
     "counter": (Counts, HERE + r"self\.num_calls \+= 1 \(.*changes Counts\.num_calls"),
     "list": (Appends, HERE + r"self\._calls\.append\(1\) \(.*changes Appends\._calls"),
     "iterator": (Iterates, "Iterates.numbers is an iterator"),
+    "LSTM": (LongShortTerm, r"a replay of its operations fails \(.*'workspace'"),
     "cumulative batch norm": (CumulativeNorm, HERE + ".*asks for the value of a tensor"),
 }
 

@@ -103,7 +103,9 @@ def list_parts(arguments: list[str]) -> None:
         return
     print("data: " + ", ".join(datasets.NAMES) + ", or a .npy or .npz file or a folder of images")
     for option in parts.PARTS:
-        print(f"\n--{option}")
+        if option in ("encoder", "decoder"):
+            continue  # networks, too
+        print(f"\n--{option}" + (", --encoder, --decoder" if option == "network" else ""))
         for name, part in parts.offered(option).items():
             print(f"  {name:<28}{parts.summary(part)}")
     print("\nor any of your own: an import path (my_package.MyPrior) or file (my_file.py:MyPrior)")

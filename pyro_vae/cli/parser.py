@@ -150,8 +150,11 @@ def _add_program(group: Any) -> None:
     add("--likelihood", type=family | None, help="p(x | z); by the data unless given")
     add("--posterior", type=family, default=_part("components.posteriors.DiagonalNormal"),
         help="q(z | x)")  # fmt: skip
-    add("--network", type=Callable[[Shape, Shape], nn.Module],
-        default=_part("components.networks.MLP"), help="of encoder and decoder")  # fmt: skip
+    network = Callable[[Shape, Shape], nn.Module]
+    add("--network", type=network, default=_part("components.networks.MLP"),
+        help="of encoder and decoder")  # fmt: skip
+    add("--encoder", type=network | None, help="the network of q(z | x), in place of --network")
+    add("--decoder", type=network | None, help="the network of p(x | z), in place of --network")
     add("--latent", type=int, default=40, help="number of latents")
 
 

@@ -54,12 +54,20 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
     "likelihood": (pyro_vae.components, Family),
     "posterior": (pyro_vae.components, Family),
     "network": (pyro_vae.components.networks, nn.Module),
+    "encoder": (pyro_vae.components.networks, nn.Module),
+    "decoder": (pyro_vae.components.networks, nn.Module),
     "objective": (pyro_vae.inference, ELBO),
     "observation": (pyro_vae.engine.data, pyro_vae.engine.data.Observation),
     "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
 }
 # Where the classes that a stored configuration may name are defined.
 _TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
+# Functions among them: what a stored configuration names is called.
+_FUNCTIONS = (
+    pyro_vae.components.networks.glorot,
+    pyro_vae.components.networks.he,
+    pyro_vae.components.networks.orthogonal,
+)
 _UNREAD = ("data", "data_root", "out", "device")
 _OF_DATA = (
     "Categorical", "CategoricalSequence", "Columns", "ContinuousBernoulli", "DiscretizedLogistic",
@@ -69,6 +77,8 @@ _NO_ROLE = {
     "model": ("UnamortizedVAE",),
     "objective": ("Objective",),
     "network": ("Observed", "Standardize"),
+    "encoder": ("Observed", "Standardize", "RecurrentDecoder", "TransformerDecoder"),
+    "decoder": ("Observed", "Standardize", "Recurrent", "Transformer"),
     "prior": ("Point", "Sylvester", *_OF_DATA),
     "likelihood": ("Point", "StandardNormal", "Sylvester", "UniformSphere", "VampPrior"),
     "posterior": ("Point", "StandardNormal", "UniformSphere", "VampPrior", *_OF_DATA),
@@ -277,6 +287,8 @@ def _is_ours(path: str) -> bool:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
+    if any(found is function for function in _FUNCTIONS):
+        return True
     # The definition counts, not the path: pyro_vae.cli.os.system is not ours.
     bases = tuple(base for _, base in PARTS.values())
     return (

@@ -123,7 +123,8 @@ def _program(config: Any, instances: Any, data: Dataset, observation: Observatio
         shapes |= assemble(
             data.event_shape, (config.latent,), prior=instances.prior,
             likelihood=instances.likelihood, posterior=instances.posterior,
-            network=instances.network, data=x,
+            network=instances.network, encoder=instances.encoder, decoder=instances.decoder,
+            data=x,
         )  # fmt: skip
     given = {name: value for name, value in shapes.items() if name in wanted}
     program = model_class(**given, **_own_arguments(model_class, config.model, set(wanted)))

@@ -31,6 +31,8 @@ def assemble(
     likelihood: Callable[[Shape], Family] = Bernoulli,
     posterior: Callable[[Shape], Family] = DiagonalNormal,
     network: Network = MLP,
+    encoder: Network | None = None,
+    decoder: Network | None = None,
     data: Tensor | None = None,
 ) -> dict[str, nn.Module]:
     """Build p(z), p(x | z) and q(z | x), with a network each for the last two.
@@ -42,6 +44,8 @@ def assemble(
         likelihood: Builds the family of p(x | z) from ``event_shape``.
         posterior: Builds the family of q(z | x) from ``latent_shape``.
         network: Builds a network from the shapes of an input and an output.
+        encoder: The same for q(z | x) alone, in place of ``network``.
+        decoder: The same for p(x | z) alone, in place of ``network``.
         data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as they
             are, and the likelihood starts at their mean. Where numbers are missing (NaN, or an
             ``Incomplete`` likelihood), the encoder is given a mask as well. ``Family.meet`` hands
@@ -52,15 +56,17 @@ def assemble(
     """
     p_x = likelihood(event_shape)
     p_x.meet(None, data)
-    decoder = Conditional(p_x, context_shape=latent_shape, network=network)
+    given_z = Conditional(p_x, context_shape=latent_shape, network=decoder or network)
     if data is not None:
-        decoder.start_at(data.nanmean(0).nan_to_num())
+        given_z.start_at(data.nanmean(0).nan_to_num())
     p_z = prior(latent_shape)
-    encoder = Conditional(
-        posterior(latent_shape), context_shape=event_shape, network=_of_data(network, p_x, data)
+    given_x = Conditional(
+        posterior(latent_shape),
+        context_shape=event_shape,
+        network=_of_data(encoder or network, p_x, data),
     )
-    p_z.meet(encoder, data)
-    return {"prior": learned(p_z), "likelihood": decoder, "posterior": encoder}
+    p_z.meet(given_x, data)
+    return {"prior": learned(p_z), "likelihood": given_z, "posterior": given_x}
 
 
 def assemble_hierarchy(
@@ -212,4 +218,6 @@ def _of_data(network: Network, likelihood: Family, data: Tensor | None) -> Netwo
 def _standardized(
     standardize: Standardize, network: Network, in_shape: Shape, out_shape: Shape
 ) -> nn.Module:
-    return nn.Sequential(standardize, network(in_shape, out_shape))
+    built = network(in_shape, out_shape)
+    # Symbols are names, which have no mean.
+    return built if getattr(built, "reads_symbols", False) else nn.Sequential(standardize, built)

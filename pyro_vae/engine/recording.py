@@ -243,8 +243,16 @@ def _check_replay(
     graph: fx.GraphModule, function: Callable[..., Any], args: tuple[Tensor, ...], watch: Watch
 ) -> None:
     """Hold the first replay against the program, under the same random numbers."""
+
+    def replay(*args: Tensor) -> Any:
+        try:
+            return graph.forward(*args)  # `graph` itself would print the error as well
+        except Exception as error:
+            said = _first_line(error)
+            raise NotRecordable(f"a replay of its operations fails ({said})") from error
+
     outcomes = []
-    for run in (function, graph):
+    for run in (function, replay):
         with _aside(watch), torch.no_grad():
             found = run(*(arg.clone() for arg in args))
             outcomes.append((*found, *(tensor.detach().clone() for _, tensor in watch.tensors)))

@@ -1,0 +1,30 @@
+"""Networks: tensor to tensor, any leading batch dimensions; no probability in here.
+
+Each takes the shape of one input and of one output, so that whoever needs a network decides its
+sizes. The last layer has no bias: the offset of the conditional that owns the network is one.
+"""
+
+from pyro_vae.components.networks.convolutional import Convolutional, ConvolutionalResidual
+from pyro_vae.components.networks.dense import MLP, GatedMLP, Residual, SkipMLP
+from pyro_vae.components.networks.initialisation import glorot, he, orthogonal
+from pyro_vae.components.networks.inputs import Observed, Standardize
+from pyro_vae.components.networks.recurrent import Recurrent, RecurrentDecoder
+from pyro_vae.components.networks.transformer import Transformer, TransformerDecoder
+
+__all__ = [
+    "MLP",
+    "Convolutional",
+    "ConvolutionalResidual",
+    "GatedMLP",
+    "Observed",
+    "Recurrent",
+    "RecurrentDecoder",
+    "Residual",
+    "SkipMLP",
+    "Standardize",
+    "Transformer",
+    "TransformerDecoder",
+    "glorot",
+    "he",
+    "orthogonal",
+]

@@ -1,0 +1,184 @@
+"""Networks between a sequence and a vector in which every step sees every other at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.components.networks.layers import (
+    Build,
+    Initialise,
+    Rows,
+    Shape,
+    check_size,
+    finished,
+)
+from pyro_vae.components.networks.sequences import Positions, Symbols
+
+__all__ = ["Transformer", "TransformerDecoder"]
+
+_WIDER = 4  # the dense layers of a block, against its width
+_SMALL = 0.02  # the scale of what is learned for each place, at the start
+
+
+class Transformer(nn.Module):
+    r"""A transformer that reads a sequence and ends in a vector; an encoder.
+
+    It reads ``L`` symbols (whole numbers, ``in_shape=(L,)``) if ``num_symbols`` is given, and
+    ``L`` steps of real numbers (``in_shape=(L, ...)``) otherwise. A step more, learned, stands
+    before them, and the output is read from it. Nothing looks at padding, wherever it stands.
+
+    Args:
+        in_shape: The shape of one sequence; its first axis is time.
+        out_shape: The shape of one output.
+        width: How many numbers stand for a step.
+        num_heads: How many heads look at once; they share the width.
+        num_layers: How many blocks of attention and dense layers there are.
+        activation: The nonlinearity of the dense layers.
+        num_symbols: How many symbols there are, the padding included; None: real numbers.
+        padding: The symbol that fills what is left of a shorter sequence.
+        initialise: Sets the weights, such as ``glorot``; torch's own unless given.
+
+    Raises:
+        ValueError: If the input is no such sequence, a size is no positive integer, or the heads
+            cannot share the width.
+
+    References:
+        Attention Is All You Need (Vaswani et al., 2017)
+        On Layer Normalization in the Transformer Architecture (Xiong et al., 2020)
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        *,
+        width: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        activation: Build = nn.SiLU,
+        num_symbols: int | None = None,
+        padding: int | None = None,
+        initialise: Initialise | None = None,
+    ) -> None:
+        super().__init__()
+        _check(width, num_heads, num_layers)
+        self.rows = Rows(self, in_shape, out_shape)
+        self.symbols = Symbols(self, self.rows.in_shape, num_symbols, padding, width)
+        self.reads_symbols = num_symbols is not None
+        self.first = nn.Identity() if self.reads_symbols else nn.Linear(self.symbols.size, width)
+        self.before = nn.Parameter(_SMALL * torch.randn(width))
+        self.places = nn.Parameter(_SMALL * torch.randn(self.rows.in_shape[0], width))
+        self.blocks = nn.ModuleList(_Block(width, num_heads, activation) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, self.rows.out_size, bias=False)
+        finished(self, initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[*batch, L]`` or ``[*batch, L, ...]`` to ``[*batch, *out_shape]``."""
+        rows = self.rows.of(x, *self.rows.in_shape)
+        steps = self.first(self.symbols(rows)) + self.places
+        h = torch.cat([self.before.expand(len(rows), 1, -1), steps], 1)
+        seen = None
+        if self.symbols.padding is not None:
+            is_read = rows != self.symbols.padding
+            seen = torch.cat([torch.ones_like(is_read[:, :1]), is_read], 1)[:, None, None]
+        for block in self.blocks:
+            h = block(h, seen)
+        return self.rows.back(self.last(self.norm(h[:, 0])), x)
+
+
+class TransformerDecoder(nn.Module):
+    r"""A transformer that writes a sequence from a vector, all steps at once.
+
+    Each place starts as what is learned for it plus a linear map of the vector; then every place
+    looks at every other. Given z, the steps are independent: nothing that is drawn is looked at.
+    (A decoder that is fed with the datum's own previous symbols needs x beside z: it is a program
+    of its own, not a network.)
+
+    Args:
+        in_shape: The shape of one vector.
+        out_shape: ``(K, L, ...)``: K numbers for each place of a sequence of L steps, as the raw
+            numbers of a family over sequences are.
+        width: How many numbers stand for a step.
+        num_heads: How many heads look at once; they share the width.
+        num_layers: How many blocks of attention and dense layers there are.
+        activation: The nonlinearity of the dense layers.
+        initialise: Sets the weights, such as ``glorot``; torch's own unless given.
+
+    Raises:
+        ValueError: If the output is no such sequence, a size is no positive integer, or the heads
+            cannot share the width.
+
+    References:
+        Attention Is All You Need (Vaswani et al., 2017)
+        Non-Autoregressive Neural Machine Translation (Gu et al., 2018)
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        *,
+        width: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        activation: Build = nn.SiLU,
+        initialise: Initialise | None = None,
+    ) -> None:
+        super().__init__()
+        _check(width, num_heads, num_layers)
+        self.rows = Rows(self, in_shape, out_shape)
+        self.positions = Positions(self, self.rows.out_shape)
+        self.first = nn.Linear(self.rows.in_size, width)
+        self.places = nn.Parameter(_SMALL * torch.randn(self.positions.length, width))
+        self.blocks = nn.ModuleList(_Block(width, num_heads, activation) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, self.positions.size, bias=False)
+        finished(self, initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[*batch, *in_shape]`` to ``[*batch, K, L, ...]``."""
+        h = self.first(self.rows.of(x)).unsqueeze(1) + self.places
+        for block in self.blocks:
+            h = block(h, None)
+        steps = self.last(self.norm(h))
+        return self.rows.back(self.positions.first_axis_last(steps), x)
+
+
+class _Block(nn.Module):
+    """Attention, then dense layers; each is normalised before and added to what it is given."""
+
+    def __init__(self, width: int, num_heads: int, activation: Build) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width)
+        self.query, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        # To all steps alike, a bias would add the same.
+        self.key = nn.Linear(width, width, bias=False)
+        self.heads = nn.Linear(width, width)
+        self.dense = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, _WIDER * width),
+            activation(),
+            nn.Linear(_WIDER * width, width),
+        )
+
+    def forward(self, h: Tensor, seen: Tensor | None) -> Tensor:
+        """Return steps ``[rows, L, width]``, which look at ``seen`` ones, ``[rows, 1, 1, L]``."""
+        given = self.norm(h)
+        query, key, value = (
+            layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        looked = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        h = h + self.heads(looked.transpose(1, 2).flatten(2))
+        return h + self.dense(h)
+
+
+def _check(width: int, num_heads: int, num_layers: int) -> None:
+    check_size("width", width)
+    check_size("num_heads", num_heads)
+    check_size("num_layers", num_layers)
+    if width % num_heads:
+        raise ValueError(f"num_heads={num_heads}: as many heads cannot share width={width} equally")
