@@ -35,7 +35,7 @@ class _Help(DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.dest in parts.PARTS:
+        if action.dest in parts.PARTS and action.dest not in ("encoder", "decoder"):
             text += f": {', '.join(parts.offered(action.dest))}, or your own"
         default = action.default
         if isinstance(default, (dict, Namespace)):
@@ -153,8 +153,8 @@ def _add_program(group: Any) -> None:
     network = Callable[[Shape, Shape], nn.Module]
     add("--network", type=network, default=_part("components.networks.MLP"),
         help="of encoder and decoder")  # fmt: skip
-    add("--encoder", type=network | None, help="the network of q(z | x), in place of --network")
-    add("--decoder", type=network | None, help="the network of p(x | z), in place of --network")
+    add("--encoder", type=network | None, help="of q(z | x) alone, in place of --network")
+    add("--decoder", type=network | None, help="of p(x | z) alone, in place of --network")
     add("--latent", type=int, default=40, help="number of latents")
 
 
