@@ -24,6 +24,7 @@ from pyro_vae.components import (
     FullNormal,
     Householder,
     LowRankNormal,
+    MixtureOfNormals,
     Normal,
     PerDatum,
     Planar,
@@ -33,7 +34,7 @@ from pyro_vae.components import (
     Sylvester,
 )
 from pyro_vae.components.posteriors import below_diagonal
-from pyro_vae.inference import ELBO, RWS, Program, site_terms
+from pyro_vae.inference import ELBO, IWAE, RLOO, RWS, Program, site_terms
 from pyro_vae.inference.detached import detached
 from pyro_vae.models import VAE
 
@@ -277,6 +278,16 @@ def test_many_particles_are_drawn_at_once_and_scored_rightly(build) -> None:
     reference = evaluation.log_likelihood(wide.model, wide.guide, x, num_samples=4000)
     assert Program(vae.model, vae.guide).check(x).vectorizes
     torch.testing.assert_close(log_p, reference, rtol=0, atol=0.2)
+
+
+def test_a_mixture_is_trained_by_the_score_function_alone() -> None:
+    vae = small_vae(partial(MixtureOfNormals, num_components=2))
+    optim = partial(torch.optim.Adam, lr=0.01)
+    with pytest.raises(ValueError, match=r"carry no gradients.*VIMCO"):
+        SVI(vae.model, vae.guide, optim, IWAE(2)).step(binary())
+    before = vae.posterior.offset.detach().clone()
+    SVI(vae.model, vae.guide, optim, RLOO(2)).step(binary())
+    assert bool((vae.posterior.offset != before).all())
 
 
 # ---------------------------------------------------------------------------------- no inverse

@@ -151,6 +151,9 @@ class MixtureOfNormals(Family):
 
     Raw numbers are ``[*batch, K, 1 + 2 D]`` for D numbers an event: logit, location, raw scale.
     The anchors :math:`a_k`, standard normal draws that stay, tell the components apart.
+    As a posterior its samples carry no gradients, since a component is chosen: objectives with a
+    score function train it, such as RLOO and VIMCO. (Pyro's MixtureOfDiagNormals has gradients of
+    samples, but they are NaN where locations coincide or densities underflow.)
 
     Args:
         event_shape: The shape of one event.
