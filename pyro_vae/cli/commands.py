@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shlex
 import sys
@@ -18,6 +19,7 @@ from pyro_vae import datasets
 from pyro_vae.cli import parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
+from pyro_vae.cli.programs import latent_shapes
 from pyro_vae.cli.settled import BATCH_SIZE, default_arguments
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.loop import Fit
@@ -128,8 +130,11 @@ def _check_memory(config: Namespace) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return
+    if config.latent is None:
+        return
     batch_size = config.batch_size or BATCH_SIZE
-    needed = 4 * config.latent * batch_size
+    num_latents = sum(map(math.prod, latent_shapes(config.latent)))
+    needed = 4 * num_latents * batch_size
     if needed > memory:
         raise ValueError(
             f"--latent {config.latent}: one batch of {batch_size} latents takes "

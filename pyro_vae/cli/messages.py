@@ -42,6 +42,8 @@ def readable(
         return _unrecognised(found[1].split(), options)
     if found := re.match(r"argument (--[^:]+): expected .*argument", text):
         return f"{found[1]}: give it a value"
+    if found := re.search(r"argument --[\w-]+: (--.*)", text):  # of a type of our own
+        return found[1]
     keys = _KEY.findall(text)
     option = _option(keys)
     reason = _KEY.split(text)[-1].rpartition("Errors: - ")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,21 @@ from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.data import Observation
 from pyro_vae.inference import Schedule
 
-__all__ = ["Parser", "check_ranges", "command_parser", "hide_what_is_long", "training_parser"]
+__all__ = [
+    "Parser",
+    "check_ranges",
+    "command_parser",
+    "hide_what_is_long",
+    "latent_sizes",
+    "training_parser",
+]
 
-_FILLED_IN = {"prior", "likelihood", "posterior", "event_shape", "latent_shape"}
+_FILLED_IN = {
+    "prior", "likelihood", "posterior", "event_shape", "latent_shape", "latent_shapes", "priors",
+    "posteriors", "upward",
+}  # fmt: skip
 _AT_LEAST = {
-    "latent": 1, "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
+    "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
     "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
 }  # fmt: skip
 _POSITIVE = ("lr", "clip_norm")
@@ -143,8 +154,9 @@ def _add_program(group: Any) -> None:
     add = group.add_argument
     group.add_subclass_arguments(
         nn.Module, "model", skip=_FILLED_IN, instantiate=False, required=False, as_group=False,
-        default={"class_path": "pyro_vae.models.VAE"}, metavar="NAME",
-        help="the program, with model(x) and guide(x)",
+        metavar="NAME",
+        help="the program, with model(x) and guide(x); VAE, or HierarchicalVAE of several latents, "
+        "unless given",
     )  # fmt: skip
     add("--prior", type=family, default=_part("components.priors.StandardNormal"), help="p(z)")
     add("--likelihood", type=family | None, help="p(x | z); by the data unless given")
@@ -155,7 +167,9 @@ def _add_program(group: Any) -> None:
         help="of encoder and decoder")  # fmt: skip
     add("--encoder", type=network | None, help="of q(z | x) alone, in place of --network")
     add("--decoder", type=network | None, help="of p(x | z) alone, in place of --network")
-    add("--latent", type=int, default=40, help="number of latents")
+    add("--latent", type=latent_sizes, metavar="SIZES",
+        help="number of latents, or of each layer from the data up, such as 64,32,16; an image's "
+        "are CHANNELSxHEIGHTxWIDTH; the program's own, such as 40, unless given")  # fmt: skip
 
 
 def _add_training(group: Any) -> None:
@@ -190,6 +204,32 @@ def _add_run(group: Any) -> None:
 
 def _part(path: str) -> dict[str, str]:
     return {"class_path": f"pyro_vae.{path}"}
+
+
+def latent_sizes(given: Any) -> int | str:
+    """Return the sizes of the layers of latents as one word: 40, or "64,32,16".
+
+    Args:
+        given: A number, a list of numbers, or numbers parted by commas; "8x14x14" is the shape
+            of an image.
+
+    Raises:
+        argparse.ArgumentTypeError: If it holds no number, or one that is not positive.
+    """
+    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+    words = text.strip("[]() ").replace(" ", "").split(",")
+    if words == [""]:
+        raise argparse.ArgumentTypeError(
+            "--latent: name the size of at least one layer, such as 40"
+        )
+    for size in (size for word in words for size in word.split("x")):
+        if not re.fullmatch(r"-?[0-9]+", size):
+            raise argparse.ArgumentTypeError(
+                f"--latent {text}: expected a whole number, or 64,32,16"
+            )
+        if int(size) < 1:
+            raise argparse.ArgumentTypeError(f"--latent {text}: give 1 or more")
+    return int(words[0]) if len(words) == 1 and "x" not in words[0] else ",".join(words)
 
 
 def check_ranges(options: Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import platform
@@ -14,12 +13,11 @@ from typing import Any
 
 import pyro
 import torch
-from jsonargparse import ArgumentParser, Namespace
-from torch import Tensor, nn
+from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
+from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
-from pyro_vae.components import assemble
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.data import OBSERVATION_SEED, Dequantize, Observation, observe_once
 from pyro_vae.engine.defaults import resolve_device, takes_labels
@@ -90,7 +88,7 @@ def open_run(config: Any, instances: Any, data: Dataset) -> Run:
     if num_particles < 1:
         raise ValueError(f"--objective.num_particles {num_particles}: give 1 or more")
     torch.manual_seed(config.seed)
-    program = _program(config, instances, data, observation)
+    program = build_program(config, instances, data, observation)
     return Run(config, data, observation, program, device)
 
 
@@ -106,44 +104,6 @@ def _levels(config: Any, data: Dataset) -> int | None:
         f"--observation {name}: {data.name} holds real values from {low:g} to {high:g}, and "
         f"{name} takes {_OF_LEVELS[name]}; take them as they are, --observation AsFloat"
     )
-
-
-def _program(config: Any, instances: Any, data: Dataset, observation: Observation) -> nn.Module:
-    """Call the model's class with what the names of its arguments ask for."""
-    module, _, name = config.model.class_path.rpartition(".")
-    model_class = getattr(__import__(module, fromlist=[name]), name)
-    wanted = inspect.signature(model_class).parameters
-    shapes: dict[str, Any] = {
-        "event_shape": data.event_shape,
-        "latent_shape": (config.latent,),
-    }
-    if {"prior", "likelihood", "posterior"} & wanted.keys():
-        seen = Data(data.train.x[:_SEEN_ROWS])
-        x = observe_once(seen, observation, seed=OBSERVATION_SEED, device="cpu").x
-        shapes |= assemble(
-            data.event_shape, (config.latent,), prior=instances.prior,
-            likelihood=instances.likelihood, posterior=instances.posterior,
-            network=instances.network, encoder=instances.encoder, decoder=instances.decoder,
-            data=x,
-        )  # fmt: skip
-    given = {name: value for name, value in shapes.items() if name in wanted}
-    program = model_class(**given, **_own_arguments(model_class, config.model, set(wanted)))
-    for role in ("model", "guide"):
-        if not callable(getattr(program, role, None)):
-            raise ValueError(f"{name} has no method {role!r}: a program has model(x) and guide(x)")
-    return program
-
-
-def _own_arguments(model_class: type, config: Any, wanted: set[str]) -> dict[str, Any]:
-    """Return the arguments of a model's own, with those that are classes themselves built."""
-    given = getattr(config, "init_args", None)
-    if not given:
-        return {}
-    parser = ArgumentParser()
-    parser.add_class_arguments(
-        model_class, "model", skip=wanted - set(vars(given)), instantiate=False
-    )
-    return vars(parser.instantiate(Namespace(model=given)).model)
 
 
 def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:

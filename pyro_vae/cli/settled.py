@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.cli.parser import Parser
+from pyro_vae.cli.programs import default_program
 from pyro_vae.components import Family
 from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.components.conditional import Shape
@@ -49,7 +50,7 @@ def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> li
         data: The data set that it names.
     """
     config = parser.parse_args(arguments)
-    settled: list[str] = []
+    settled = default_program(config)
     if config.likelihood is None:
         settled += ["--likelihood", _default_likelihood(data)]
     given = parser.parse_args([*arguments, *settled], defaults=False).likelihood

@@ -18,7 +18,7 @@ from pyro_vae.components.posteriors import DiagonalNormal
 from pyro_vae.components.priors import StandardNormal, learned
 from pyro_vae.components.tables import Incomplete
 
-__all__ = ["assemble", "assemble_hierarchy", "assemble_ladder"]
+__all__ = ["assemble", "assemble_hierarchy", "assemble_ladder", "dependent_family"]
 
 _T = TypeVar("_T")
 
@@ -77,6 +77,8 @@ def assemble_hierarchy(
     likelihood: Callable[[Shape], Family] = Bernoulli,
     posterior: Callable[[Shape], Family] | Sequence[Callable[[Shape], Family]] = DiagonalNormal,
     network: Network | Sequence[Network] = MLP,
+    encoder: Network | None = None,
+    decoder: Network | None = None,
     data: Tensor | None = None,
 ) -> dict[str, Any]:
     """Build the layers of a hierarchy: p(z_l | z_{l+1}), p(x | z_1) and q(z_l | z_{l-1}).
@@ -94,8 +96,9 @@ def assemble_hierarchy(
         likelihood: Builds the family of p(x | z_1) from ``event_shape``.
         posterior: Builds the family of q(z_l | z_{l-1}) from the latent's shape.
         network: Builds a network from the shapes of an input and an output.
-        data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as they
-            are, and the likelihood starts at their mean.
+        encoder: The same for q(z_1 | x) alone, in place of ``network``.
+        decoder: The same for p(x | z_1) alone, in place of ``network``.
+        data: Observations, ``[N, *event_shape]``, as in ``assemble``.
 
     Returns:
         The modules "priors" (a list, from the data up), "likelihood" and "posteriors" (likewise).
@@ -116,7 +119,7 @@ def assemble_hierarchy(
     priors, posteriors = [bottom["prior"]], [bottom["posterior"]]
     for layer in range(1, num_layers):
         below, shape = latent_shapes[layer - 1], latent_shapes[layer]
-        dependent = _dependent(families[layer - 1], guides[layer - 1], below)
+        dependent = dependent_family(families[layer - 1], guides[layer - 1], below)
         priors[-1] = Conditional(dependent, context_shape=shape, network=networks[layer])
         priors.append(learned(families[layer](shape)))
         posteriors.append(
@@ -130,6 +133,7 @@ def assemble_ladder(
     latent_shapes: Sequence[Shape],
     *,
     network: Network | Sequence[Network] = MLP,
+    encoder: Network | None = None,
     data: Tensor | None = None,
     width: int = 8,
     **families: Any,
@@ -142,9 +146,10 @@ def assemble_ladder(
         event_shape: The shape of one datum.
         latent_shapes: The shape of one latent of each layer, from the data up.
         network: Builds a network from the shapes of an input and an output.
+        encoder: The same for the first step up alone, in place of ``network``.
         data: Observations, ``[N, *event_shape]``, as in ``assemble``.
         width: How many numbers d_l has for each number of z_l, as many as in the paper.
-        families: ``prior``, ``likelihood`` and ``posterior``, as in ``assemble_hierarchy``.
+        families: ``prior``, ``likelihood``, ``posterior`` and ``decoder``, as in ``assemble_hierarchy``.
 
     Returns:
         The modules "priors" (a list, from the data up), "likelihood", "upward" and "posteriors"
@@ -158,7 +163,7 @@ def assemble_ladder(
     """
     parts = assemble_hierarchy(event_shape, latent_shapes, network=network, data=data, **families)
     networks = _networks(network, len(latent_shapes))
-    networks[0] = _of_data(networks[0], parts["likelihood"].family, data)
+    networks[0] = _of_data(encoder or networks[0], parts["likelihood"].family, data)
     upward: list[nn.Module] = []
     posteriors: list[nn.Module] = []
     state = event_shape
@@ -194,7 +199,7 @@ def _between_latents(network: Network, in_shape: Shape, out_shape: Shape) -> nn.
         return MLP(in_shape, out_shape)
 
 
-def _dependent(
+def dependent_family(
     prior: Callable[[Shape], Family], posterior: Callable[[Shape], Family], shape: Shape
 ) -> Family:
     """Return the family of p(z_l | z_{l+1})."""

@@ -3,7 +3,15 @@
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.models.semi_amortized import SemiAmortizedVAE
+from pyro_vae.models.topdown import TopDownVAE
 from pyro_vae.models.unamortized import UnamortizedVAE
 from pyro_vae.models.vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "LadderVAE", "SemiAmortizedVAE", "UnamortizedVAE"]
+__all__ = [
+    "VAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "SemiAmortizedVAE",
+    "TopDownVAE",
+    "UnamortizedVAE",
+]

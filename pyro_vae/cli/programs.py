@@ -1,0 +1,149 @@
+"""The program of a run: its class, the sizes of its latents, and what its arguments ask for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor, nn
+
+from pyro_vae.components import assemble, assemble_hierarchy, assemble_ladder
+from pyro_vae.components.conditional import Shape
+from pyro_vae.datasets import Data, Dataset
+from pyro_vae.engine.data import OBSERVATION_SEED, Observation, observe_once
+
+__all__ = ["build_program", "default_program", "latent_shapes"]
+
+_SEEN_ROWS = 10_000
+_NUM_LATENTS = 40
+_PARTS = ("prior", "likelihood", "posterior", "network", "encoder", "decoder")
+
+
+def default_program(config: Any) -> list[str]:
+    """Return the options of program and latents, where the command line left them open.
+
+    One size of latents makes a ``VAE``, several a ``HierarchicalVAE``; a program that is named
+    has the sizes that its ``assemble`` takes unless given, or 40 latents.
+    """
+    arguments = []
+    if config.model is None:
+        name = "HierarchicalVAE" if "," in str(config.latent) else "VAE"
+        path = f"pyro_vae.models.{name}"
+        arguments += ["--model", path]
+    else:
+        path = config.model.class_path
+    if config.latent is None:
+        arguments += ["--latent", _default_latents(_imported(path))]
+    return arguments
+
+
+def latent_shapes(sizes: int | str) -> tuple[Shape, ...]:
+    """Return the shape of each layer of latents, from the data up: "64,8x7x7" is two."""
+    return tuple(tuple(map(int, word.split("x"))) for word in str(sizes).split(","))
+
+
+def build_program(
+    config: Any, instances: Any, data: Dataset, observation: Observation
+) -> nn.Module:
+    """Build the program that a configuration names.
+
+    A class with an ``assemble`` of its own is built by it; the constructor of any other is given
+    what its arguments are named after.
+
+    Args:
+        config: The parsed options.
+        instances: The same with its classes instantiated.
+        data: The data set.
+        observation: How its rows become observations.
+
+    Raises:
+        ValueError: If it cannot have so many layers of latents, or is no program.
+    """
+    model_class = _imported(config.model.class_path)
+    shapes = latent_shapes(config.latent)
+    wanted = set(inspect.signature(model_class).parameters)
+    own = _own_arguments(model_class, config.model, wanted)
+    takes = _assembles(model_class, own)
+    if len(shapes) > 1 and not {"latent_shapes", "priors", "posteriors"} & (wanted | takes):
+        raise ValueError(
+            f"--latent {config.latent}: {model_class.__name__} has one layer of latents; give one "
+            "size, or a program of several, such as --model HierarchicalVAE"
+        )
+    families = {name: getattr(instances, name) for name in _PARTS}
+    if takes:
+        families["data"] = _seen(data, observation)
+        given = {k: v for k, v in families.items() if k in takes or "**" in takes}
+        latents = shapes if "latent_shapes" in takes else shapes[0]
+        program = model_class.assemble(data.event_shape, latents, **given, **own)
+    else:
+        program = model_class(**_by_name(wanted, families, shapes, data, observation), **own)
+    for role in ("model", "guide"):
+        if not callable(getattr(program, role, None)):
+            name = model_class.__name__
+            raise ValueError(f"{name} has no method {role!r}: a program has model(x) and guide(x)")
+    return program
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _default_latents(model_class: Any) -> str:
+    if "assemble" not in vars(model_class):
+        return str(_NUM_LATENTS)
+    taken = inspect.signature(model_class.assemble).parameters
+    found = next((taken[n].default for n in ("latent_shapes", "latent_shape") if n in taken), None)
+    if not isinstance(found, tuple):
+        return str(_NUM_LATENTS)
+    layers = found if isinstance(found[0], tuple) else (found,)
+    return ",".join("x".join(map(str, shape)) for shape in layers)
+
+
+def _assembles(model_class: Any, own: dict[str, Any]) -> set[str]:
+    """Return what a class's own ``assemble`` takes; nothing if it has none, or not these too."""
+    if "assemble" not in vars(model_class):
+        return set()
+    parameters = inspect.signature(model_class.assemble).parameters.values()
+    takes = {"**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
+    return takes if own.keys() <= takes else set()
+
+
+def _by_name(
+    wanted: set[str],
+    families: dict[str, Any],
+    shapes: tuple[Shape, ...],
+    data: Dataset,
+    observation: Observation,
+) -> dict[str, Any]:
+    """Return what the names of a constructor's arguments ask for."""
+    known: dict[str, Any] = {
+        "event_shape": data.event_shape, "latent_shape": shapes[0], "latent_shapes": shapes,
+    }  # fmt: skip
+    several, one = {"priors", "posteriors"}, {"prior", "likelihood", "posterior"}
+    if several & wanted:
+        build = assemble_ladder if "upward" in wanted else assemble_hierarchy
+        known |= build(data.event_shape, shapes, data=_seen(data, observation), **families)
+    elif one & wanted:
+        known |= assemble(data.event_shape, shapes[0], data=_seen(data, observation), **families)
+    return {name: value for name, value in known.items() if name in wanted}
+
+
+def _seen(data: Dataset, observation: Observation) -> Tensor:
+    """Return the first training data as they are observed, to start networks from."""
+    rows = Data(data.train.x[:_SEEN_ROWS])
+    return observe_once(rows, observation, seed=OBSERVATION_SEED, device="cpu").x
+
+
+def _own_arguments(model_class: type, config: Any, wanted: set[str]) -> dict[str, Any]:
+    """Return the arguments of a model's own, with those that are classes themselves built."""
+    given = getattr(config, "init_args", None)
+    if not given:
+        return {}
+    parser = ArgumentParser()
+    parser.add_class_arguments(
+        model_class, "model", skip=wanted - set(vars(given)), instantiate=False
+    )
+    return vars(parser.instantiate(Namespace(model=given)).model)
