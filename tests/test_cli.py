@@ -173,6 +173,7 @@ def test_options_are_not_abbreviated(capsys):
 
 # What a part needs beside its own name; most need nothing.
 COMPANIONS = {
+    ("model", "TopDownVAE"): "--data bytes.npy",
     ("prior", "Automatic"): "--prior.distribution Laplace",
     ("prior", "Bernoulli"): "--posterior Bernoulli",
     ("prior", "Binomial"): "--posterior Binomial",

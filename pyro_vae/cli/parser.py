@@ -206,6 +206,10 @@ def _part(path: str) -> dict[str, str]:
     return {"class_path": f"pyro_vae.{path}"}
 
 
+class _SizesError(argparse.ArgumentTypeError, ValueError):
+    """Both, since a command line is read by argparse, and a file of options is not."""
+
+
 def latent_sizes(given: Any) -> int | str:
     """Return the sizes of the layers of latents as one word: 40, or "64,32,16".
 
@@ -214,21 +218,17 @@ def latent_sizes(given: Any) -> int | str:
             of an image.
 
     Raises:
-        argparse.ArgumentTypeError: If it holds no number, or one that is not positive.
+        ValueError: If it holds no number, or one that is not positive.
     """
     text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
     words = text.strip("[]() ").replace(" ", "").split(",")
     if words == [""]:
-        raise argparse.ArgumentTypeError(
-            "--latent: name the size of at least one layer, such as 40"
-        )
+        raise _SizesError("--latent: name the size of at least one layer, such as 40")
     for size in (size for word in words for size in word.split("x")):
         if not re.fullmatch(r"-?[0-9]+", size):
-            raise argparse.ArgumentTypeError(
-                f"--latent {text}: expected a whole number, or 64,32,16"
-            )
+            raise _SizesError(f"--latent {text}: expected a whole number, or 64,32,16")
         if int(size) < 1:
-            raise argparse.ArgumentTypeError(f"--latent {text}: give 1 or more")
+            raise _SizesError(f"--latent {text}: give 1 or more")
     return int(words[0]) if len(words) == 1 and "x" not in words[0] else ",".join(words)
 
 

@@ -113,10 +113,11 @@ def assemble_hierarchy(
     guides = _each("posterior", posterior, num_layers)
     networks = _networks(network, num_layers)
     bottom = assemble(
-        event_shape, latent_shapes[0], prior=families[0], likelihood=likelihood,
-        posterior=guides[0], network=networks[0], data=data,
+        event_shape, latent_shapes[0], prior=families[0] if num_layers == 1 else StandardNormal,
+        likelihood=likelihood, posterior=guides[0], network=networks[0], data=data,
     )  # fmt: skip
-    priors, posteriors = [bottom["prior"]], [bottom["posterior"]]
+    priors: list[Any] = [bottom["prior"]]
+    posteriors: list[Any] = [bottom["posterior"]]
     for layer in range(1, num_layers):
         below, shape = latent_shapes[layer - 1], latent_shapes[layer]
         dependent = dependent_family(families[layer - 1], guides[layer - 1], below)
@@ -125,7 +126,22 @@ def assemble_hierarchy(
         posteriors.append(
             Conditional(guides[layer](shape), context_shape=below, network=networks[layer])
         )
+    top = priors[-1]
+    if num_layers > 1 and isinstance(top, Family) and _meets(top):
+        top.meet(posteriors[-1], _climbed(posteriors[:-1], data))
     return {"priors": priors, "likelihood": bottom["likelihood"], "posteriors": posteriors}
+
+
+def _meets(prior: nn.Module) -> bool:
+    return getattr(type(prior), "meet", Family.meet) is not Family.meet
+
+
+@torch.no_grad()
+def _climbed(posteriors: Sequence[nn.Module], data: Tensor | None) -> Tensor | None:
+    """Return what the posteriors make of the data: draws of the layer below the top."""
+    for posterior in posteriors:
+        data = None if data is None else posterior(data).sample()
+    return data
 
 
 def assemble_ladder(
@@ -162,6 +178,11 @@ def assemble_ladder(
         Ladder Variational Autoencoders (Sønderby et al., 2016)
     """
     parts = assemble_hierarchy(event_shape, latent_shapes, network=network, data=data, **families)
+    if _meets(parts["priors"][-1]):
+        raise ValueError(
+            f"{type(parts['priors'][-1]).__name__} needs the posterior of its latent as one module "
+            "that maps data to it, which a ladder has not: use HierarchicalVAE, or StandardNormal"
+        )
     networks = _networks(network, len(latent_shapes))
     networks[0] = _of_data(encoder or networks[0], parts["likelihood"].family, data)
     upward: list[nn.Module] = []
