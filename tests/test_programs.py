@@ -15,6 +15,7 @@ from pyro_vae import datasets
 from pyro_vae.cli import main, parts, runs
 from pyro_vae.cli.parser import latent_sizes, training_parser
 from pyro_vae.cli.programs import latent_shapes
+from pyro_vae.cli.settled import default_arguments
 from pyro_vae.models import VAE, HierarchicalVAE, LadderVAE, TopDownVAE
 
 
@@ -31,7 +32,7 @@ def opened(folder: Path, *arguments: str, data: str = "binary.npz") -> tuple[nn.
     words, _ = parts.with_loaded_files(words)
     parser = training_parser()
     dataset = datasets.load(str(folder / data))
-    config = parser.parse_args([*words, *runs.default_arguments(parser.parse_args(words), dataset)])
+    config = parser.parse_args([*words, *default_arguments(parser, words, dataset)])
     program = runs.open_run(config, parser.build(config), dataset).program
     return program, parser.dump(config)
 

@@ -114,7 +114,8 @@ def assemble_hierarchy(
     networks = _networks(network, num_layers)
     bottom = assemble(
         event_shape, latent_shapes[0], prior=families[0] if num_layers == 1 else StandardNormal,
-        likelihood=likelihood, posterior=guides[0], network=networks[0], data=data,
+        likelihood=likelihood, posterior=guides[0], network=networks[0], encoder=encoder,
+        decoder=decoder, data=data,
     )  # fmt: skip
     priors: list[Any] = [bottom["prior"]]
     posteriors: list[Any] = [bottom["posterior"]]
@@ -165,7 +166,8 @@ def assemble_ladder(
         encoder: The same for the first step up alone, in place of ``network``.
         data: Observations, ``[N, *event_shape]``, as in ``assemble``.
         width: How many numbers d_l has for each number of z_l, as many as in the paper.
-        families: ``prior``, ``likelihood``, ``posterior`` and ``decoder``, as in ``assemble_hierarchy``.
+        families: ``prior``, ``likelihood``, ``posterior`` and ``decoder``, as in
+            ``assemble_hierarchy``.
 
     Returns:
         The modules "priors" (a list, from the data up), "likelihood", "upward" and "posteriors"
@@ -177,7 +179,9 @@ def assemble_ladder(
     References:
         Ladder Variational Autoencoders (Sønderby et al., 2016)
     """
-    parts = assemble_hierarchy(event_shape, latent_shapes, network=network, data=data, **families)
+    parts = assemble_hierarchy(
+        event_shape, latent_shapes, network=network, encoder=encoder, data=data, **families
+    )
     if _meets(parts["priors"][-1]):
         raise ValueError(
             f"{type(parts['priors'][-1]).__name__} needs the posterior of its latent as one module "

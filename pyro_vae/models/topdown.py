@@ -138,6 +138,11 @@ class TopDownVAE(PyroModule):
             channels=channels,
         )  # fmt: skip
         if data is not None:
+            if bool(data.isnan().any()):
+                raise ValueError(
+                    "numbers are missing (NaN) in the data, and a top-down hierarchy has no mask "
+                    "of them: use LadderVAE or HierarchicalVAE"
+                )
             vae.upward[0].insert(0, Standardize.of(data))
             vae.likelihood.start_at(data.mean(0))
         return vae
