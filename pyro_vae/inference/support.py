@@ -117,6 +117,7 @@ def _fitting(prior: Any, posterior: Any) -> str:
 def _family(fn: Any) -> str:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
+    fn = getattr(fn, "complete", fn)  # of which values may be missing
     return type(fn).__name__.lstrip("_")
 
 
@@ -161,9 +162,9 @@ def _message(
     value = chunk[tuple(first)]
     shown = f"{value.item():g}" if value.dim() == 0 else "a row"
     index = (int(first[0]) + start, *(int(i) for i in first[1:]))
+    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
     if hasattr(support, "at"):  # a table, whose columns have supports of their own
         support, x = support.at(*index), x[..., index[-1]]
-    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
     seen = x[~x.isnan()] if x.is_floating_point() else x
     return (
         f"the data do not fit the likelihood: site {name!r} is {_family(fn)}, whose values are "
