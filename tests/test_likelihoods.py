@@ -602,7 +602,7 @@ def test_sequences_of_all_lengths_sum_to_one(length: int, padding: int) -> None:
         total = built.log_prob(x[inside]).exp().sum(0)
         torch.testing.assert_close(total, torch.ones(2).double())
     raw = torch.zeros(2, *family.raw_shape)
-    unchecked = distributions.PaddedSequence(
+    unchecked = distributions.CategoricalSequence(
         raw.movedim(-2, -1), padding=padding, validate_args=False
     )
     assert bool((unchecked.log_prob(x[~inside]) == -torch.inf).all())

@@ -149,7 +149,7 @@ class Categorical(Family):
         if raw is None:
             raise ValueError("Categorical needs its raw parameters")
         logits = raw.movedim(-1 - len(self.event_shape), -1)
-        return distributions.Levels(logits).to_event(len(self.event_shape))
+        return distributions.Categorical(logits).to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor | None:
         """Return the logarithms of the frequencies in the data that were met, if any."""

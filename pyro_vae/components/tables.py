@@ -63,7 +63,7 @@ class Columns(Family):
             family(part.unflatten(-1, family.raw_shape)).base_dist
             for family, part in zip(self._families, raw.split(self._sizes, -1), strict=True)
         ]
-        return distributions.ColumnEntries(entries).to_event(1)
+        return distributions.Columns(entries).to_event(1)
 
     def raw_at(self, mean: Tensor) -> Tensor:
         """Return each column's raw numbers at its mean, zeros where it knows none."""
@@ -115,7 +115,7 @@ class Incomplete(Family):
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution of complete and incomplete data, from ``raw`` of the family's."""
         entries = self.complete(raw).base_dist
-        incomplete = distributions.IncompleteEntries(entries, self.fill)
+        incomplete = distributions.Incomplete(entries, self.fill)
         return incomplete.to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor | None:
