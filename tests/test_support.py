@@ -8,7 +8,21 @@ import pytest
 import torch
 from laws import PROGRAMS, binary
 
-from pyro_vae.components import MLP, Automatic, Bernoulli, Binomial, Normal
+from pyro_vae.components import (
+    MLP,
+    Automatic,
+    Bernoulli,
+    Binomial,
+    Categorical,
+    CategoricalSequence,
+    Columns,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Incomplete,
+    LogitNormal,
+    Multinomial,
+    Normal,
+)
 from pyro_vae.inference import Program, check_support
 from pyro_vae.inference import support as support_module
 from pyro_vae.models import VAE
@@ -31,6 +45,11 @@ GREY = torch.linspace(0, 1, 24).reshape(6, 4)
 BITS = binary(6, 4).float()
 COUNTS = torch.arange(24.0).reshape(6, 4) % 17
 
+TABLE = partial(
+    Columns, columns=[Normal, Bernoulli, partial(Categorical, num_categories=17), Normal]
+)
+ROWS = torch.stack([GREY[:, 0], BITS[:, 1], COUNTS[:, 2], -COUNTS[:, 3]], 1)
+
 GOOD = [
     (Bernoulli, BITS),
     (Binomial, COUNTS),
@@ -39,6 +58,15 @@ GOOD = [
     (partial(Automatic, distribution="Poisson"), COUNTS),
     (partial(Automatic, distribution="Beta"), GREY * 0.9 + 0.05),
     (partial(Automatic, distribution="Gamma"), GREY + 0.1),
+    (ContinuousBernoulli, GREY),
+    (Categorical, COUNTS),
+    (DiscretizedLogistic, COUNTS),
+    (Multinomial, COUNTS),
+    (CategoricalSequence, COUNTS.fliplr().sort(1, descending=True).values),
+    (TABLE, ROWS),
+    (Incomplete, with_value(GREY, torch.nan)),
+    (partial(Incomplete, family=Bernoulli), with_value(BITS, torch.nan)),
+    (partial(Incomplete, family=TABLE), with_value(ROWS, torch.nan)),
 ]
 BAD = [
     (Bernoulli, GREY, r"'x' is Bernoulli.*0 or 1.*index \(0, 1\) is 0.04.*binarise.*Normal"),
@@ -48,12 +76,25 @@ BAD = [
     (partial(Binomial, total_count=9), COUNTS, r"integers 0 to 9.*is 10.*count to 16"),
     (Binomial, GREY, r"integers 0 to 16.*is 0.04"),
     (Binomial, with_value(COUNTS, -3), r"index \(3, 1\) is -3.*Normal"),
-    (Normal, with_value(GREY, torch.nan), r"nan at index \(3, 1\), and 1"),
+    (Normal, with_value(GREY, torch.nan), r"nan at index \(3, 1\), and 1.*Incomplete.*Normal"),
     (Normal, with_value(GREY, torch.inf), r"inf at index \(3, 1\), and 1"),
     (Binomial, with_value(COUNTS, torch.inf), r"inf at index \(3, 1\), and 1"),
     (partial(Automatic, distribution="Poisson"), with_value(COUNTS, 0.5), r"\(3, 1\) is 0.5"),
     (partial(Automatic, distribution="Gamma"), with_value(GREY + 1, -2), r"\(3, 1\) is -2"),
     (partial(Automatic, distribution="Dirichlet"), GREY, r"index \(0,\) is a row"),
+    (Incomplete, with_value(GREY, torch.inf), r"inf at index \(3, 1\), and 1.*repair"),
+    (partial(Incomplete, family=Bernoulli), with_value(BITS, 2.0), r"0 or 1, .*\(3, 1\) is 2"),
+    (ContinuousBernoulli, COUNTS, r"from 0 to 1, .*integers: .*Binomial.*16.*Poisson.*Dequantize"),
+    (ContinuousBernoulli, GREY * 2, r"from 0 to 1, .*range 0 to 2.*Normal, Laplace or StudentT"),
+    (LogitNormal, GREY, r"above 0 and below 1, .*ContinuousBernoulli, or Normal"),
+    (Bernoulli, GREY * 0.9 + 0.05, r"ContinuousBernoulli, Beta or LogitNormal, or Normal"),
+    (partial(Automatic, distribution="Gamma"), -COUNTS - 1, "Normal, Laplace or StudentT"),
+    (partial(Automatic, distribution="Poisson"), GREY, r"0, 1, 2.*AsFloat.*ContinuousBernoulli"),
+    (partial(Categorical, num_categories=9), COUNTS, r"0 to 8, .*is 9"),
+    (Multinomial, with_value(COUNTS, 0.5), r"rows of counts.*index \(3,\) is a row"),
+    (CategoricalSequence, COUNTS, r"nothing but 0 after the first 0.*index \(0,\) is a row"),
+    (TABLE, with_value(ROWS, 0.5), r"0 or 1, .*index \(3, 1\) is 0.5 .*range 0 to 1.*grey"),
+    (partial(Incomplete, family=TABLE), with_value(ROWS, 3.0), r"0 or 1, .*index \(3, 1\) is 3"),
 ]
 
 

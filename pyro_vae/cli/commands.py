@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from pyro_vae import datasets
 from pyro_vae.cli import parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
+from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import latent_shapes
 from pyro_vae.cli.settled import BATCH_SIZE, default_arguments
@@ -32,7 +33,7 @@ __all__ = ["compare", "evaluate", "list_parts", "plot", "sample", "train"]
 
 def train(arguments: list[str]) -> None:
     """Train a program on data, judge it and write a report."""
-    arguments, modules = parts.with_loaded_files(arguments)
+    arguments, modules = parts.with_loaded_files(with_lists(arguments))
     arguments, resumed = _taken_option(arguments, "--resume")
     for path in _option_values(arguments, "--config"):
         stored.check_config(Path(path), modules)

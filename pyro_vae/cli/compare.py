@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import inspect
 import json
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,13 +13,12 @@ from typing import Any, Literal
 
 import pyro
 import torch
-import yaml
 from jsonargparse import Namespace
 from pyro.infer import ELBO
 
 from pyro_vae import datasets
 from pyro_vae.cli import parts, runs, stored
-from pyro_vae.cli.messages import nearest
+from pyro_vae.cli.lists import as_list, with_lists, words_of
 from pyro_vae.cli.parser import (
     Parser,
     _add_data,
@@ -46,7 +42,7 @@ _OPTION = "--objectives"
 
 def compare(arguments: list[str]) -> None:
     """Compare objectives on the same data, from the same weights."""
-    arguments, modules = parts.with_loaded_files(with_objectives(arguments))
+    arguments, modules = parts.with_loaded_files(with_lists(with_objectives(arguments)))
     for path in _configurations(arguments):
         stored.check_config(path, modules)
     parser = comparison_parser()
@@ -89,7 +85,8 @@ def comparison_parser() -> Parser:
 
 def _add_comparison(group: Any) -> None:
     add = group.add_argument
-    add(_OPTION, type=list[ELBO], default=json.loads(_as_list(_words(_DEFAULT))),
+    default = json.loads(as_list(_OPTION, "objective", words_of(_DEFAULT)))
+    add(_OPTION, type=list[ELBO], default=default,
         metavar="NAME ...", help="what to compare; " + _DEFAULT)  # fmt: skip
     add("--epochs", type=int, default=20, help="passes over the data for each objective")
     add("--warm-up-epochs", type=int, default=3, help="of the ELBO, before gradients are measured")
@@ -126,96 +123,8 @@ def with_objectives(arguments: list[str]) -> list[str]:
         given = [word.partition("=")[2]] if "=" in word else []
         while words and not words[0].startswith("--"):
             given.append(words.pop(0))
-        result += [_OPTION, _as_list(_words(" ".join(given)))]
+        result += [_OPTION, as_list(_OPTION, "objective", words_of(" ".join(given)))]
     return result
-
-
-def _words(text: str) -> list[str]:
-    """Split at commas and blanks that stand in no bracket and no quotes."""
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-    depth, quote, words = 0, "", [""]
-    for sign in text:
-        if quote or sign in "'\"":
-            quote = "" if sign == quote else quote or sign
-        depth += (sign in "([{") - (sign in ")]}")
-        if depth == 0 and not quote and (sign == "," or sign.isspace()):
-            words.append("")
-        else:
-            words[-1] += sign
-    return [word for word in words if word]
-
-
-def _as_list(words: list[str]) -> str:
-    return json.dumps([_objective(word) for word in words])
-
-
-def _objective(word: str) -> dict[str, Any]:
-    given = _dictionary(word) if word.startswith("{") else _call(word)
-    try:
-        path = parts.named("objective", given["class_path"])
-    except ValueError as error:
-        raise ValueError(str(error).replace("--objective ", f"{_OPTION} ", 1)) from error
-    module, _, name = path.rpartition(".")
-    known = _arguments(getattr(sys.modules[module], name))
-    values = {**_by_name(word, given.pop("positional", []), known), **given.get("init_args", {})}
-    for argument in values:
-        if argument not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(
-                f"{_OPTION} {word}: {name} has no argument {argument!r}; "
-                f"{nearest(argument, known)}{takes}"
-            )
-    return {"class_path": path, "init_args": values}
-
-
-def _dictionary(word: str) -> dict[str, Any]:
-    try:
-        given = yaml.safe_load(word)
-    except yaml.YAMLError:
-        given = None
-    if not isinstance(given, dict) or not isinstance(given.get("class_path"), str):
-        raise ValueError(
-            f"{_OPTION} {word}: expected {{class_path: NAME, init_args: {{ARGUMENT: VALUE}}}}"
-        )
-    return {"init_args": {}, **given}
-
-
-def _call(word: str) -> dict[str, Any]:
-    """Read ``NAME`` or ``NAME(1, argument=2)``; values are Python's literals."""
-    found = re.fullmatch(r"([^()]+?)(\(.*\))?", word, re.DOTALL)
-    try:
-        if found is None:
-            raise SyntaxError
-        call = ast.parse(f"f{found[2] or '()'}", mode="eval").body
-        if not isinstance(call, ast.Call):
-            raise SyntaxError
-        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        positional = [ast.literal_eval(value) for value in call.args]
-    except (SyntaxError, ValueError):
-        raise ValueError(
-            f"{_OPTION} {word}: expected a name, or one with its arguments, such as "
-            "'IWAE(num_particles=16)'"
-        ) from None
-    return {"class_path": found[1].strip(), "init_args": values, "positional": positional}
-
-
-def _arguments(objective: type) -> list[str]:
-    """Return the names of a class's arguments; those of its bases, too, where it hands on."""
-    names: list[str] = []
-    for parent in objective.__mro__:
-        found = inspect.signature(parent).parameters.values()
-        names += [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if all(p.kind is not p.VAR_KEYWORD for p in found):
-            break
-    return list(dict.fromkeys(names))
-
-
-def _by_name(word: str, values: list[Any], known: list[str]) -> dict[str, Any]:
-    if len(values) > len(known):
-        raise ValueError(f"{_OPTION} {word}: too many arguments; it takes {', '.join(known)}")
-    return dict(zip(known, values, strict=False))
 
 
 def _configurations(arguments: list[str]) -> Iterator[Path]:

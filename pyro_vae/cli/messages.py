@@ -49,7 +49,9 @@ def readable(
     reason = _KEY.split(text)[-1].rpartition("Errors: - ")[2]
     value = _given_value(text)
     if found := re.match(r"Expected a <class '(\w+)'>", reason):
-        kind = _KINDS.get(found[1], f"a {found[1]}")
+        # Where a number of either kind will do, the last thing tried was no number at all.
+        either = found[1] == "int" and "Expected a <class 'float'>" in reason
+        kind = _KINDS["float"] if either else _KINDS.get(found[1], f"a {found[1]}")
         return f"{option} {value}: expected {kind}"
     if found := re.match(r"Expected a typing\.Literal\[(.*?)\]", reason):
         return f"{option} {value}: choose from {found[1]}"

@@ -15,9 +15,10 @@ from pyro_vae.components.conditional import (
     Family,
     Shape,
     positive,
+    raw_at_scale,
     unbound,
 )
-from pyro_vae.components.scales import OptimalScale, Scale, built_scale
+from pyro_vae.components.scales import OptimalScale, Scale, built_scale, deviation_of
 
 __all__ = [
     "Categorical",
@@ -91,6 +92,7 @@ class LogitNormal(Family):
         if isinstance(self.scale, OptimalScale):
             raise ValueError("scale=OptimalScale is of a Normal: give a LogitNormal SharedScale")
         self.min_scale = min_scale
+        self._moments: tuple[Tensor, Tensor] | None = None
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the density of ``raw``, ``[*batch, 1 or 2, *event_shape]``."""
@@ -104,9 +106,20 @@ class LogitNormal(Family):
         return distributions.LogitNormal(loc, scale).to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor:
-        """Return the location ``logit(mean)``, which is the median, and a scale of one."""
-        loc = mean.clamp(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY).logit()
-        return torch.stack([loc, torch.zeros_like(loc)][: self.raw_shape[0]])
+        """Return ``logit(mean)``, the median, and a scale of one; or those of the data met."""
+        loc, raw_scale = _logit(mean), torch.zeros_like(mean)
+        if self._moments is not None:
+            loc = self._moments[0].to(mean)
+            raw_scale = raw_at_scale(self._moments[1].to(mean), floor=self.min_scale)
+        return torch.stack([loc, raw_scale][: self.raw_shape[0]])
+
+    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+        """Start at the mean and the standard deviation of the logits of the data."""
+        if data is not None and bool(data.isfinite().all()):
+            logits = _logit(data)
+            self._moments = (logits.mean(0), deviation_of(logits))
+            if isinstance(self.scale, Scale):
+                self.scale.meet(self._moments[1])
 
 
 class Categorical(Family):
@@ -136,7 +149,7 @@ class Categorical(Family):
         if raw is None:
             raise ValueError("Categorical needs its raw parameters")
         logits = raw.movedim(-1 - len(self.event_shape), -1)
-        return distributions.Levels(logits).to_event(len(self.event_shape))
+        return distributions.Categorical(logits).to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor | None:
         """Return the logarithms of the frequencies in the data that were met, if any."""
@@ -274,6 +287,10 @@ class DiscretizedLogisticMixture(Family):
 
 
 _RAW_TENTH = -2.05  # a fifth of a half range
+
+
+def _logit(probability: Tensor) -> Tensor:
+    return probability.clamp(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY).logit()
 
 
 def _check_levels(levels: int) -> None:

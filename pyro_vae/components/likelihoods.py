@@ -14,9 +14,10 @@ from pyro_vae.components.conditional import (
     Family,
     Shape,
     positive,
+    raw_at_scale,
     unbound,
 )
-from pyro_vae.components.scales import OptimalScale, Scale, built_scale
+from pyro_vae.components.scales import OptimalScale, Scale, built_scale, deviation_of
 
 __all__ = ["Bernoulli", "Binomial", "Normal"]
 
@@ -110,6 +111,7 @@ class Normal(Family):
             raise ValueError(f"min_scale={min_scale}: the smallest scale is positive")
         self.scale = built_scale(self.event_shape, scale)
         self.min_scale = min_scale
+        self._deviation: Tensor | None = None
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the Normal of ``raw``, ``[*batch, 1 or 2, *event_shape]``."""
@@ -123,10 +125,15 @@ class Normal(Family):
         return dist.Normal(loc, scale).to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor:
-        """Return the location ``mean``, with a scale of one where it is predicted."""
-        return torch.stack([mean, torch.zeros_like(mean)][: self.raw_shape[0]])
+        """Return the location ``mean``; a predicted scale of one, or that of the data met."""
+        raw_scale = torch.zeros_like(mean)
+        if self._deviation is not None:
+            raw_scale = raw_at_scale(self._deviation.to(mean), floor=self.min_scale)
+        return torch.stack([mean, raw_scale][: self.raw_shape[0]])
 
     def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Start an optimal scale at the standard deviation of the data about their mean."""
-        if isinstance(self.scale, OptimalScale) and data is not None:
-            self.scale.start_at((data - data.mean(0)).square().mean())
+        """Start the scale at the standard deviation of the data."""
+        if data is not None and bool(data.isfinite().all()):
+            self._deviation = deviation_of(data)
+            if isinstance(self.scale, Scale):
+                self.scale.meet(self._deviation)

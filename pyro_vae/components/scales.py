@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from pyro_vae.components.conditional import Shape, positive, raw_at_scale
 
-__all__ = ["OptimalScale", "PerDimensionScale", "Scale", "SharedScale", "built_scale"]
+__all__ = [
+    "OptimalScale",
+    "PerDimensionScale",
+    "Scale",
+    "SharedScale",
+    "built_scale",
+    "deviation_of",
+]
 
 
 class Scale(nn.Module):
@@ -21,13 +28,18 @@ class Scale(nn.Module):
         """Return the scale, which broadcasts against one event."""
         raise NotImplementedError
 
+    def meet(self, deviation: Tensor) -> None:
+        """Start at the standard deviation of data, ``event_shape``, unless told otherwise."""
+        raise NotImplementedError
+
 
 class SharedScale(Scale):
     """One learned number for all data and all dimensions.
 
     Args:
         event_shape: The shape of one event.
-        initial: Where it starts, in the units of the data.
+        initial: Where it starts, in the units of the data; None: 1, or the standard deviation of
+            the data that the model meets when it is assembled.
         min_scale: The smallest that it can become.
 
     Raises:
@@ -35,15 +47,24 @@ class SharedScale(Scale):
     """
 
     def __init__(
-        self, event_shape: Shape, *, initial: float = 1.0, min_scale: float = 1e-3
+        self, event_shape: Shape, *, initial: float | None = None, min_scale: float = 1e-3
     ) -> None:
         super().__init__()
-        self.raw = nn.Parameter(_raw((), initial, min_scale))
+        _check(initial, min_scale)
+        started = torch.full((), 1.0 if initial is None else float(initial))
+        self.raw = nn.Parameter(raw_at_scale(started, floor=min_scale))
         self.min_scale = min_scale
+        self._is_given = initial is not None
 
     def forward(self) -> Tensor:
         """Return the scale, a scalar."""
         return positive(self.raw, floor=self.min_scale)
+
+    @torch.no_grad()
+    def meet(self, deviation: Tensor) -> None:
+        """Start at the standard deviation of data about their mean, unless told otherwise."""
+        if not self._is_given:
+            self.raw.copy_(raw_at_scale(deviation.square().mean().sqrt(), floor=self.min_scale))
 
 
 class PerDimensionScale(Scale):
@@ -51,7 +72,8 @@ class PerDimensionScale(Scale):
 
     Args:
         event_shape: The shape of one event.
-        initial: Where all of them start, in the units of the data.
+        initial: Where all of them start, in the units of the data; None: 1, or the standard
+            deviations of the data that the model meets when it is assembled.
         min_scale: The smallest that one can become.
 
     Raises:
@@ -59,15 +81,24 @@ class PerDimensionScale(Scale):
     """
 
     def __init__(
-        self, event_shape: Shape, *, initial: float = 1.0, min_scale: float = 1e-3
+        self, event_shape: Shape, *, initial: float | None = None, min_scale: float = 1e-3
     ) -> None:
         super().__init__()
-        self.raw = nn.Parameter(_raw(event_shape, initial, min_scale))
+        _check(initial, min_scale)
+        started = torch.full(event_shape, 1.0 if initial is None else float(initial))
+        self.raw = nn.Parameter(raw_at_scale(started, floor=min_scale))
         self.min_scale = min_scale
+        self._is_given = initial is not None
 
     def forward(self) -> Tensor:
         """Return the scales, ``event_shape``."""
         return positive(self.raw, floor=self.min_scale)
+
+    @torch.no_grad()
+    def meet(self, deviation: Tensor) -> None:
+        """Start at the standard deviations of data, unless told otherwise."""
+        if not self._is_given:
+            self.raw.copy_(raw_at_scale(deviation, floor=self.min_scale))
 
 
 class OptimalScale(Scale):
@@ -82,8 +113,8 @@ class OptimalScale(Scale):
 
     Args:
         event_shape: The shape of one event.
-        initial: Where it starts, in the units of the data; data that the model meets when it is
-            assembled replace it by their own standard deviation.
+        initial: Where it starts, in the units of the data; None: 1, or the standard deviation of
+            the data that the model meets when it is assembled.
         rate: r, the weight of one batch.
         min_scale: The smallest that it can become.
 
@@ -102,7 +133,7 @@ class OptimalScale(Scale):
         self,
         event_shape: Shape,
         *,
-        initial: float = 1.0,
+        initial: float | None = None,
         rate: float = 0.1,
         min_scale: float = 1e-3,
     ) -> None:
@@ -110,9 +141,11 @@ class OptimalScale(Scale):
         if not 0 < rate <= 1:
             raise ValueError(f"rate={rate}: the weight of a batch is above 0 and at most 1")
         _check(initial, min_scale)
-        self.register_buffer("variance", torch.tensor(float(initial) ** 2))
+        started = 1.0 if initial is None else float(initial)
+        self.register_buffer("variance", torch.tensor(started**2))
         self.rate = rate
         self.min_scale = min_scale
+        self._is_given = initial is not None
 
     def forward(self) -> Tensor:
         """Return the scale, a scalar."""
@@ -120,9 +153,10 @@ class OptimalScale(Scale):
         return self.variance.clone().sqrt().clamp(min=self.min_scale)
 
     @torch.no_grad()
-    def start_at(self, variance: Tensor) -> None:
-        """Set the squared scale."""
-        self.variance.copy_(variance)
+    def meet(self, deviation: Tensor) -> None:
+        """Start at the standard deviation of data about their mean, unless told otherwise."""
+        if not self._is_given:
+            self.variance.copy_(deviation.square().mean())
 
     @torch.no_grad()
     def follow(self, squared_error: Tensor) -> None:
@@ -168,13 +202,15 @@ def built_scale(
     return scale
 
 
-def _check(initial: float, min_scale: float) -> None:
+def deviation_of(data: Tensor) -> Tensor:
+    """Return the standard deviation of each number of a datum, but none far below the average."""
+    deviation = data.std(0, correction=0)
+    overall = deviation.square().mean().sqrt()
+    return deviation.clamp(min=0.1 * float(overall)) if overall > 0 else torch.ones_like(deviation)
+
+
+def _check(initial: float | None, min_scale: float) -> None:
     if not min_scale > 0:
         raise ValueError(f"min_scale={min_scale}: the smallest scale is positive")
-    if not initial > min_scale:
+    if initial is not None and not initial > min_scale:
         raise ValueError(f"initial={initial}: a scale starts above min_scale={min_scale}")
-
-
-def _raw(shape: Shape, initial: float, min_scale: float) -> Tensor:
-    _check(initial, min_scale)
-    return raw_at_scale(torch.full(shape, float(initial)), floor=min_scale)

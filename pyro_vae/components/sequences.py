@@ -41,7 +41,7 @@ class Multinomial(Family):
         """Return the probabilities of the words with logits ``raw``, ``[*batch, 1, V]``."""
         if raw is None:
             raise ValueError("Multinomial needs its raw parameters")
-        return distributions.BagOfWords(raw.squeeze(-2), total_count=self.num_words)
+        return distributions.Multinomial(raw.squeeze(-2), total_count=self.num_words)
 
     def raw_at(self, mean: Tensor) -> Tensor:
         """Return the logarithms of the words' shares; one that never occurs has a small share."""
@@ -94,7 +94,7 @@ class CategoricalSequence(Family):
         """Return the probabilities of sequences with logits ``raw``, ``[*batch, K, L]``."""
         if raw is None:
             raise ValueError("CategoricalSequence needs its raw parameters")
-        return distributions.PaddedSequence(raw.movedim(-2, -1), padding=self.padding)
+        return distributions.CategoricalSequence(raw.movedim(-2, -1), padding=self.padding)
 
     def extra_repr(self) -> str:
         """Show the event's shape, the number of categories and the padding."""

@@ -63,7 +63,7 @@ class Columns(Family):
             family(part.unflatten(-1, family.raw_shape)).base_dist
             for family, part in zip(self._families, raw.split(self._sizes, -1), strict=True)
         ]
-        return distributions.ColumnEntries(entries).to_event(1)
+        return distributions.Columns(entries).to_event(1)
 
     def raw_at(self, mean: Tensor) -> Tensor:
         """Return each column's raw numbers at its mean, zeros where it knows none."""
@@ -115,7 +115,7 @@ class Incomplete(Family):
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution of complete and incomplete data, from ``raw`` of the family's."""
         entries = self.complete(raw).base_dist
-        incomplete = distributions.IncompleteEntries(entries, self.fill)
+        incomplete = distributions.Incomplete(entries, self.fill)
         return incomplete.to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor | None:
@@ -123,9 +123,21 @@ class Incomplete(Family):
         return self.complete.raw_at(mean)
 
     def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Let the complete family meet the rows of which all has been observed."""
-        whole = None if data is None else data[data.isfinite().flatten(1).all(1)]
-        self.complete.meet(posterior, whole if whole is not None and len(whole) else None)
+        """Let the complete family meet what has been observed of each number of a datum."""
+        self.complete.meet(posterior, None if data is None else self._filled(data))
+
+    def _filled(self, data: Tensor) -> Tensor:
+        """Return the observed values of each number, repeated in the places of missing ones.
+
+        Rows are mixed, which a family over independent numbers does not see.
+        """
+        flat = data.flatten(1)
+        missing = flat.isnan()
+        observed = flat.gather(0, missing.byte().argsort(dim=0, stable=True))
+        num_observed = missing.logical_not().sum(0).clamp(min=1)
+        again = torch.arange(len(flat), device=flat.device).unsqueeze(1) % num_observed
+        filled = observed.gather(0, again).reshape(data.shape)
+        return torch.where(filled.isnan(), self.fill.to(data), filled)
 
 
 def _entries(distribution: Any, name: str, family: Family) -> Any:

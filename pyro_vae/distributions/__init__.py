@@ -1,23 +1,23 @@
 """Densities that Pyro and torch lack, as distributions of Pyro's."""
 
-from pyro_vae.distributions.categories import BagOfWords, Levels, PaddedSequence
+from pyro_vae.distributions.categories import Categorical, CategoricalSequence, Multinomial
 from pyro_vae.distributions.discretized import (
     CoupledLogisticMixture,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
 )
-from pyro_vae.distributions.entries import ColumnEntries, IncompleteEntries
+from pyro_vae.distributions.entries import Columns, Incomplete
 from pyro_vae.distributions.unit import ContinuousBernoulli, LogitNormal
 
 __all__ = [
-    "BagOfWords",
-    "ColumnEntries",
+    "Categorical",
+    "CategoricalSequence",
+    "Columns",
     "ContinuousBernoulli",
     "CoupledLogisticMixture",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
-    "IncompleteEntries",
-    "Levels",
+    "Incomplete",
     "LogitNormal",
-    "PaddedSequence",
+    "Multinomial",
 ]

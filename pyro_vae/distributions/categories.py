@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["BagOfWords", "Levels", "PaddedSequence"]
+__all__ = ["Categorical", "CategoricalSequence", "Multinomial"]
 
 
-class Levels(dist.Categorical):
+class Categorical(dist.Categorical):
     """A Categorical over the integers 0..K-1 that has their mean, as levels of grey do.
 
     Args:
@@ -52,7 +52,7 @@ class _Counts(constraints.Constraint):
         return "rows of counts 0, 1, 2, ..."
 
 
-class BagOfWords(dist.TorchDistribution):
+class Multinomial(dist.TorchDistribution):
     r"""How often each of V words occurs among n, where n is the row's own total.
 
     .. math:: P(x \mid n) = \frac{n!}{\prod_v x_v!} \prod_v \theta_v^{x_v}, \qquad n = \sum_v x_v
@@ -122,7 +122,7 @@ class _Sequences(constraints.Constraint):
         )
 
 
-class PaddedSequence(dist.TorchDistribution):
+class CategoricalSequence(dist.TorchDistribution):
     r"""Sequences of at most L symbols, independent of each other, with an end and padding.
 
     One of the K categories is the padding. Its first occurrence ends the sequence, which is an

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
-__all__ = ["ColumnEntries", "IncompleteEntries"]
+__all__ = ["Columns", "Incomplete"]
 
 
 class _ByColumn(constraints.Constraint):
@@ -35,7 +35,7 @@ class _ByColumn(constraints.Constraint):
         )
 
 
-class ColumnEntries(dist.TorchDistribution):
+class Columns(dist.TorchDistribution):
     """Independent numbers, the last axis of which runs over distributions of different kinds.
 
     Args:
@@ -109,7 +109,7 @@ biject_to.register(_OrMissing, lambda support: biject_to(support.base_constraint
 transform_to.register(_OrMissing, lambda support: transform_to(support.base_constraint))
 
 
-class IncompleteEntries(dist.TorchDistribution):
+class Incomplete(dist.TorchDistribution):
     """Independent numbers of which those that are NaN have not been observed.
 
     A missing entry contributes nothing: the log-density of a row is that of its observed entries,

@@ -27,7 +27,6 @@ __all__ = [
     "Dequantize",
     "Observation",
     "Rescale",
-    "first_missing",
     "observe_once",
 ]
 
@@ -192,19 +191,6 @@ def observe_once(
             begin += len(rows)
     assert observed is not None
     return Data(observed.to(device), None if data.labels is None else data.labels.to(device))
-
-
-def first_missing(x: Tensor) -> int | None:
-    """Return the index of the first row with a value that is missing, NaN; None without one."""
-    if not x.is_floating_point():
-        return None
-    begin = 0
-    for rows in x.split(max(1, _CHUNK_BYTES // max(1, x[0].numel() * 8))):
-        missing = rows.isnan().flatten(1).any(1)
-        if bool(missing.any()):
-            return begin + int(missing.nonzero()[0])
-        begin += len(rows)
-    return None
 
 
 def _check_levels(x: Tensor, observation: Observation) -> None:

@@ -21,8 +21,10 @@ from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
     Batches,
+    Binarize,
+    Dequantize,
     Observation,
-    first_missing,
+    Rescale,
     observe_once,
 )
 from pyro_vae.engine.defaults import (
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _VALIDATION_ROWS = 1000
+_CHECKED_ELEMENTS = 2**24
 
 
 class TrainingError(ValueError):
@@ -169,6 +172,16 @@ class Training:
         stopped = self.patience is not None and self.progress.waited >= self.patience
         return self.progress.epoch >= self.epochs or stopped
 
+    def _check_rows(self, train: Data, observation: Observation) -> None:
+        """Hold all training rows against their support, some at a time."""
+        levelled = isinstance(observation, (Binarize, Dequantize, Rescale))
+        if levelled and not train.x.is_floating_point():
+            return  # whatever the integers, the result has the range of the validation rows
+        step = max(1, _CHECKED_ELEMENTS // max(1, train.x[0].numel()))
+        for begin in range(0, len(train), step):
+            rows = self._observed_rows(train, observation, slice(begin, begin + step))
+            check_support(self.program, self.layout, *rows, first=begin)
+
     def _observed_rows(
         self, train: Data, observation: Observation, rows: slice
     ) -> tuple[Tensor, ...]:
@@ -178,12 +191,8 @@ class Training:
 
     def _find_parameters(self, train: Data, observation: Observation) -> None:
         """Run once, under validation and aside from the random state, to meet all parameters."""
+        self._check_rows(train, observation)
         batch = self._observed_rows(train, observation, slice(3))
-        check_support(self.program, self.layout, *batch)
-        missing = first_missing(train.x)
-        if missing is not None:
-            row = self._observed_rows(train, observation, slice(missing, missing + 1))
-            check_support(self.program, self.layout, *row, first=missing)
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])
         with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):

@@ -117,6 +117,7 @@ def _fitting(prior: Any, posterior: Any) -> str:
 def _family(fn: Any) -> str:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
+    fn = getattr(fn, "complete", fn)  # of which values may be missing
     return type(fn).__name__.lstrip("_")
 
 
@@ -127,9 +128,11 @@ def _not_finite(name: str, fn: Any, x: Tensor, chunk: Tensor, start: int) -> str
     value = chunk[tuple(first)]
     mend = "repair or leave out these data"
     if bool(value.isnan()):
+        by_number = _of_one_datum(fn.support).event_dim == 0
+        family = f" --likelihood.family {_family(fn)}" if by_number else ""
         mend += (
-            ", or, if NaN is a missing value, take its likelihood (--likelihood Incomplete "
-            f"--likelihood.family {_family(fn)})"
+            ", or, if NaN is a missing value, take its likelihood (--likelihood Incomplete"
+            f"{family})"
         )
     return (
         f"the data are not all finite: site {name!r} is given {value.item():g} at index {index}, "
@@ -161,9 +164,9 @@ def _message(
     value = chunk[tuple(first)]
     shown = f"{value.item():g}" if value.dim() == 0 else "a row"
     index = (int(first[0]) + start, *(int(i) for i in first[1:]))
+    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
     if hasattr(support, "at"):  # a table, whose columns have supports of their own
         support, x = support.at(*index), x[..., index[-1]]
-    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
     seen = x[~x.isnan()] if x.is_floating_point() else x
     return (
         f"the data do not fit the likelihood: site {name!r} is {_family(fn)}, whose values are "
@@ -194,6 +197,8 @@ def _bound(bound: Any) -> str:
 
 def _advice(support: Any, x: Tensor) -> str:
     """Return what would fit: other likelihoods for these values, or another view of the data."""
+    if support.event_dim > 0:
+        return "repair these rows, or choose a likelihood of single numbers"
     low, high = x.min().item(), x.max().item()
     whole = low >= 0 and bool((x == x.round()).all())
     if whole and isinstance(support, constraints.integer_interval):

@@ -1,0 +1,253 @@
+"""What data and likelihood settle: how data are observed, arguments from the data, and the unit."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from pyro_vae.cli import runs
+from pyro_vae.cli.lists import with_lists
+from pyro_vae.cli.parser import training_parser
+from pyro_vae.cli.parts import check_trusted, named, with_loaded_files
+from pyro_vae.cli.settled import default_arguments
+from pyro_vae.components import Automatic, Family
+from pyro_vae.components.automatic import distribution_names
+from pyro_vae.datasets import Dataset, from_arrays
+
+RNG = np.random.default_rng(0)
+HOLES = RNG.random((30, 4)) < 0.2
+HOLES[0] = False
+COUNTS = RNG.integers(0, 13, (30, 4))
+COUNTS[0, 0] = 12
+BITS = RNG.integers(0, 2, (30, 4))
+REAL = RNG.normal(size=(30, 4))
+TABLE = np.stack([REAL[:, 0], BITS[:, 1], COUNTS[:, 2] % 5, 50 * COUNTS[:, 0]], 1).astype(float)
+TABLE[0, 2] = 4
+IMAGES = RNG.integers(0, 256, (30, 3, 2, 2)).astype("u1")
+DATA = {
+    "real": REAL,
+    "counts": COUNTS,
+    "bits": BITS,
+    "bytes": IMAGES,
+    "grey": IMAGES[:, :1],
+    "unit": RNG.random((30, 4)),
+    "table": TABLE,
+    "float counts": COUNTS.astype(float),
+    "real with holes": np.where(HOLES, np.nan, REAL),
+    "counts with holes": np.where(HOLES, np.nan, COUNTS),
+    "bits with holes": np.where(HOLES, np.nan, BITS),
+    "table with holes": np.where(HOLES, np.nan, TABLE),
+}
+
+
+def data_of(kind: str) -> Dataset:
+    name = "mnist" if kind == "grey" else kind
+    return from_arrays(DATA[kind], name=name)
+
+
+def settled(kind: str, *options: str) -> dict:
+    """Return the configuration of a command line once the data have settled it."""
+    arguments, _ = with_loaded_files(with_lists(list(options)))
+    parser = training_parser()
+    settled = default_arguments(parser, arguments, data_of(kind))
+    return yaml.safe_load(parser.dump(parser.parse_args([*arguments, *settled])))
+
+
+# By the data: the likelihood given, then observation, likelihood and its arguments as settled.
+SETTLED = {
+    "real": ("", "AsFloat", "Normal", {"scale": None}),
+    "counts": ("", "AsFloat", "Binomial", {"total_count": 12}),
+    "bits": ("", "AsFloat", "Bernoulli", {}),
+    "bytes": ("", "Dequantize", "Normal", {}),
+    "grey": ("", "Binarize", "Bernoulli", {}),
+    "unit": ("", "AsFloat", "Normal", {}),
+    "real with holes": ("", "AsFloat", "Normal", {}),
+    "grey 1": ("ContinuousBernoulli", "Dequantize", "ContinuousBernoulli", {}),
+    "grey 2": ("LogitNormal", "Dequantize", "LogitNormal", {}),
+    "grey 3": ("Beta", "Dequantize", "Beta", {}),
+    "grey 4": ("Categorical", "AsFloat", "Categorical", {"num_categories": 256}),
+    "grey 5": ("DiscretizedLogisticMixture", "AsFloat", "DiscretizedLogisticMixture", {}),
+    "grey 6": ("Laplace", "Dequantize", "Laplace", {"scale": None}),
+    "grey 7": ("Bernoulli --observation AsFloat", "AsFloat", "Bernoulli", {}),
+    "counts 1": ("DiscretizedLogistic", "AsFloat", "DiscretizedLogistic", {"levels": 12}),
+    "counts 2": ("DiscretizedLogistic --likelihood.levels 20", "AsFloat", "", {"levels": 20}),
+    "counts 3": ("Categorical", "AsFloat", "Categorical", {"num_categories": 13}),
+    "counts 4": ("Binomial --likelihood.total_count 16", "AsFloat", "", {"total_count": 16}),
+    "counts 5": ("NegativeBinomial", "AsFloat", "NegativeBinomial", {"total_count": None}),
+    "counts 6": ("NegativeBinomial --likelihood.total_count 5", "AsFloat", "", {"total_count": 5}),
+    "counts 7": ("BetaBinomial", "AsFloat", "BetaBinomial", {"total_count": 12}),
+    "counts 8": ("ZeroInflatedPoisson", "AsFloat", "ZeroInflatedPoisson", {}),
+    "counts 9": ("Multinomial", "AsFloat", "Multinomial", {"num_words": None}),
+    "counts 10": ("CategoricalSequence", "AsFloat", "", {"num_categories": 13, "padding": 0}),
+    "counts 11": ("Gamma", "Dequantize", "Gamma", {}),
+    "float counts 1": ("Binomial", "AsFloat", "Binomial", {"total_count": 12}),
+    "float counts 2": ("Poisson", "AsFloat", "Poisson", {}),
+    "bits 1": ("Categorical", "AsFloat", "Categorical", {"num_categories": 2}),
+    "unit 1": ("Beta", "AsFloat", "Beta", {}),
+    "counts with holes 1": ("Incomplete --likelihood.family Poisson", "AsFloat", "Incomplete", {}),
+    "real 1": ("StudentT --likelihood.df 4", "AsFloat", "StudentT", {"df": 4}),
+}
+
+
+@pytest.mark.parametrize("case", SETTLED)
+def test_data_and_likelihood_settle_the_rest(case: str) -> None:
+    likelihood, observation, name, arguments = SETTLED[case]
+    kind = case.rstrip("0123456789").strip()
+    found = settled(kind, *(f"--likelihood {likelihood}".split() if likelihood else []))
+    assert found["observation"]["class_path"].endswith(f".{observation}")
+    assert found["likelihood"]["class_path"].endswith(name)
+    taken = found["likelihood"].get("init_args", {})
+    assert {key: taken[key] for key in arguments} == arguments
+
+
+FAMILIES = {
+    "real with holes": ("Normal", {}),
+    "counts with holes": ("Binomial", {"total_count": 12}),
+    "bits with holes": ("Bernoulli", {}),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_incomplete_data_take_the_family_of_what_was_seen(kind: str) -> None:
+    name, arguments = FAMILIES[kind]
+    family = settled(kind, "--likelihood", "Incomplete")["likelihood"]["init_args"]["family"]
+    assert family["class_path"].endswith(f".{name}")
+    assert {key: family["init_args"][key] for key in arguments} == arguments
+
+
+COLUMNS = ["Normal", "Bernoulli", "Categorical", "NegativeBinomial"]
+
+
+@pytest.mark.parametrize("kind", ["table", "table with holes"])
+def test_a_tables_columns_are_what_their_values_are(kind: str) -> None:
+    if kind == "table":
+        found = settled(kind, "--likelihood", "Columns")["likelihood"]["init_args"]
+    else:
+        options = ["--likelihood", "Incomplete", "--likelihood.family", "Columns"]
+        found = settled(kind, *options)["likelihood"]["init_args"]["family"]["init_args"]
+    names = [column["class_path"].rpartition(".")[2] for column in found["columns"]]
+    assert names == COLUMNS
+    assert found["columns"][2]["init_args"]["num_categories"] == 5
+
+
+SPELLINGS = [
+    "Laplace,Bernoulli,Categorical(5),Poisson",
+    "[Laplace, Bernoulli, Categorical(num_categories=5), Poisson]",
+    "[Laplace,Bernoulli,{class_path: Categorical, init_args: {num_categories: 5}},Poisson]",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("separator", [" ", "="])
+def test_columns_are_named_as_a_list(spelling: str, separator: str) -> None:
+    option = ["--likelihood.columns", spelling] if separator == " " else None
+    given = option or [f"--likelihood.columns={spelling}"]
+    found = settled("table", "--likelihood", "Columns", *given)["likelihood"]["init_args"]
+    names = [column["class_path"].rpartition(".")[2] for column in found["columns"]]
+    assert names == ["Laplace", "Bernoulli", "Categorical", "Poisson"]
+    assert found["columns"][2]["init_args"]["num_categories"] == 5
+    check_trusted({"likelihood": found}, set())
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("Laplac,Normal", "--likelihood.columns Laplac: .*did you mean Laplace"),
+        ("Categorical(n=4)", "no argument 'n'.*num_categories"),
+        ("Categorical(4", "expected a name"),
+    ],
+)
+def test_a_column_that_cannot_be_says_why(columns: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        with_lists(["--likelihood", "Columns", "--likelihood.columns", columns])
+
+
+# Names --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["prior", "likelihood", "posterior"])
+def test_pyros_distributions_are_parts_by_their_names(role: str) -> None:
+    path = named(role, "SoftLaplace")
+    assert path == "pyro_vae.components.automatic.SoftLaplace"
+    check_trusted({role: {"class_path": path}}, set())
+    module, _, name = path.rpartition(".")
+    part = getattr(__import__(module, fromlist=[name]), name)
+    assert issubclass(part, Automatic)
+    assert issubclass(part, Family)
+    with pytest.raises(ValueError, match="did you mean SoftLaplace"):
+        named(role, "SoftLaplac")
+    with pytest.raises(ValueError, match="no such part"):
+        named("network", "SoftLaplace")
+
+
+def test_our_own_families_come_before_pyros() -> None:
+    ours = {"Bernoulli", "Categorical", "ContinuousBernoulli", "Multinomial", "Normal"}
+    assert ours < set(distribution_names())
+    for name in ours:
+        assert ".automatic." not in named("likelihood", name)
+
+
+def test_names_inside_a_part_are_found_too() -> None:
+    arguments, _ = with_loaded_files(
+        [
+            "--likelihood",
+            "Incomplete",
+            "--likelihood.family",
+            "Laplace",
+            "--likelihood.help",
+            "Beta",
+        ]
+    )
+    assert arguments[3] == "pyro_vae.components.automatic.Laplace"
+    assert arguments[5] == "pyro_vae.components.automatic.Beta"
+    with pytest.raises(ValueError, match="did you mean Laplace"):
+        with_loaded_files(["--likelihood", "Incomplete", "--likelihood.family", "Laplac"])
+
+
+# Bits per dimension -------------------------------------------------------------------------------
+
+TEN_BITS = 10 + math.log2(256)
+UNITS = {
+    ("grey", "Bernoulli"): 10,
+    ("bytes", "Normal"): TEN_BITS,
+    ("bytes", "ContinuousBernoulli"): TEN_BITS,
+    ("bytes", "LogitNormal"): TEN_BITS,
+    ("bytes", "Beta"): TEN_BITS,
+    ("bytes", "ContinuousBernoulli --observation Rescale"): None,
+    ("bytes", "Categorical"): 10,
+    ("bytes", "DiscretizedLogistic"): 10,
+    ("bytes", "DiscretizedLogisticMixture"): 10,
+    ("bytes", "Normal --observation AsFloat"): None,
+    ("counts", "Poisson"): 10,
+    ("counts", "NegativeBinomial"): 10,
+    ("counts", "Multinomial"): None,
+    ("counts", "Normal"): 10 + math.log2(13),
+    ("real", "Normal"): None,
+    ("table", "Columns"): None,
+    ("unit", "Beta"): None,
+    ("counts with holes", "Incomplete"): None,
+}
+
+
+@pytest.mark.parametrize(("kind", "likelihood"), UNITS)
+def test_bits_are_those_of_the_stored_integers(kind: str, likelihood: str) -> None:
+    parser = training_parser()
+    tiny = ["--network.hidden", "[2]", "--latent", "2", "--device", "cpu"]
+    arguments, _ = with_loaded_files([*f"--likelihood {likelihood}".split(), *tiny])
+    data = data_of(kind)
+    config = parser.parse_args([*arguments, *default_arguments(parser, arguments, data)])
+    run = runs.open_run(config, parser.build(config), data)
+    found = runs._bits_per_dim(run, SimpleNamespace(bits_per_dim=10))
+    assert found == UNITS[kind, likelihood]
+
+
+def test_what_is_settled_is_written_and_not_settled_again(tmp_path) -> None:
+    found = settled("table with holes", "--likelihood", "Incomplete")
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(found))
+    assert settled("table with holes", "--config", str(path)) == found
