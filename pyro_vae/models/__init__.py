@@ -1,9 +1,17 @@
 """Short Pyro programs: a model, a guide, and nothing else of weight."""
 
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.models.semi_amortized import SemiAmortizedVAE
 from pyro_vae.models.unamortized import UnamortizedVAE
 from pyro_vae.models.vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "LadderVAE", "SemiAmortizedVAE", "UnamortizedVAE"]
+__all__ = [
+    "VAE",
+    "ConditionalVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "SemiAmortizedVAE",
+    "UnamortizedVAE",
+]
