@@ -19,7 +19,9 @@ from pyro_vae.inference import Schedule
 
 __all__ = ["Parser", "check_ranges", "command_parser", "hide_what_is_long", "training_parser"]
 
-_FILLED_IN = {"prior", "likelihood", "posterior", "event_shape", "latent_shape"}
+_FILLED_IN = {
+    "prior", "likelihood", "posterior", "event_shape", "latent_shape", "num_classes",
+}  # fmt: skip
 _AT_LEAST = {
     "latent": 1, "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
     "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,

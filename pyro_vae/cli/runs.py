@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.settled import single_numbers
-from pyro_vae.components import assemble
+from pyro_vae.components import assemble, assemble_conditional
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.data import OBSERVATION_SEED, Dequantize, Observation, observe_once
 from pyro_vae.engine.defaults import resolve_device, takes_labels
@@ -120,7 +121,15 @@ def _program(config: Any, instances: Any, data: Dataset, observation: Observatio
     if {"prior", "likelihood", "posterior"} & wanted.keys():
         seen = Data(data.train.x[:_SEEN_ROWS])
         x = observe_once(seen, observation, seed=OBSERVATION_SEED, device="cpu").x
-        shapes |= assemble(
+        build: Callable[..., dict[str, Any]] = assemble
+        if "num_classes" in wanted:
+            shapes["num_classes"] = _num_classes(data, name)
+            labels = data.train.labels
+            build = partial(
+                assemble_conditional, num_classes=shapes["num_classes"],
+                labels=None if labels is None else labels[:_SEEN_ROWS],
+            )  # fmt: skip
+        shapes |= build(
             data.event_shape, (config.latent,), prior=instances.prior,
             likelihood=instances.likelihood, posterior=instances.posterior,
             network=instances.network, encoder=instances.encoder, decoder=instances.decoder,
@@ -132,6 +141,17 @@ def _program(config: Any, instances: Any, data: Dataset, observation: Observatio
         if not callable(getattr(program, role, None)):
             raise ValueError(f"{name} has no method {role!r}: a program has model(x) and guide(x)")
     return program
+
+
+def _num_classes(data: Dataset, name: str) -> int:
+    """Return how many classes the labels of all parts count from 0 to."""
+    labels = [part.labels for part in (data.train, data.validation, data.test)]
+    if any(y is None or y.is_floating_point() or y.dim() != 1 or y.min() < 0 for y in labels):
+        raise ValueError(
+            f"--model {name}: it takes a class for each datum, 0, 1, ..., which {data.name} has "
+            "not; name data with labels, such as --data digits, or take --model VAE"
+        )
+    return 1 + max(int(y.max()) for y in labels if y is not None)
 
 
 def _own_arguments(model_class: type, config: Any, wanted: set[str]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.components.assembly import _of_data
 from pyro_vae.components.conditional import Conditional, Family, Network, Shape
 from pyro_vae.components.likelihoods import Bernoulli
-from pyro_vae.components.networks import MLP, Standardize
+from pyro_vae.components.networks import MLP
 from pyro_vae.components.posteriors import DiagonalNormal
 from pyro_vae.components.priors import StandardNormal
 
@@ -63,11 +64,11 @@ def assemble_conditional(
     width = math.prod(latent_shape) + num_classes
     decoder = Conditional(p_x, context_shape=(width,), network=network)
     if data is not None:
-        decoder.start_at(data.mean(0))
+        decoder.start_at(data.nanmean(0).nan_to_num())
     encoder = Conditional(
         posterior(latent_shape),
         context_shape=(math.prod(event_shape) + num_classes,),
-        network=partial(_joining, network, event_shape, num_classes, data),
+        network=partial(_Joining, _of_data(network, p_x, data), event_shape, num_classes),
     )
     joined = None
     if data is not None and labels is not None:
@@ -90,28 +91,19 @@ def beside(x: Tensor, y: Tensor, *, event_dim: int) -> Tensor:
     return torch.cat([flat, y.expand(*flat.shape[:-1], y.shape[-1])], -1)
 
 
-def _joining(
-    network: Network,
-    event_shape: Shape,
-    num_classes: int,
-    data: Tensor | None,
-    in_shape: Shape,
-    out_shape: Shape,
-) -> nn.Module:
-    features: nn.Module = network(event_shape, (_NUM_FEATURES,))
-    if data is not None:
-        features = nn.Sequential(Standardize.of(data), features)
-    return _Joining(features, event_shape, num_classes, out_shape)
-
-
 class _Joining(nn.Module):
     """Features of x, joined with y."""
 
     def __init__(
-        self, features: nn.Module, event_shape: Shape, num_classes: int, out_shape: Shape
+        self,
+        network: Network,
+        event_shape: Shape,
+        num_classes: int,
+        in_shape: Shape,
+        out_shape: Shape,
     ) -> None:
         super().__init__()
-        self.features = features
+        self.features = network(event_shape, (_NUM_FEATURES,))
         self.event_shape = event_shape
         self.num_classes = num_classes
         joined = (_NUM_FEATURES + num_classes,)
