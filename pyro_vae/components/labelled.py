@@ -30,6 +30,8 @@ def assemble_conditional(
     likelihood: Callable[[Shape], Family] = Bernoulli,
     posterior: Callable[[Shape], Family] = DiagonalNormal,
     network: Network = MLP,
+    encoder: Network | None = None,
+    decoder: Network | None = None,
     data: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> dict[str, nn.Module]:
@@ -47,6 +49,8 @@ def assemble_conditional(
         likelihood: Builds the family of p(x | z, y) from ``event_shape``.
         posterior: Builds the family of q(z | x, y) from ``latent_shape``.
         network: Builds a network from the shapes of an input and an output.
+        encoder: The same for x in q(z | x, y) alone, in place of ``network``.
+        decoder: The same for p(x | z, y) alone, in place of ``network``.
         data: Observations, ``[N, *event_shape]``, as in ``assemble``.
         labels: Their classes, ``[N]``; a prior that is made of data meets both.
 
@@ -62,26 +66,27 @@ def assemble_conditional(
     p_x, p_z = likelihood(event_shape), prior(latent_shape)
     p_x.meet(None, data)
     width = math.prod(latent_shape) + num_classes
-    decoder = Conditional(p_x, context_shape=(width,), network=network)
+    given_z = Conditional(p_x, context_shape=(width,), network=decoder or network)
     if data is not None:
-        decoder.start_at(data.nanmean(0).nan_to_num())
-    encoder = Conditional(
+        given_z.start_at(data.nanmean(0).nan_to_num())
+    of_data = _of_data(encoder or network, p_x, data)
+    given_x = Conditional(
         posterior(latent_shape),
         context_shape=(math.prod(event_shape) + num_classes,),
-        network=partial(_Joining, _of_data(network, p_x, data), event_shape, num_classes),
+        network=partial(_Joining, of_data, event_shape, num_classes),
     )
     joined = None
     if data is not None and labels is not None:
         one_hot = nn.functional.one_hot(labels.long(), num_classes).to(data)
         joined = beside(data, one_hot, event_dim=data.dim() - 1)
-    p_z.meet(encoder, joined)
+    p_z.meet(given_x, joined)
     table = partial(MLP, hidden=())
     return {
         "prior": p_z
         if 0 in p_z.raw_shape
         else Conditional(p_z, context_shape=(num_classes,), network=table),
-        "likelihood": decoder,
-        "posterior": encoder,
+        "likelihood": given_z,
+        "posterior": given_x,
     }
 
 
