@@ -174,6 +174,13 @@ def test_options_are_not_abbreviated(capsys):
 # What a part needs beside its own name; most need nothing.
 COMPANIONS = {
     ("model", "TopDownVAE"): "--data bytes.npy",
+    ("model", "ConditionalVAE"): "--data binary.npz",
+    ("prior", "AutoregressiveBernoulli"): "--posterior Bernoulli",
+    ("prior", "UniformSphere"): "--posterior VonMisesFisher",
+    ("prior", "VonMisesFisher"): "--posterior VonMisesFisher",
+    ("posterior", "VonMisesFisher"): "--prior UniformSphere",
+    ("posterior", "AutoregressiveBernoulli"): "--prior Bernoulli",
+    ("likelihood", "AutoregressiveBernoulli"): "--data binary.npz",
     ("prior", "Automatic"): "--prior.distribution Laplace",
     ("prior", "Bernoulli"): "--posterior Bernoulli",
     ("prior", "Binomial"): "--posterior Binomial",

@@ -222,6 +222,15 @@ def test_pseudo_inputs_start_at_rows_of_the_data_and_stay_in_its_range() -> None
     assert bool((far <= x.amax(0)).all())
 
 
+def test_pseudo_inputs_of_rows_with_missing_numbers_are_whole() -> None:
+    x = torch.rand(20, 3)
+    x[::2, 0], x[:, 2] = math.nan, math.nan
+    inputs = vamp_vae(x=x).prior.pseudo_inputs()
+    assert bool(inputs.isfinite().all())
+    assert x[1::2, 0].min() <= inputs[:, 0].min()
+    assert inputs[:, 0].max() <= x[1::2, 0].max()
+
+
 def test_more_pseudo_inputs_than_rows_differ() -> None:
     vae = vamp_vae(x=rows(3), num=10)
     assert vae.prior.pseudo_inputs().unique(dim=0).shape == (10, 4)

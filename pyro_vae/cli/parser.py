@@ -29,7 +29,7 @@ __all__ = [
 
 _FILLED_IN = {
     "prior", "likelihood", "posterior", "event_shape", "latent_shape", "latent_shapes", "priors",
-    "posteriors", "upward",
+    "posteriors", "upward", "num_classes",
 }  # fmt: skip
 _AT_LEAST = {
     "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,

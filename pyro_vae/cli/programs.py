@@ -9,7 +9,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
-from pyro_vae.components import assemble, assemble_hierarchy, assemble_ladder
+from pyro_vae.components import (
+    assemble,
+    assemble_conditional,
+    assemble_hierarchy,
+    assemble_ladder,
+)
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.data import OBSERVATION_SEED, Observation, observe_once
@@ -59,7 +64,8 @@ def build_program(
         observation: How its rows become observations.
 
     Raises:
-        ValueError: If it cannot have so many layers of latents, or is no program.
+        ValueError: If it cannot have so many layers of latents, takes classes that the data have
+            not, or is no program.
     """
     model_class = _imported(config.model.class_path)
     shapes = latent_shapes(config.latent)
@@ -72,6 +78,8 @@ def build_program(
             "size, or a program of several, such as --model HierarchicalVAE"
         )
     families = {name: getattr(instances, name) for name in _PARTS}
+    if "num_classes" in wanted:
+        families |= _classes(data, model_class.__name__)
     if takes:
         families["data"] = _seen(data, observation)
         given = {k: v for k, v in families.items() if k in takes or "**" in takes}
@@ -121,14 +129,28 @@ def _by_name(
     """Return what the names of a constructor's arguments ask for."""
     known: dict[str, Any] = {
         "event_shape": data.event_shape, "latent_shape": shapes[0], "latent_shapes": shapes,
+        "num_classes": families.get("num_classes"),
     }  # fmt: skip
     several, one = {"priors", "posteriors"}, {"prior", "likelihood", "posterior"}
     if several & wanted:
         build = assemble_ladder if "upward" in wanted else assemble_hierarchy
         known |= build(data.event_shape, shapes, data=_seen(data, observation), **families)
     elif one & wanted:
-        known |= assemble(data.event_shape, shapes[0], data=_seen(data, observation), **families)
+        given: Any = assemble_conditional if "num_classes" in wanted else assemble
+        known |= given(data.event_shape, shapes[0], data=_seen(data, observation), **families)
     return {name: value for name, value in known.items() if name in wanted}
+
+
+def _classes(data: Dataset, name: str) -> dict[str, Any]:
+    """Return how many classes the labels of all parts count from 0 to, and the first labels."""
+    labels: list[Any] = [part.labels for part in (data.train, data.validation, data.test)]
+    if any(y is None or y.is_floating_point() or y.dim() != 1 or y.min() < 0 for y in labels):
+        raise ValueError(
+            f"--model {name}: it takes a class for each datum, 0, 1, ..., which {data.name} has "
+            "not; name data with labels, such as --data digits, or take --model VAE"
+        )
+    num_classes = 1 + max(int(y.max()) for y in labels)
+    return {"num_classes": num_classes, "labels": labels[0][:_SEEN_ROWS]}
 
 
 def _seen(data: Dataset, observation: Observation) -> Tensor:

@@ -18,6 +18,7 @@ from pyro_vae.components.images import (
     DiscretizedLogisticMixture,
     LogitNormal,
 )
+from pyro_vae.components.labelled import assemble_conditional
 from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.components.mixtures import MixtureOfNormals, VampPrior
 from pyro_vae.components.networks import (
@@ -112,6 +113,7 @@ __all__ = [
     "VampPrior",
     "VonMisesFisher",
     "assemble",
+    "assemble_conditional",
     "assemble_hierarchy",
     "assemble_ladder",
     "glorot",

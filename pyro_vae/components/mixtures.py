@@ -195,10 +195,10 @@ class VampPrior(Family):
 
     a and b are the smallest and largest of the data: in each column of vectors, over all pixels
     of images. The pseudo-inputs start at rows of the data, drawn in to a twentieth of the range
-    from its ends, where they would not move. The prior takes part in the training of q: its
-    parameters are the encoder's, which is run on the pseudo-inputs once for every call. With
-    normal posteriors of independent coordinates no tensor has an entry for every datum,
-    pseudo-input and dimension.
+    from its ends, where they would not move; what is missing (NaN) starts in the middle. The prior
+    takes part in the training of q: its parameters are the encoder's, which is run on the
+    pseudo-inputs once for every call. With normal posteriors of independent coordinates no tensor
+    has an entry for every datum, pseudo-input and dimension.
 
     Args:
         event_shape: The shape of one latent.
@@ -256,17 +256,17 @@ class VampPrior(Family):
 
     @torch.no_grad()
     def _start_at(self, data: Tensor) -> None:
-        if data.dim() == 2:
-            low, high = data.amin(0), data.amax(0)
-        else:
-            low, high = data.min(), data.max()
-        self.register_buffer("low", low.clone())
-        self.register_buffer("width", (high - low).clone())
+        known = data.isfinite()
+        axes = (0,) if data.dim() == 2 else tuple(range(data.dim()))
+        low = torch.where(known, data, math.inf).amin(axes)
+        high = torch.where(known, data, -math.inf).amax(axes)
+        self.register_buffer("low", torch.where(low <= high, low, 0.0))
+        self.register_buffer("width", (high - low).clamp(min=0))
         rows = torch.randperm(len(data))
         times = -(-self.num_pseudo_inputs // len(data))
         chosen = data[rows.repeat(times)[: self.num_pseudo_inputs].to(data.device)]
-        place = (chosen - low) / torch.where(self.width > 0, self.width, 1.0)
-        logits = torch.logit(_MARGIN + (1 - 2 * _MARGIN) * place)
+        place = (chosen - self.low) / torch.where(self.width > 0, self.width, 1.0)
+        logits = torch.logit(_MARGIN + (1 - 2 * _MARGIN) * place.nan_to_num(0.5))
         # Rows that are there twice come apart.
         self.raw_inputs = nn.Parameter(logits + _MARGIN * torch.randn_like(logits))
 

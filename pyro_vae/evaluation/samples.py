@@ -7,6 +7,7 @@ mean. Functions of the model alone take ``x_like``: data whose rows tell shape, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -373,7 +374,8 @@ def _center(fn: Any) -> Tensor:
     if mean is not None:
         return mean
     if fn.support.is_discrete:
-        return fn.mode
+        with suppress(NotImplementedError):
+            return fn.mode
     return fn.sample((_NUM_DRAWS,)).mean(0)
 
 
