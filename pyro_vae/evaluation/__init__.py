@@ -22,6 +22,7 @@ from pyro_vae.evaluation.latents import (
     posterior_means,
     unit_activity,
 )
+from pyro_vae.evaluation.layers import reconstruct_from_top, resample_below
 from pyro_vae.evaluation.likelihood import (
     Bound,
     ImportanceEstimate,
@@ -76,7 +77,9 @@ __all__ = [
     "posterior_means",
     "prior_samples",
     "reconstruct",
+    "reconstruct_from_top",
     "refine",
+    "resample_below",
     "sample_posterior",
     "traverse",
     "unit_activity",

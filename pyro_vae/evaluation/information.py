@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.evaluation.batching import batches, check_counts, checked, double
 from pyro_vae.evaluation.latents import independent_units, rows_first
-from pyro_vae.evaluation.likelihood import batches, check_counts, checked, double
-from pyro_vae.evaluation.samples import substituted
+from pyro_vae.evaluation.substitution import substituted
 from pyro_vae.inference.program import Layout, Program, is_invertible
 from pyro_vae.inference.terms import log_densities
 
