@@ -262,7 +262,7 @@ def layer_bars(layers: Mapping[str, tuple[Tensor, Tensor]], *, threshold: float 
     figure = _figure(9, 0.6 + 2.6 * len(layers))
     for number, (name, (kl, activity)) in enumerate(layers.items(), start=1):
         _draw_units(
-            figure, (len(layers), 1, number), kl, activity, threshold, f"KL per unit, {name}"
+            figure, (len(layers), 1, number), kl, activity, threshold, f"KL per unit of {name}"
         )
     return figure
 

@@ -231,6 +231,7 @@ NUMBERS = {
     "num_diagnosed": _Number(
         "test data of these estimates", _count, "The first ones of the test data."
     ),
+    "num_simulated": _Number("data simulated for the bracket", _count, "By the model."),
     "num_test": _Number("test data", _count, "Data behind every test number, never trained on."),
     "num_parameters": _Number("trainable parameters", _count, "Of model and guide together."),
     "epochs": _Number("epochs", _count, "Passes over the training data."),

@@ -107,6 +107,8 @@ def _center(fn: Any) -> Tensor:
 
 
 def _cooled(name: str, fn: Any, temperature: float) -> Tensor:
+    if isinstance(fn, torch.distributions.Independent):
+        return _cooled(name, fn.base_dist, temperature)
     if isinstance(fn, torch.distributions.TransformedDistribution):
         value = _cooled(name, fn.base_dist, temperature)
         for transform in fn.transforms:
