@@ -19,7 +19,7 @@ from pyro_vae.evaluation import (
 )
 from pyro_vae.evaluation.annealing import temperatures
 from pyro_vae.evaluation.latent_space import LatentSpace
-from pyro_vae.evaluation.samples import alone
+from pyro_vae.evaluation.substitution import alone
 from pyro_vae.inference import Program, site_terms
 
 

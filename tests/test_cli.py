@@ -351,6 +351,30 @@ def test_evaluating_repeats_the_results_exactly(trained, copy, capsys):
     assert "test ELBO" in capsys.readouterr().out
 
 
+def test_evaluating_by_annealing_adds_its_numbers(trained, copy, capsys):
+    small = ["--num-data", "3", "--num-temperatures", "2", "--num-chains", "2"]
+    assert main(["evaluate", str(copy), "--ais", "--gaps", *small]) == 0
+    table = table_of(capsys.readouterr().out)
+    for name in ("log-likelihood by annealing (nats per datum)", "inference gap (nats per datum)"):
+        assert re.fullmatch(r"-?[\d.]+ \+- [\d.]+", table[name])
+    found = json.loads((copy / "results.json").read_text())
+    before = json.loads((trained / "results.json").read_text())
+    assert found.items() >= before.items()
+    gap, of_family, of_encoder = (
+        found[f"{part}_gap_nats"] for part in ("inference", "approximation", "amortization")
+    )
+    assert gap == pytest.approx(of_family + of_encoder)
+    assert (found["num_diagnosed"], found["num_simulated"]) == (3, 1)
+    assert found["verdict"][0].startswith("layer z is ")
+
+
+def test_too_few_temperatures_are_refused_before_anything_is_written(copy, capsys):
+    before = (copy / "results.json").read_bytes()
+    assert main(["evaluate", str(copy), "--ais", "--num-temperatures", "1"]) == 2
+    assert "--num-temperatures 1: give 2 or more" in capsys.readouterr().err
+    assert (copy / "results.json").read_bytes() == before
+
+
 def test_samples_are_written_and_depend_on_the_seed(copy, tmp_path, capsys):
     drawn = []
     for seed in ("0", "0", "1"):

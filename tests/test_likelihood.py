@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae.evaluation import elbo, importance_sampling, likelihood, log_likelihood
-from pyro_vae.evaluation.likelihood import pairs_at_once
+from pyro_vae.evaluation.batching import pairs_at_once
 from pyro_vae.inference import Program, ProgramError
 
 

@@ -46,6 +46,10 @@ FIGURES = {
     "manifold": lambda: plots.manifold(torch.rand(3, 3, 1, 4, 4)),
     "latent_scatter": lambda: plots.latent_scatter(torch.rand(9, 2), title="t"),
     "unit_bars": lambda: plots.unit_bars(torch.rand(5), torch.rand(5)),
+    "layer_bars": lambda: plots.layer_bars(
+        {"z1": (torch.rand(5), torch.rand(5)), "z2": (torch.rand(3), torch.rand(3))}
+    ),
+    "rate_distortion": lambda: plots.rate_distortion({"1": (20.0, 70.0), "4": (8.0, 90.0)}),
     "rows": lambda: plots.rows(torch.rand(5, 3), {"mean": torch.rand(4, 3)}, title="t"),
 }
 
@@ -309,6 +313,36 @@ def test_bars_that_are_not_finite_are_counted():
     plots.png(figure)
     assert "2 not finite, left out" in texts(figure)
     assert any("1.00 nats" in text for text in texts(figure))
+
+
+def test_each_layer_has_a_panel_of_its_own():
+    layers = {"z1": (torch.tensor([1.0, 2.0]), torch.ones(2)), "z2": (torch.zeros(3),) * 2}
+    figure = plots.layer_bars(layers)
+    assert [len(axes.patches) for axes in figure.axes] == [2, 3]
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [2.0, 1.0]
+    assert "KL per unit of z1: 2 of 2 active, 3.00 nats in all" in texts(figure)
+    assert "KL per unit of z2: 0 of 3 active, 0.00 nats in all" in texts(figure)
+    with pytest.raises(ValueError, match="no layer"):
+        plots.layer_bars({})
+
+
+def test_rate_and_distortion_are_joined_by_rising_rate_and_named():
+    points = {"beta 4": (5.0, 90.0), "beta 1": (20.0, 70.0), "beta 2": (10.0, 80.0)}
+    figure = plots.rate_distortion(points)
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata().tolist() == [5.0, 10.0, 20.0]
+    assert line.get_ydata().tolist() == [90.0, 80.0, 70.0]
+    assert {"beta 1", "beta 2", "beta 4"} <= set(texts(figure))
+    # Two models have the same ELBO, and so one dotted line.
+    assert len(figure.axes[0].lines) == 1 + 2
+
+
+def test_points_of_a_curve_that_are_not_finite_are_counted():
+    figure = plots.rate_distortion({"a": (math.nan, 1.0), "b": (2.0, math.inf)})
+    plots.png(figure)
+    assert "2 not finite, left out" in texts(figure)
+    with pytest.raises(ValueError, match="no point"):
+        plots.rate_distortion({})
 
 
 def test_bars_of_two_lengths_are_refused():

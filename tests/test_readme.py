@@ -93,6 +93,7 @@ def test_every_option_exists():
     known = {name for action in training_parser()._actions for name in action.option_strings}
     known |= {name for action in comparison_parser()._actions for name in action.option_strings}
     known |= {"--num-samples", "--num", "--mean"}  # of evaluate and sample
+    known |= {"--ais", "--gaps", "--num-temperatures", "--num-chains", "--num-data"}
     known |= {"--scale", "--epoch", "--rounds", "--no-curves"}  # of the experiments
     mentioned = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", TEXT))
     assert len(mentioned) > 15

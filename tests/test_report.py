@@ -161,6 +161,18 @@ def test_unknown_keys_are_shown_under_their_own_names():
     }
 
 
+def test_a_part_is_written_beside_its_whole():
+    results = {"mutual_information_nats": 5.1, "mutual_information_ceiling": 5.19}
+    assert list(cells(table(results)).values()) == ["5.10 of at most 5.19"]
+
+
+def test_the_verdict_is_below_the_numbers_and_not_among_them(tmp_path):
+    results = {**RESULTS, "verdict": ["layer z <is> unused", "try something"]}
+    assert table(results) == table(RESULTS)
+    text = report(tmp_path, results=results)
+    assert "<p>layer z &lt;is&gt; unused</p>\n<p>try something</p>" in text
+
+
 def test_an_empty_table_is_empty():
     assert table({}) == ""
 

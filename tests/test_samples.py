@@ -289,3 +289,54 @@ def test_mistakes_name_what_was_given(x):
     with pytest.raises(ValueError, match="no latent site 'w'"):
         traverse(model, guide, x, site="w")
     assert math.isfinite(traverse(model, guide, x[:1]).sum())
+
+
+# Temperature --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+def test_temperature_scales_the_distance_from_the_priors_mean(temperature, x):
+    found = prior_samples(model, x, 4000, temperature=temperature)
+    torch.testing.assert_close(found.mean(0), BIAS, rtol=0, atol=0.15)
+    expected = temperature**2 * WEIGHT.T @ WEIGHT
+    torch.testing.assert_close(found.T.cov(), expected, rtol=0.1, atol=0.05)
+
+
+def test_temperature_acts_from_layer_to_layer_and_in_the_base_of_a_flow(x):
+    def chain(x):
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.LogNormal(0.5 * torch.ones(3), 1.0).to_event(1))
+            z1 = pyro.sample("z1", dist.Normal(z2, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z1, 1.0).to_event(1), obs=x)
+
+    at_zero = prior_samples(chain, x, 3, temperature=0.0)
+    torch.testing.assert_close(at_zero, torch.full((3, 3), 0.5).exp())
+    spread = prior_samples(chain, x, 4000, temperature=0.2).std(0)
+    moment = dist.LogNormal(0.5, 0.2).variance + 0.04
+    torch.testing.assert_close(spread**2, moment.expand(3), rtol=0.15, atol=0.0)
+
+
+def bits(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(3)).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def heavy(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Cauchy(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("function", "temperature", "message"),
+    [
+        (bits, 0.5, "temperature=0.5: the distribution of site 'z' is discrete or has no mean"),
+        (heavy, 0.5, "temperature=0.5: the distribution of site 'z' is discrete or has no mean"),
+        (model, 1.5, "temperature=1.5: it lies between 0, all means, and 1"),
+        (model, -0.1, "temperature=-0.1: it lies between"),
+    ],
+)
+def test_temperatures_that_mean_nothing_are_refused(function, temperature, message, x):
+    with pytest.raises(ValueError, match=message):
+        prior_samples(function, x, 3, temperature=temperature)

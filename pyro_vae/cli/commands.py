@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jsonargparse import Namespace
@@ -18,6 +19,7 @@ from jsonargparse import Namespace
 from pyro_vae import datasets
 from pyro_vae.cli import parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
+from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import latent_shapes
@@ -47,16 +49,17 @@ def train(arguments: list[str]) -> None:
     with contextlib.nullcontext() if resumed is not None else _new_folder(out, text):
         _announce(run, out)
         done = runs.train(run, instances, out=out, resume=resumed is not None)
-    _tell(run, done, out, text, config.num_samples)
+    _tell(run, done, out, text, config.num_samples, {})
 
 
 def evaluate(arguments: list[str]) -> None:
     """Judge a trained run anew."""
     parser = _run_parser("evaluate", "Judge a trained run anew, and rewrite its report.")
     parser.add_argument("--num-samples", type=int, help="importance samples a datum for log p(x)")
+    add_diagnosis(parser)
     run, done, folder, options, text = _opened(parser, arguments)
     num_samples = options.num_samples or run.config.num_samples
-    _tell(run, done, folder, text, num_samples)
+    _tell(run, done, folder, text, num_samples, diagnose(run, options))
 
 
 def sample(arguments: list[str]) -> None:
@@ -270,9 +273,12 @@ def _announce(run: runs.Run, out: Path) -> None:
     )
 
 
-def _tell(run: runs.Run, done: Fit, out: Path, config: str, num_samples: int) -> None:
-    results = runs.judge(run, done, num_samples=num_samples)
+def _tell(
+    run: runs.Run, done: Fit, out: Path, config: str, num_samples: int, diagnosis: dict[str, Any]
+) -> None:
+    results = runs.judge(run, done, num_samples=num_samples) | diagnosis
     drawn = pictures.draw(run, done, out / "pictures")
     runs.tell(run, done, results, drawn, out, config)
     print(report.table(results))
+    print("", *results["verdict"], sep="\n")
     print(f"\nreport: {out / 'report.html'}")

@@ -19,6 +19,7 @@ _DRAWN_ROWS = 2_000
 _NUM_UNITS = 8
 _SPAN = 3.0
 _NUM_STEPS = 10
+_TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
 
 
 def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path]]:
@@ -31,10 +32,7 @@ def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path]]:
     figures |= _reconstructions(run, test)
     if _is_image(test[0]) and len(test) == 1:
         figures |= _of_images(run, test[0], activity)
-    for name, site in activity.items():
-        if site.kl_nats is not None:
-            caption = f"KL of each unit of {name}: {site.num_active} active"
-            figures[f"units_{name}"] = (caption, plots.unit_bars(site.kl_nats, site.activity))
+    figures |= _units(activity)
     figures["latents"] = ("Posterior means of test data", _scatter(run, test))
     return [(caption, _saved(figure, folder / name)) for name, (caption, figure) in figures.items()]
 
@@ -92,6 +90,9 @@ def _of_images(
             ),
         ),
     }
+    figures |= _cooled(run, x, limits)
+    if len(activity) > 1:
+        figures |= _of_layers(run, x, limits)
     if len(activity) == 1 and first.activity.numel() == 2:
         grid = evaluation.manifold(model, x[:1])
         figures["manifold"] = (
@@ -99,6 +100,60 @@ def _of_images(
             plots.manifold(grid, limits=limits),
         )
     return figures
+
+
+def _of_layers(run: Run, x: Tensor, limits: tuple[float, float]) -> dict[str, tuple[str, Any]]:
+    """Draw what the upper layers of a hierarchy decide, and what the lower ones leave open."""
+    model, guide = run.program.model, run.program.guide
+    below = evaluation.resample_below(model, x[:1], num_samples=_NUM_STEPS)
+    seen = evaluation.reconstruct_from_top(model, guide, x[:_NUM_STEPS])
+    labels = [f"top {number}" for number in range(1, len(below) + 1)]
+    return {
+        "layers_samples": (
+            "Samples with the uppermost layers fixed, and the others redrawn",
+            plots.image_grid(
+                below, title="Upper layers fixed, the others redrawn", row_labels=labels,
+                limits=limits,
+            ),
+        ),
+        "layers_reconstructions": (
+            "Test data, and what the uppermost layers alone know of them",
+            plots.image_grid(
+                torch.cat([x[None, :_NUM_STEPS].cpu(), seen]), limits=limits,
+                title="Upper layers from the data, the others from the model",
+                row_labels=["data", *labels],
+            ),
+        ),
+    }  # fmt: skip
+
+
+def _cooled(run: Run, x: Tensor, limits: tuple[float, float]) -> dict[str, tuple[str, Any]]:
+    """Draw samples at several temperatures; nothing where a prior has no mean."""
+    try:
+        images = torch.stack(
+            [
+                evaluation.prior_samples(run.program.model, x[:1], _NUM_STEPS, temperature=value)
+                for value in _TEMPERATURES
+            ]
+        )
+    except ValueError:
+        return {}
+    labels = [f"{value:g}" for value in _TEMPERATURES]
+    title = "From the prior, by temperature"
+    figure = plots.image_grid(images, title=title, row_labels=labels, limits=limits)
+    caption = "Means of x for latents drawn nearer to the prior's mean, by a factor"
+    return {"temperatures": (caption, figure)}
+
+
+def _units(activity: dict[str, UnitActivity]) -> dict[str, tuple[str, Any]]:
+    """Draw the KL of the units of all layers that have one."""
+    known = {name: site for name, site in activity.items() if site.kl_nats is not None}
+    if not known:
+        return {}
+    bars = {name: (site.kl_nats, site.activity) for name, site in known.items() if
+            site.kl_nats is not None}  # fmt: skip
+    counts = ", ".join(f"{site.num_active} of {name}" for name, site in known.items())
+    return {"units": (f"KL of each unit; active: {counts}", plots.layer_bars(bars))}
 
 
 def _scatter(run: Run, test: tuple[Tensor, ...]) -> Any:

@@ -35,6 +35,7 @@ _OF_LEVELS = {
     "Rescale": "integers",
 }
 _SEEN_ROWS = 10_000
+_COMPARED_ROWS = 1_000  # each with each
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,28 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "bits_per_dim": _bits_per_dim(run, bound),
         "active_units": sum(site.num_active for site in activity.values()),
         "num_units": sum(site.activity.numel() for site in activity.values()),
+        **_information(run),
         "probe_accuracy": _probe_accuracy(run),
         "num_parameters": _num_parameters(run),
         "epochs": done.epochs,
         "steps": done.steps,
         "seconds": done.seconds,
         "num_test": len(x),
+        "verdict": evaluation.verdict(activity, bound.kl_nats),
+    }
+
+
+def _information(run: Run) -> dict[str, Any]:
+    """Return what the latents tell of the first test data; nothing if a flow has no inverse."""
+    args = tuple(argument[:_COMPARED_ROWS] for argument in run.test())
+    try:
+        found = evaluation.mutual_information(run.program.model, run.program.guide, *args)
+    except ValueError:
+        return {}
+    return {
+        "mutual_information_nats": found.nats,
+        "mutual_information_ceiling": found.ceiling,
+        "aggregate_kl_nats": found.aggregate_kl,
     }
 
 

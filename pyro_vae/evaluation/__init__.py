@@ -10,6 +10,11 @@ from pyro_vae.evaluation.comparison import compare
 from pyro_vae.evaluation.comparison_record import Comparison
 from pyro_vae.evaluation.gaps import Gaps, inference_gaps
 from pyro_vae.evaluation.gradients import Estimate, Gradients, draw_gradients
+from pyro_vae.evaluation.information import (
+    Information,
+    LayerInformation,
+    mutual_information,
+)
 from pyro_vae.evaluation.latents import (
     UnitActivity,
     embed,
@@ -17,6 +22,7 @@ from pyro_vae.evaluation.latents import (
     posterior_means,
     unit_activity,
 )
+from pyro_vae.evaluation.layers import reconstruct_from_top, resample_below
 from pyro_vae.evaluation.likelihood import (
     Bound,
     ImportanceEstimate,
@@ -38,6 +44,7 @@ from pyro_vae.evaluation.samples import (
     reconstruct,
     traverse,
 )
+from pyro_vae.evaluation.verdict import verdict
 
 __all__ = [
     "AnnealedEstimate",
@@ -48,6 +55,8 @@ __all__ = [
     "Gaps",
     "Gradients",
     "ImportanceEstimate",
+    "Information",
+    "LayerInformation",
     "PosteriorSamples",
     "Refinement",
     "UnitActivity",
@@ -64,11 +73,15 @@ __all__ = [
     "linear_probe",
     "log_likelihood",
     "manifold",
+    "mutual_information",
     "posterior_means",
     "prior_samples",
     "reconstruct",
+    "reconstruct_from_top",
     "refine",
+    "resample_below",
     "sample_posterior",
     "traverse",
     "unit_activity",
+    "verdict",
 ]

@@ -24,19 +24,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.engine.warning import warn
-from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
-from pyro_vae.evaluation.latent_space import LatentSpace, Path
-from pyro_vae.evaluation.latents import rows_first
-from pyro_vae.evaluation.likelihood import (
+from pyro_vae.evaluation.batching import (
     batches,
     check_counts,
     checked,
     cycled,
     double,
-    importance_estimate,
     pairs_at_once,
 )
-from pyro_vae.evaluation.samples import alone, substituted
+from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
+from pyro_vae.evaluation.latent_space import LatentSpace, Path
+from pyro_vae.evaluation.latents import rows_first
+from pyro_vae.evaluation.likelihood import importance_estimate
+from pyro_vae.evaluation.substitution import alone, substituted
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
 
@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 _STEEPNESS = 4.0
-_WARM_UP, _WARM_UP_RATE = 10, 0.5
-_PILOT_SHARE, _FEWEST_PILOT, _PILOT_RATE = 5, 20, 0.2
+_WARM_UP = 10
+_PILOT_SHARE, _FEWEST_PILOT, _PILOT_RATE = 5, 30, 0.5
 _WIDE = 1.0
 
 
@@ -359,9 +359,8 @@ class _Annealing:
         for number, beta in enumerate([*[self._pilot_betas[0]] * _WARM_UP, *self._pilot_betas[1:]]):
             density = self._path.density(beta, rows)
             point, acceptance = self._moved(density, density(position), step_size)
-            rate = _WARM_UP_RATE if number < _WARM_UP else _PILOT_RATE
             target = self.settings.target_acceptance
-            step_size = adapted(step_size, acceptance, target=target, rate=rate)
+            step_size = adapted(step_size, acceptance, target=target, rate=_PILOT_RATE)
             position = point.position
             if number >= _WARM_UP - 1:
                 kept.append(step_size.log().unflatten(0, (-1, self.settings.num_chains)).mean(1))

@@ -37,6 +37,7 @@ from pyro_vae.engine.defaults import (
 from pyro_vae.engine.loop import fit
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
+from pyro_vae.evaluation.batching import batches, check_counts
 from pyro_vae.evaluation.comparison_record import (
     Comparison,
     PartOfGradient,
@@ -45,7 +46,7 @@ from pyro_vae.evaluation.comparison_record import (
     named,
 )
 from pyro_vae.evaluation.gradients import Estimate, Gradients, draw_gradients, own_bound
-from pyro_vae.evaluation.likelihood import batches, check_counts, elbo, importance_sampling
+from pyro_vae.evaluation.likelihood import elbo, importance_sampling
 from pyro_vae.evaluation.snapshots import Watch, Weights, steps_of_a_curve
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program

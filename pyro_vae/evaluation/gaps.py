@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.evaluation.annealing import AnnealedEstimate, annealed_importance_sampling
-from pyro_vae.evaluation.likelihood import ImportanceEstimate, double, importance_sampling
+from pyro_vae.evaluation.batching import double
+from pyro_vae.evaluation.likelihood import ImportanceEstimate, importance_sampling
 from pyro_vae.evaluation.refinement import refine
 
 __all__ = ["Gaps", "best_estimate", "inference_gaps"]

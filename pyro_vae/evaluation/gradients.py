@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.svi import SVI
-from pyro_vae.evaluation.likelihood import check_counts, checked
+from pyro_vae.evaluation.batching import check_counts, checked
 from pyro_vae.inference import objectives
 from pyro_vae.inference.detached import split_terms
 from pyro_vae.inference.importance import Renyi

@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae.evaluation.likelihood import batches, check_counts, checked, pairs_at_once
+from pyro_vae.evaluation.batching import batches, check_counts, checked, pairs_at_once
 from pyro_vae.inference.program import Layout, Program
 
 __all__ = [

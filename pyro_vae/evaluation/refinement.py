@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.engine.replaying import Replayed
+from pyro_vae.evaluation.batching import batches, check_counts, checked, double, pairs_at_once
 from pyro_vae.evaluation.hmc import adapted, first_step_sizes, transition
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
-from pyro_vae.evaluation.likelihood import batches, check_counts, checked, double, pairs_at_once
 from pyro_vae.evaluation.offsets import Offsets, free_offsets
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support

@@ -75,6 +75,7 @@ def write_report(
         results: ``test_elbo_nats`` with ``test_elbo_standard_error``, ``test_rate_nats``,
             ``test_distortion_nats``, ``test_log_likelihood_nats`` and so on, all optional; nats
             are per datum. A key that this module does not know is shown under its own name.
+            ``verdict`` is a list of lines, shown below the numbers.
         history: One record per epoch, as ``plots.curves`` takes it; the curves are drawn here
             unless a picture named ``curves.png`` has them.
         pictures: Captions and PNG files, in the order of the page; a file that is missing or no
@@ -94,6 +95,7 @@ def write_report(
         title=_text(title),
         style=STYLE,
         results="\n".join(map(_result, _rows(results))),
+        verdict="\n".join(f"<p>{_text(line)}</p>" for line in _verdict(results)),
         figures="\n".join(["<h2>Pictures</h2>", *figures] if figures else []),
         command=f"<h2>Repeat this run</h2>\n<pre>{_text(command, lines=True)}</pre>"
         if command
@@ -156,6 +158,18 @@ NUMBERS = {
         "Units whose posterior mean varies over the data by a variance of more than 0.01 "
         "(Burda, Grosse, Salakhutdinov, 2016).",
     ),
+    "mutual_information_nats": _Number(
+        "mutual information of data and latents (nats)",
+        _nats,
+        "What z tells which of the test data it was drawn from; at most the logarithm of their "
+        "number (Hoffman, Johnson, 2016).",
+    ),
+    "aggregate_kl_nats": _Number(
+        "KL of the aggregate posterior (nats)",
+        _nats,
+        "KL of the mixture of these data's posteriors from the prior: the rate less the mutual "
+        "information.",
+    ),
     "probe_accuracy": _Number(
         "linear probe accuracy",
         _percent,
@@ -172,6 +186,52 @@ NUMBERS = {
         "1 / sum of squared normalised importance weights, median over the test data; near 1, "
         "the log-likelihood is too low.",
     ),
+    "annealed_log_likelihood_nats": _Number(
+        "log-likelihood by annealing (nats per datum)",
+        _nats,
+        "log p(x) of the first test data by annealed importance sampling, from the guide, or from "
+        "the prior where the guide is a flow without an inverse; in expectation a lower bound that "
+        "tightens with the number of temperatures (Neal, 2001).",
+    ),
+    "sampled_log_likelihood_nats": _Number(
+        "the same by importance sampling",
+        _nats,
+        "log p(x) of the same data with the guide as proposal; the larger of the two is nearer.",
+    ),
+    "bracket_nats": _Number(
+        "width of annealing's bracket (nats per datum)",
+        _nats,
+        "How far apart the lower and the upper bound on log p(x) are, on data that the model "
+        "simulated: how far off annealing can be (Grosse, Ghahramani, Adams, 2015).",
+    ),
+    "inference_gap_nats": _Number(
+        "inference gap (nats per datum)",
+        _nats,
+        "log p(x), by the larger estimate, less the ELBO (Cremer, Li, Duvenaud, 2018).",
+    ),
+    "approximation_gap_nats": _Number(
+        "of it, by the guide's family", _nats, "log p(x) less the ELBO of each datum's best q."
+    ),
+    "amortization_gap_nats": _Number(
+        "of it, by the encoder",
+        _nats,
+        "The ELBO of each datum's best q of the family, less the encoder's.",
+    ),
+    "annealing_acceptance": _Number(
+        "acceptance of annealing's moves",
+        _percent,
+        "By Hamiltonian Monte Carlo; about 65 % is good.",
+    ),
+    "annealing_effective_sample_size": _Number(
+        "effective chains (median)",
+        _count,
+        "1 / sum of squared normalised weights of a datum's chains; near 1, anneal more slowly.",
+    ),
+    "num_temperatures": _Number("temperatures", _count, "Steps from the prior to p(x, z)."),
+    "num_diagnosed": _Number(
+        "test data of these estimates", _count, "The first ones of the test data."
+    ),
+    "num_simulated": _Number("data simulated for the bracket", _count, "By the model."),
     "num_test": _Number("test data", _count, "Data behind every test number, never trained on."),
     "num_parameters": _Number("trainable parameters", _count, "Of model and guide together."),
     "epochs": _Number("epochs", _count, "Passes over the training data."),
@@ -181,12 +241,25 @@ NUMBERS = {
 PARTNERS = {
     "test_elbo_standard_error": "test_elbo_nats",
     "test_log_likelihood_standard_error": "test_log_likelihood_nats",
+    "annealed_log_likelihood_standard_error": "annealed_log_likelihood_nats",
+    "sampled_log_likelihood_standard_error": "sampled_log_likelihood_nats",
+    "bracket_standard_error": "bracket_nats",
+    "inference_gap_standard_error": "inference_gap_nats",
+    "approximation_gap_standard_error": "approximation_gap_nats",
+    "amortization_gap_standard_error": "amortization_gap_nats",
     "num_units": "active_units",
+    "mutual_information_ceiling": "mutual_information_nats",
+    "num_chains": "annealing_effective_sample_size",
+}
+_WHOLES = {
+    "num_units": "of {}",
+    "num_chains": "of {}",
+    "mutual_information_ceiling": "of at most {}",
 }
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[_Row]:
-    flat = dict(_flat(results))
+    flat = {key: value for key, value in _flat(results) if key != "verdict"}
     hidden = {part for part, whole in PARTNERS.items() if whole in flat}
     for key in [
         *(key for key in NUMBERS if key in flat),
@@ -212,8 +285,9 @@ def _value(key: str, results: Mapping[str, Any], write: Callable[[float], str]) 
     number, beside = _number(results[key]), _number(results.get(partner))
     if number is None or not math.isfinite(number) or beside is None:
         return text
-    if partner == "num_units":
-        return f"{text} of {_written(beside, _count)}"
+    if partner in _WHOLES:
+        whole = _written(beside, _count if partner.startswith("num_") else write)
+        return f"{text} {_WHOLES[partner].format(whole)}"
     if math.isfinite(beside):
         write = f"{{:,.{_places(beside)}f}}".format
     return f"{_written(number, write)} +- {_written(beside, write)}"
@@ -251,6 +325,12 @@ def _plain(value: float) -> str:
 
 def _one_line(value: Any) -> str:
     return re.sub(r"\s+", " ", str(value)).strip()
+
+
+def _verdict(results: Mapping[str, Any]) -> list[Any]:
+    """Return the lines in words."""
+    lines = results.get("verdict")
+    return list(lines) if isinstance(lines, (list, tuple)) else []
 
 
 # The page --------------------------------------------------------------------------------------
@@ -334,6 +414,7 @@ PAGE = """<!DOCTYPE html>
 {results}
 </table>
 <p><small>&plusmn; is one standard error.</small></p>
+{verdict}
 {figures}
 {command}
 <h2>Provenance</h2>

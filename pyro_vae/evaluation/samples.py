@@ -7,31 +7,26 @@ mean. Functions of the model alone take ``x_like``: data whose rows tell shape, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.evaluation.batching import batches, check_counts, checked, cycled, pairs_at_once
 from pyro_vae.evaluation.latents import independent_units, mean_of, rows_first, unit_activity
-from pyro_vae.evaluation.likelihood import batches, check_counts, checked, cycled, pairs_at_once
+from pyro_vae.evaluation.substitution import NUM_DRAWS, alone, site_rows, substituted
 from pyro_vae.inference.program import Layout, Program
 
 __all__ = [
-    "alone",
+    "codes",
     "decode",
+    "generate",
     "interpolate",
     "manifold",
     "prior_samples",
     "reconstruct",
-    "substituted",
     "traverse",
 ]
-
-# Of a latent that has no mean of its own, and of a prior that has no variance.
-_NUM_DRAWS = 256
 
 
 def reconstruct(
@@ -60,8 +55,8 @@ def reconstruct(
     program = Program(model, guide)
     layout = program.check(*args)
     with program.evaluating(seed=seed):
-        values = _codes(program, layout, args, stochastic=stochastic)
-        return _generate(program, layout, values, args, stochastic=stochastic)
+        values = codes(program, layout, args, stochastic=stochastic)
+        return generate(program, layout, values, args, stochastic=stochastic)
 
 
 def prior_samples(
@@ -70,6 +65,7 @@ def prior_samples(
     num_samples: int,
     *labels: Tensor,
     stochastic: bool = False,
+    temperature: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
     """Return data of latents drawn from the prior, ``[num_samples, *event_shape]``.
@@ -80,18 +76,27 @@ def prior_samples(
         num_samples: How many.
         labels: ``[N, ...]`` each, where the model takes them; repeated in turn.
         stochastic: Draw from p(x | z) instead of taking its mean.
+        temperature: t, in [0, 1]: each latent's distance from its mean is t times that of a draw,
+            from layer to layer; of a flow, that of its base. Below 1, samples are more typical
+            than the model's and less varied.
         seed: Of the draws; the random state outside is not touched.
 
     Raises:
-        ValueError: If ``num_samples`` is less than 1, ``x_like`` is empty, or the model breaks
-            the convention.
+        ValueError: If a number is out of range, ``x_like`` is empty, the model breaks the
+            convention, or at another temperature than 1 a latent has no mean, or is discrete.
     """
     check_counts(num_samples=num_samples)
+    if not 0 <= temperature <= 1:
+        raise ValueError(f"temperature={temperature}: it lies between 0, all means, and 1")
     args = checked(x_like, *labels)
     program, layout = alone(model, args)
     with program.evaluating(seed=seed):
         rows = cycled(args, num_samples)
-        return _generate(program, layout, {}, rows, stochastic=stochastic, center=False)
+        drawn = {}
+        if temperature < 1:
+            cooled = substituted(program.model, {}, layout, rows, temperature=temperature)
+            drawn = {name: site_rows(cooled.nodes[name]) for name in layout.latents}
+        return generate(program, layout, drawn, rows, stochastic=stochastic, center=False)
 
 
 def decode(
@@ -130,9 +135,7 @@ def decode(
     placed = {name: value.to(x_like.device) for name, value in values.items()}
     with program.evaluating(seed=seed):
         rows = cycled(args, num_rows)
-        return _generate(
-            program, layout, placed, rows, stochastic=stochastic, center=not stochastic
-        )
+        return generate(program, layout, placed, rows, stochastic=stochastic, center=not stochastic)
 
 
 def interpolate(
@@ -169,10 +172,10 @@ def interpolate(
     program = Program(model, guide)
     layout = program.check(*start)
     with program.evaluating(seed=seed):
-        both = [_codes(program, layout, args) for args in (start, end)]
+        both = [codes(program, layout, args) for args in (start, end)]
         values = {name: _line(both[0][name], both[1][name], num_steps) for name in both[0]}
         rows = tuple(arg.repeat_interleave(num_steps, 0) for arg in start)
-        path = _generate(program, layout, values, rows)
+        path = generate(program, layout, values, rows)
     return path.unflatten(0, (len(x_start), num_steps))
 
 
@@ -223,13 +226,13 @@ def traverse(
         units = activity.argsort(descending=True, stable=True)[:num_units].tolist()
     with program.evaluating(seed=seed):
         first = tuple(arg[:1] for arg in args)
-        codes = _codes(program, layout, first)
-        prior = substituted(program.model, codes, layout, first, center=True).nodes[site]["fn"]
+        code = codes(program, layout, first)
+        prior = substituted(program.model, code, layout, first, center=True).nodes[site]["fn"]
         line = torch.linspace(-span, span, num_steps)
-        moved = _moved(codes[site], prior, _checked_units(units, codes[site]), line)
-        values = {name: code.expand(len(moved), *code.shape[1:]) for name, code in codes.items()}
+        moved = _moved(code[site], prior, _checked_units(units, code[site]), line)
+        values = {name: part.expand(len(moved), *part.shape[1:]) for name, part in code.items()}
         rows = cycled(first, len(moved))
-        path = _generate(program, layout, {**values, site: moved}, rows)
+        path = generate(program, layout, {**values, site: moved}, rows)
     return path.unflatten(0, (len(units), num_steps))
 
 
@@ -266,64 +269,10 @@ def manifold(
         grid = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)
         values = _inverse_cdf({name: nodes[name] for name in layout.latents}, grid)
         rows = cycled(args, len(grid))
-        return _generate(program, layout, values, rows).unflatten(0, (num_steps, num_steps))
+        return generate(program, layout, values, rows).unflatten(0, (num_steps, num_steps))
 
 
-class _Substitute(Messenger):
-    """Set latents to given values, and generate the data site instead of observing it.
-
-    Args:
-        values: Of latent sites, ``[N, ...]``.
-        data_site: The observed site to generate; None generates none.
-        center: Set the other latents to their centres instead of drawing them.
-        stochastic: Draw the data instead of taking their mean.
-    """
-
-    def __init__(
-        self,
-        values: Mapping[str, Tensor],
-        data_site: str | None,
-        *,
-        center: bool,
-        stochastic: bool,
-    ) -> None:
-        super().__init__()
-        self.values = values
-        self.data_site = data_site
-        self.center = center
-        self.stochastic = stochastic
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name, fn = msg["name"], msg["fn"]
-        if poutine.util.site_is_subsample(msg):
-            return
-        if name == self.data_site:
-            msg["is_observed"] = False
-            mean = None if self.stochastic else mean_of(fn)
-            msg["value"] = fn.sample() if mean is None else mean
-        elif not msg["is_observed"] and msg["value"] is None:
-            if name in self.values:
-                msg["value"] = _placed(name, self.values[name], fn)
-            elif self.center:
-                msg["value"] = _center(fn)
-
-
-def substituted(
-    function: Callable[..., Any],
-    values: Mapping[str, Tensor],
-    layout: Layout,
-    args: tuple[Tensor, ...],
-    *,
-    center: bool = False,
-    stochastic: bool = False,
-) -> Any:
-    """Run a program with these latents and generated data; arguments as in ``_Substitute``."""
-    handler = _Substitute(values, layout.observed, center=center, stochastic=stochastic)
-    with handler:
-        return poutine.trace(function).get_trace(*args)
-
-
-def _codes(
+def codes(
     program: Program, layout: Layout, args: tuple[Tensor, ...], *, stochastic: bool = False
 ) -> dict[str, Tensor]:
     """Return a value of every latent site for each datum, ``[N, ...]``."""
@@ -331,12 +280,11 @@ def _codes(
     for batch in batches(args, pairs_at_once(program, layout, *args)):
         nodes = substituted(program.guide, {}, layout, batch, center=not stochastic).nodes
         for name, parts in found.items():
-            site = nodes[name]
-            parts.append(rows_first(site["value"], len(site["fn"].event_shape)))
+            parts.append(site_rows(nodes[name]))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _generate(
+def generate(
     program: Program,
     layout: Layout,
     values: Mapping[str, Tensor],
@@ -345,6 +293,7 @@ def _generate(
     stochastic: bool = False,
     center: bool = True,
 ) -> Tensor:
+    """Return the data of latents ``[N, ...]``; those not given are centred, or drawn."""
     names = list(values)
     parts = []
     for batch in batches((*args, *values.values()), pairs_at_once(program, layout, *args)):
@@ -353,43 +302,8 @@ def _generate(
         nodes = substituted(
             program.model, given, layout, rows, center=center, stochastic=stochastic
         )
-        site = nodes.nodes[layout.observed]
-        parts.append(rows_first(site["value"], len(site["fn"].event_shape)).cpu())
+        parts.append(site_rows(nodes.nodes[layout.observed]).cpu())
     return torch.cat(parts)
-
-
-def alone(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Program, Layout]:
-    """Return the program of a model without a guide: its own prior is one; and its layout."""
-
-    def prior(*args: Any) -> None:
-        with poutine.block(hide_fn=lambda msg: msg["is_observed"] and msg["type"] == "sample"):
-            model(*args)
-
-    program = Program(model, prior)
-    return program, program.check(*args)
-
-
-def _center(fn: Any) -> Tensor:
-    mean = mean_of(fn)
-    if mean is not None:
-        return mean
-    if fn.support.is_discrete:
-        with suppress(NotImplementedError):
-            return fn.mode
-    return fn.sample((_NUM_DRAWS,)).mean(0)
-
-
-def _placed(name: str, value: Tensor, fn: Any) -> Tensor:
-    """Move the rows of ``[N, ...]`` to where the site has its data."""
-    shape = fn.batch_shape + fn.event_shape
-    batch_dim = len(fn.batch_shape) - 1
-    rows_expected = (shape[batch_dim], *shape[:batch_dim], *fn.event_shape)
-    if tuple(value.shape) != rows_expected:
-        raise ValueError(
-            f"the values of site {name!r} have shape {tuple(value.shape)} where the model has "
-            f"{rows_expected}"
-        )
-    return value.movedim(0, batch_dim)
 
 
 def _line(start: Tensor, end: Tensor, num_steps: int) -> Tensor:
@@ -427,7 +341,7 @@ def _location_scale(prior: Any) -> tuple[Tensor, Tensor]:
         scale = None
     if loc is not None and scale is not None and bool(torch.isfinite(scale).all()):
         return loc, scale
-    draws = prior.sample((_NUM_DRAWS,))
+    draws = prior.sample((NUM_DRAWS,))
     draws = draws if draws.dtype.is_floating_point else draws.to(torch.get_default_dtype())
     return draws.mean(0), draws.std(0)
 

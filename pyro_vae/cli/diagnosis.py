@@ -1,0 +1,84 @@
+"""What ``pyro-vae evaluate`` measures where it is asked to: annealed log p(x), and the gaps."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pyro_vae.evaluation as evaluation
+from pyro_vae.cli.parser import Parser
+from pyro_vae.cli.runs import Run
+from pyro_vae.evaluation.gaps import best_estimate
+from pyro_vae.evaluation.latent_space import LatentSpace
+from pyro_vae.inference import Program
+
+__all__ = ["add_diagnosis", "diagnose"]
+
+_NUM_IMPORTANCE_SAMPLES = 5000
+_SIMULATED_SHARE = 4
+
+
+def add_diagnosis(parser: Parser) -> None:
+    """Add the options of what is measured only where it is asked for, since it takes a minute."""
+    add = parser.add_argument
+    help_ = "log p(x) by annealed importance sampling, too, and its bracket on simulated data"
+    add("--ais", action="store_true", help=help_)
+    help_ = "what the ELBO lacks of log p(x): by the guide's family, and by its encoder"
+    add("--gaps", action="store_true", help=help_)
+    add("--num-temperatures", type=int, default=100, help="of annealing; more are more exact")
+    add("--num-chains", type=int, default=8, help="annealed chains a datum")
+    add("--num-data", type=int, default=100, help="how many test data --ais and --gaps take")
+
+
+def diagnose(run: Run, options: Any) -> dict[str, Any]:
+    """Return the numbers that were asked for, on the first test data, as a plain record."""
+    if not (options.ais or options.gaps):
+        return {}
+    model, guide = run.program.model, run.program.guide
+    args = tuple(argument[: options.num_data] for argument in run.test())
+    shown: dict[str, Any] = {"progress": sys.stderr.isatty(), "seed": options.seed or 0}
+    annealing = {
+        "num_temperatures": options.num_temperatures, "num_chains": options.num_chains, **shown,
+    }  # fmt: skip
+    start = _start(run, args)
+    annealed = evaluation.annealed_importance_sampling(model, start, *args, **annealing)
+    sampled = evaluation.importance_sampling(
+        model, guide, *args, num_samples=_NUM_IMPORTANCE_SAMPLES, **shown
+    )
+    results: dict[str, Any] = {
+        "num_diagnosed": len(args[0]),
+        "annealed_log_likelihood_nats": annealed.mean,
+        "annealed_log_likelihood_standard_error": annealed.standard_error,
+        "sampled_log_likelihood_nats": sampled.mean,
+        "sampled_log_likelihood_standard_error": sampled.standard_error,
+    }
+    if options.ais:
+        num_simulated = max(1, len(args[0]) // _SIMULATED_SHARE)
+        bracket = evaluation.bidirectional(model, start, *args, num_data=num_simulated, **annealing)
+        results |= {
+            "bracket_nats": bracket.width_nats,
+            "bracket_standard_error": bracket.standard_error,
+            "num_simulated": num_simulated,
+            "annealing_acceptance": annealed.acceptance.mean().item(),
+            "annealing_effective_sample_size": annealed.effective_sample_size.median().item(),
+            "num_chains": options.num_chains,
+            "num_temperatures": options.num_temperatures,
+        }
+    if options.gaps:
+        log_p = best_estimate(sampled, annealed).log_p
+        gaps = evaluation.inference_gaps(model, guide, *args, log_p=log_p, **shown)
+        for name in ("inference", "approximation", "amortization"):
+            mean, error = getattr(gaps, name)
+            results |= {f"{name}_gap_nats": mean, f"{name}_gap_standard_error": error}
+    return results
+
+
+def _start(run: Run, args: tuple[Any, ...]) -> Any:
+    """Return the guide, which is nearer to the posterior; None, the prior, if it has no density."""
+    program = Program(run.program.model, run.program.guide)
+    few = tuple(argument[:2] for argument in args)
+    try:
+        LatentSpace(program, program.check(*few), *few).check_guide(*few)
+    except ValueError:
+        return None
+    return run.program.guide

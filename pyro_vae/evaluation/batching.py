@@ -1,0 +1,100 @@
+"""Data in pieces that fit into memory, and the checks of what is handed to an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.terms import site_terms
+
+__all__ = ["batches", "check_counts", "checked", "cycled", "double", "pairs_at_once"]
+
+# Of the largest tensor of a chunk: 16 MB of float32, past which larger chunks are no faster.
+_CHUNK_ELEMENTS = 2**22
+
+
+def checked(x: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
+    """Return the arguments of a program, held against each other.
+
+    Raises:
+        ValueError: If ``x`` is no tensor of at least one row, or labels have another length.
+    """
+    for name, arg in (("x", x), *(("labels", label) for label in labels)):
+        if not isinstance(arg, Tensor) or arg.dim() == 0:
+            raise ValueError(
+                f"{name} is {type(arg).__name__}: expected a tensor with one row for each datum "
+                "(torch.as_tensor makes one)"
+            )
+    if len(x) == 0:
+        raise ValueError(f"x is empty, of shape {tuple(x.shape)}: give at least one datum")
+    for label in labels:
+        if len(label) != len(x):
+            raise ValueError(f"there are {len(label)} labels for {len(x)} data: give one for each")
+    return (x, *labels)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Check that the counts that are given are positive.
+
+    Raises:
+        ValueError: If one is less than 1; names it.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}={count}: at least 1 is needed")
+
+
+def batches(args: tuple[Tensor, ...], batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield ``args`` in pieces of ``batch_size`` rows; the last piece is what is left."""
+    for start in range(0, len(args[0]), batch_size):
+        yield tuple(arg[start : start + batch_size] for arg in args)
+
+
+def cycled(args: tuple[Tensor, ...], num_rows: int) -> tuple[Tensor, ...]:
+    """Return ``num_rows`` rows of ``args``, which are repeated in turn."""
+    return tuple(arg[torch.arange(num_rows, device=arg.device) % len(arg)] for arg in args)
+
+
+def pairs_at_once(program: Program, layout: Layout, *args: Tensor) -> int:
+    """Return how many pairs of a datum and a sample fit a chunk, by the largest tensor of a run.
+
+    Weights and other tensors that do not grow with the batch do not count: a run on four data is
+    held against one on two.
+    """
+    with program.evaluating(seed=0):
+        two, four = (_sizes(program, layout, cycled(args, num_rows)) for num_rows in (2, 4))
+    largest = max(((b - a) // 2 for a, b in zip(two, four, strict=False)), default=1)
+    return max(1, _CHUNK_ELEMENTS // max(1, largest))
+
+
+class _Sizes(TorchDispatchMode):
+    """Note the number of elements of every tensor that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.found += [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        return out
+
+
+def _sizes(program: Program, layout: Layout, args: tuple[Tensor, ...]) -> list[int]:
+    with _Sizes() as sizes:
+        site_terms(program, layout, *args)
+    return sizes.found
+
+
+def double(values: Tensor) -> Tensor:
+    """Return values in float64."""
+    # Apple's devices have no float64.
+    return values.cpu().double() if values.device.type == "mps" else values.double()

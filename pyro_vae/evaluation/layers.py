@@ -1,0 +1,101 @@
+"""What each layer of a hierarchy decides: the upper ones stay as they are, the others are redrawn.
+
+Layers are in the order of the model, the uppermost first, as it declares z_L before z_1. Pictures
+are the mean of the likelihood, as in ``samples``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluation.batching import check_counts, checked, cycled
+from pyro_vae.evaluation.samples import codes, generate
+from pyro_vae.evaluation.substitution import alone
+from pyro_vae.inference.program import Layout, Program
+
+__all__ = ["reconstruct_from_top", "resample_below"]
+
+
+def resample_below(
+    model: Callable[..., Any],
+    x_like: Tensor,
+    *labels: Tensor,
+    num_samples: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Return data of one draw of the latents, redrawn below each layer, ``[L, S, *event_shape]``.
+
+    In row l, the l + 1 uppermost layers are the same for all samples, and the others are drawn
+    given them; in the last row nothing is left to draw.
+
+    Args:
+        model: Declares p(x, z).
+        x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
+        labels: ``[N, ...]`` each, where the model takes them; those of the first datum are taken.
+        num_samples: S, in each row.
+        seed: Of the draws; the random state outside is not touched.
+
+    Raises:
+        ValueError: If ``num_samples`` is less than 1, ``x_like`` is empty, or the model breaks the
+            convention.
+    """
+    check_counts(num_samples=num_samples)
+    args = checked(x_like, *labels)
+    program, layout = alone(model, args)
+    first = tuple(arg[:1] for arg in args)
+    rows = cycled(first, num_samples)
+    with program.evaluating(seed=seed):
+        drawn = codes(program, layout, first, stochastic=True)
+        same = {name: cycled((value,), num_samples)[0] for name, value in drawn.items()}
+        return _by_layer(program, layout, layout.latents, same, rows)
+
+
+def reconstruct_from_top(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *labels: Tensor,
+    seed: int = 0,
+) -> Tensor:
+    """Return the data as the uppermost layers alone see them, ``[L, N, *event_shape]``.
+
+    In row l, the l + 1 uppermost layers are drawn from the guide, and the others from the model
+    given them: what these layers know of x is what the row has in common with it.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        x: Data, ``[N, *event_shape]``, on the device of the program.
+        labels: ``[N, ...]`` each, where the program takes them.
+        seed: Of the draws; the random state outside is not touched.
+
+    Raises:
+        ValueError: If ``x`` is empty or the program breaks the convention.
+    """
+    args = checked(x, *labels)
+    program = Program(model, guide)
+    layout = program.check(*args)
+    with program.evaluating(seed=seed):
+        drawn = codes(program, layout, args, stochastic=True)
+        trace, _ = program.traces(*(arg[:2] for arg in args))
+        names = tuple(name for name in trace.nodes if name in layout.latents)
+        return _by_layer(program, layout, names, drawn, args)
+
+
+def _by_layer(
+    program: Program,
+    layout: Layout,
+    names: tuple[str, ...],
+    values: dict[str, Tensor],
+    rows: tuple[Tensor, ...],
+) -> Tensor:
+    """Return the data of the first, the first two, ... of these layers, ``[L, N, ...]``."""
+    found = []
+    for number in range(len(names)):
+        kept = {name: values[name] for name in names[: number + 1]}
+        found.append(generate(program, layout, kept, rows, center=False))
+    return torch.stack(found)
