@@ -63,7 +63,9 @@ class Row(NamedTuple):
 
 TABLE = {
     "Normal": Row(Normal, Dequantize(LEVELS)),
-    "Normal, one scale": Row(partial(Normal, scale=SharedScale), Dequantize(LEVELS)),
+    "Normal, one scale": Row(
+        partial(Normal, scale=partial(SharedScale, initial=0.1)), Dequantize(LEVELS)
+    ),
     "LogitNormal": Row(LogitNormal, Dequantize(LEVELS)),
     "ContinuousBernoulli": Row(ContinuousBernoulli, Dequantize(LEVELS)),
     "DiscretizedLogisticMixture": Row(
@@ -89,15 +91,16 @@ class Scale(NamedTuple):
     """How large the images are, and how long is trained."""
 
     side: int
+    num_persons: int
     epochs: int
     num_samples: int
     hidden: tuple[int, ...] = (100, 100)
 
 
 SCALES: dict[ScaleName, Scale] = {
-    "smoke": Scale(4, 2, 10, (8,)),
-    "cpu": Scale(16, 60, 500),
-    "paper": Scale(32, 400, 5_000),
+    "smoke": Scale(4, 4, 2, 10, (8,)),
+    "cpu": Scale(16, 40, 80, 500),
+    "paper": Scale(32, 40, 400, 5_000),
 }
 
 COLUMNS = {
@@ -110,10 +113,10 @@ COLUMNS = {
 }
 
 
-def faces(root: Path, side: int) -> datasets.Dataset:
+def faces(root: Path, side: int, num_persons: int = _PERSONS) -> datasets.Dataset:
     """Return the Olivetti faces as levels, ``[N, 1, side, side]``; side divides 64."""
     columns = torch.from_numpy(loadmat(root / "olivetti" / "olivettifaces.mat")["faces"])
-    upright = columns.T.reshape(_PERSONS, -1, _SIDE, _SIDE).mT.float()
+    upright = columns.T.reshape(_PERSONS, -1, _SIDE, _SIDE)[:num_persons].mT.float()
     block = _SIDE // side
     squares = upright.unflatten(-1, (side, block)).unflatten(-3, (side, block))
     levels = squares.mean((-3, -1)).round().to(torch.uint8).unsqueeze(2)
@@ -209,7 +212,7 @@ def main(data_root: Path, scale: ScaleName = "cpu", seed: int = 0, name: str | N
     """Train and judge every likelihood that compares; print the table, draw it, say what does not.
     """
     with Study(__file__, __doc__, SCALES, scale=scale, seed=seed, name=name) as study:
-        images = faces(data_root, study.scale.side)
+        images = faces(data_root, study.scale.side, study.scale.num_persons)
         refused = {}
         for title, row in TABLE.items():
             try:
