@@ -16,16 +16,17 @@ from pyro_vae.inference import ELBO, Cosine, KLWeight, Linear, Scheduled
 __all__ = ["load", "train"]
 
 
-def load(root: Path, num_train: int | None = None) -> datasets.Dataset:
-    """Return the bits of ``binarized_mnist.npz`` as images, ``[N, 1, 28, 28]``.
+def load(root: Path, num_train: int, *, shape: tuple[int, ...] = (1, 28, 28)) -> datasets.Dataset:
+    """Return the bits of ``binarized_mnist.npz``, ``[N, *shape]``.
 
     Args:
         root: The folder that has ``binarized_mnist``.
-        num_train: How many of the 50,000 training images, from the first; None: all.
+        num_train: How many of the 50,000 training images, from the first.
+        shape: Of an image.
     """
     packed = np.load(root / "binarized_mnist" / "binarized_mnist.npz")
     train, validation, test = (
-        datasets.Data(torch.from_numpy(np.unpackbits(packed[part], axis=1)).reshape(-1, 1, 28, 28))
+        datasets.Data(torch.from_numpy(np.unpackbits(packed[part], axis=1)).reshape(-1, *shape))
         for part in ("train", "valid", "test")
     )
     train = datasets.Data(train.x[:num_train])
