@@ -39,8 +39,8 @@ from pyro_vae.components import (
     InverseAutoregressive,
     Planar,
     Sylvester,
+    he,
 )
-from pyro_vae.components.networks import he
 from pyro_vae.engine import fast_arithmetic
 
 

@@ -56,6 +56,7 @@ from pyro_vae.engine.optimizers import adam
 
 REMOVED = 0.2
 _PARTS = (0.6, 0.15)  # training, validation; the rest is for the test
+_ROWS_AT_ONCE = 10
 
 
 class Kind(NamedTuple):
@@ -102,7 +103,7 @@ def one_of(num_categories: int) -> Kind:
 
 
 def _shares(num_categories: int, x: Tensor) -> Any:
-    counts = torch.bincount(x.long(), minlength=num_categories)
+    counts = torch.bincount(x.long(), minlength=num_categories).to(x)
     return dist.Categorical((counts + 1 / num_categories) / (len(x) + 1))
 
 
@@ -236,7 +237,7 @@ class ColumnsAlone:
         """Return log p of the observed entries of each row, ``[N]``."""
         missing = x.isnan()
         filled = torch.where(missing, self.guess.round(), x)
-        each = [fit.log_prob(column) for fit, column in zip(self.fitted, filled.T, strict=True)]
+        each = [one.log_prob(column) for one, column in zip(self.fitted, filled.T, strict=True)]
         return torch.where(missing, 0.0, torch.stack(each, -1)).sum(-1)
 
     def imputed(self, x: Tensor) -> Tensor:
@@ -259,25 +260,32 @@ def program(table: Table, x: Tensor, hidden: tuple[int, ...]) -> VAE:
     )
 
 
-@torch.no_grad()
 def imputed(vae: VAE, x: Tensor, kinds: Sequence[Kind], num_samples: int) -> Tensor:
     r"""Return the rows ``x``, ``[N, D]``, with gaps filled from p(x_missing | x_observed).
 
     .. math:: \sum_s w_s \mathrm{E}[x \mid z_s], \qquad
         w_s \propto \frac{p(x_\mathrm{observed} \mid z_s) p(z_s)}{q(z_s \mid x)}
     """
-    x = x.to(next(vae.parameters()).device)
+    device = next(vae.parameters()).device
+    few = x.split(_ROWS_AT_ONCE)
+    guesses = [_guess(vae, rows.to(device), kinds, num_samples).cpu() for rows in few]
+    return torch.where(x.isnan(), torch.cat(guesses), x)
+
+
+@torch.no_grad()
+def _guess(vae: VAE, x: Tensor, kinds: Sequence[Kind], num_samples: int) -> Tensor:
     posterior = vae.posterior(x)
     z = posterior.sample(torch.Size((num_samples,)))
     likelihood = vae.likelihood(z)
     log_w = vae.prior().log_prob(z) + likelihood.log_prob(x) - posterior.log_prob(z)
     weights = log_w.softmax(0).unsqueeze(-1)
-    guess, drawn = (weights * likelihood.mean).sum(0), likelihood.sample()
+    guess = (weights * likelihood.mean).sum(0)
+    drawn = likelihood.sample()
     for place, kind in enumerate(kinds):
         if kind.num_categories:
             votes = nn.functional.one_hot(drawn[..., place].long(), kind.num_categories)
             guess[:, place] = (weights * votes).sum(0).argmax(-1).to(guess)
-    return torch.where(x.isnan(), guess, x).cpu()
+    return guess
 
 
 def errors(guess: Tensor, split: Split, kinds: Sequence[Kind]) -> dict[str, float]:
@@ -286,9 +294,8 @@ def errors(guess: Tensor, split: Split, kinds: Sequence[Kind]) -> dict[str, floa
     category = torch.tensor([kind.num_categories > 0 for kind in kinds])
     away = (guess - split.complete) / deviations(split.train, kinds)
     found = {"rmse_deviations": away[removed & ~category].square().mean().sqrt().item()}
-    chosen = removed & category
-    if bool(chosen.any()):
-        wrong = (guess != split.complete)[chosen].double().mean()
+    if bool((removed & category).any()):
+        wrong = (guess != split.complete)[removed & category].double().mean()
         found["misclassified_percent"] = 100 * wrong.item()
     return found
 

@@ -32,8 +32,7 @@ from study import ScaleName, Study, chosen, judge, spread
 from torch import Tensor
 
 from pyro_vae import VAE, datasets
-from pyro_vae.components import GatedMLP, MixtureOfNormals, StandardNormal, VampPrior
-from pyro_vae.components.networks import he
+from pyro_vae.components import GatedMLP, MixtureOfNormals, StandardNormal, VampPrior, he
 from pyro_vae.engine import fast_arithmetic
 
 
