@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import static_mnist
 import torch
 from jsonargparse import auto_cli
 from study import ScaleName, Study, judge, spread
@@ -93,17 +93,6 @@ def program(x: Tensor) -> VAE:
     return vae
 
 
-def data(root: Path, num_train: int) -> datasets.Dataset:
-    """Return the statically binarised MNIST of ``binarized_mnist.npz``, as bits ``[N, 784]``."""
-    packed = np.load(root / "binarized_mnist" / "binarized_mnist.npz")
-    train, validation, test = (
-        datasets.Data(torch.from_numpy(np.unpackbits(packed[part], axis=1)))
-        for part in ("train", "valid", "test")
-    )
-    train = datasets.Data(train.x[:num_train])
-    return datasets.Dataset("binarized MNIST", train, validation, test, levels=1)
-
-
 def run(
     objective: Callable[[], Objective], bits: datasets.Dataset, scale: Scale, seed: int
 ) -> dict[str, Any]:
@@ -134,7 +123,7 @@ def run(
 def main(data_root: Path, scale: ScaleName = "cpu", seed: int = 0, name: str | None = None) -> None:
     """Train and judge with every objective; print the table, write the record, draw the figure."""
     with Study(__file__, __doc__, SCALES, scale=scale, seed=seed, name=name) as study:
-        bits = data(data_root, study.scale.num_train)
+        bits = static_mnist.load(data_root, study.scale.num_train, shape=(784,))
         for title, objective in OBJECTIVES.items():
             found = partial(run, objective, bits, study.scale, seed)
             study.measure(title, found, published=PUBLISHED.get(title))

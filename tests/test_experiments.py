@@ -6,27 +6,43 @@ import json
 import math
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
+import scipy.stats
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import burda2016_iwae
+import kingma2016_flows
+import likelihoods
 import linear_gaussian
 import mnih2016_vimco
 import rainforth2018_tighter
 import roeder2017_stl
+import study
+import tables
+import tomczak2018_vampprior
 import tucker2019_dreg
 from jsonargparse import auto_cli
 
+from pyro_vae import VAE, distributions
+from pyro_vae.components import MLP, Incomplete, Normal
 from pyro_vae.inference import ELBO
 
-WITHOUT_DATA = (rainforth2018_tighter, roeder2017_stl, tucker2019_dreg)
-WITH_DATA = (burda2016_iwae, mnih2016_vimco)
+WITHOUT_DATA = (rainforth2018_tighter, roeder2017_stl, tucker2019_dreg, tables)
+WITH_DATA = (
+    burda2016_iwae,
+    mnih2016_vimco,
+    tomczak2018_vampprior,
+    kingma2016_flows,
+    likelihoods,
+)
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
 Records = dict[str, dict[str, Any]]
 
@@ -39,7 +55,7 @@ def write_images(path: Path, images: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random images where MNIST and its binarisation would lie."""
+    """Random images where MNIST, its binarisation and the Olivetti faces would lie."""
     root = tmp_path_factory.mktemp("data")
     (root / "MNIST" / "raw").mkdir(parents=True)
     (root / "binarized_mnist").mkdir()
@@ -54,6 +70,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part, num in (("train", 300), ("valid", 30), ("test", 30))
     }
     np.savez(root / "binarized_mnist" / "binarized_mnist.npz", **packed)
+    (root / "olivetti").mkdir()
+    faces = random.integers(0, 256, (4096, 400), dtype=np.uint8)
+    scipy.io.savemat(root / "olivetti" / "olivettifaces.mat", {"faces": faces})
     return root
 
 
@@ -252,3 +271,195 @@ def test_the_belief_network_has_binary_latents_and_linear_logits():
     a, b = torch.rand(2, 200)
     logits = [vae.likelihood(each).base_dist.logits for each in (a, b, 0.5 * (a + b))]
     torch.testing.assert_close(logits[2], 0.5 * (logits[0] + logits[1]))
+
+
+@pytest.mark.parametrize(("better", "worse"), kingma2016_flows.ORDER)
+def test_the_order_of_posteriors_is_that_of_the_published_bounds(better, worse):
+    elbo = {name: row.published_elbo_nats for name, row in kingma2016_flows.TABLE.items()}
+    assert elbo[better] > elbo[worse]
+
+
+def test_priors_differ_by_their_own_parameters_alone():
+    x, scale = torch.rand(600, 1, 28, 28).round(), tomczak2018_vampprior.SCALES["paper"]
+    counts = {}
+    for title, row in tomczak2018_vampprior.TABLE.items():
+        vae = tomczak2018_vampprior.program(row.prior(scale.num_components), x, scale.hidden)
+        counts[title] = sum(p.numel() for p in vae.parameters())
+    encoder = 2 * (784 * 300 + 300 + 300 * 300 + 300) + 2 * (300 * 40 + 40)
+    decoder = 2 * (40 * 300 + 300 + 300 * 300 + 300) + 300 * 784 + 784
+    assert counts["standard normal"] == encoder + decoder
+    assert counts["VampPrior"] - counts["standard normal"] == 500 * 784
+    assert counts["mixture of normals"] - counts["standard normal"] == 500 * (1 + 2 * 40)
+
+
+def test_the_gap_is_between_what_stands_beside_it(records):
+    for row in records["kingma2016_flows"]["rows"].values():
+        assert row["gap_nats"] == pytest.approx(-row["nll_nats"] - row["elbo_nats"])
+        assert row["gap_nats"] > -0.5
+
+
+# ---------------------------------------------------------------------------- bits per dim
+
+
+@pytest.mark.parametrize("title", ["ContinuousBernoulli", "Categorical"])
+def test_a_uniform_likelihood_of_256_levels_has_eight_bits(title):
+    row = likelihoods.TABLE[title]
+    levels = torch.randint(0, 256, (10, 1, 2, 2)).float()
+    vae = likelihoods.program(row, row.observation(levels), (3,))
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.zero_()
+    found = study.judge(vae, row.observation(levels), num_samples=10)
+    added = likelihoods.added_bits(row, (1, 2, 2))
+    bits = likelihoods.of_levels(found, added, 4)
+    assert bits["bits_per_dim"] == pytest.approx(8, abs=1e-4)
+    assert bits["elbo_bits_per_dim"] == pytest.approx(8, abs=1e-4)
+    assert bits["log_p"].mean().item() == pytest.approx(-4 * math.log(256), abs=1e-3)
+
+
+def test_the_bits_of_a_density_bound_those_of_its_bins():
+    # The density is exponential within a bin, so the bound is nearly tight, and the bins add to 1.
+    density = distributions.ContinuousBernoulli(torch.tensor(-9.0).double())
+    edges = torch.linspace(0, 1, 257).double()
+    bins = density.cdf(edges).diff()
+    u = (torch.arange(1000).double() + 0.5) / 1000
+    of_density = density.log_prob((torch.arange(256).double().unsqueeze(1) + u) / 256).mean(1)
+    added = likelihoods.added_bits(likelihoods.TABLE["ContinuousBernoulli"], (1,))
+    found = {"nll_nats": -of_density.mean(), "elbo_nats": of_density.mean(), "log_p": of_density}
+    found |= {"distortion_nats": -of_density.mean(), "nll_nats_standard_error": 0.0}
+    bits = likelihoods.of_levels(found, added, 1)
+    slack = bins.log() - bits["log_p"]
+    assert bool((slack > 0).all())
+    assert slack.max().item() < 1e-4
+    assert bits["bits_per_dim"].item() == pytest.approx(-bins.log2().mean().item(), abs=1e-4)
+
+
+def test_numbers_of_another_measure_are_refused(records):
+    found = records["likelihoods"]
+    assert set(found["refused"]) == {"ContinuousBernoulli, rescaled", "Bernoulli, rescaled"}
+    assert set(found["refused"]) | set(found["rows"]) == set(likelihoods.TABLE)
+    assert "(Dequantize)" in found["refused"]["ContinuousBernoulli, rescaled"]
+    assert "(AsFloat)" in found["refused"]["Bernoulli, rescaled"]
+
+
+def test_faces_are_upright_averages(data_root):
+    stored = scipy.io.loadmat(data_root / "olivetti" / "olivettifaces.mat")["faces"]
+    images = likelihoods.faces(data_root, 16)
+    assert [len(p.x) for p in (images.train, images.validation, images.test)] == [560, 40, 80]
+    face = stored[:, 18].reshape(64, 64).T  # of the second person the ninth, by columns
+    expected = face.reshape(16, 4, 16, 4).mean((1, 3)).round()
+    assert np.array_equal(images.test.x[2, 0].numpy(), expected)
+    assert torch.equal(images.train.x[280:], images.train.x[:280].flip(-1))
+
+
+# ---------------------------------------------------------------------------- tables with gaps
+
+
+COLUMNS_OF = {
+    "real": (tables.REAL, lambda x: scipy.stats.norm(x.mean(), x.std())),
+    "bit": (tables.BIT, lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1))),
+    "count": (tables.COUNT, lambda x: scipy.stats.poisson((x.sum() + 0.5) / (len(x) + 1))),
+    "out of": (
+        tables.out_of(1), lambda x: scipy.stats.binom(1, (x.sum() + 0.5) / (len(x) + 1)),
+    ),
+    "category": (
+        tables.one_of(2), lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1)),
+    ),
+}  # fmt: skip
+
+
+def test_the_baseline_is_the_sum_of_columns_in_closed_form():
+    random = np.random.default_rng(0)
+    train, test = random.integers(0, 2, (2, 30, len(COLUMNS_OF))).astype(float)
+    for x in (train, test):
+        x[random.random(x.shape) < 0.2] = math.nan
+    alone = tables.ColumnsAlone(torch.tensor(train), [kind for kind, _ in COLUMNS_OF.values()])
+    expected = np.zeros(30)
+    for place, (_, fitted) in enumerate(COLUMNS_OF.values()):
+        seen, asked = train[:, place], test[:, place]
+        column = fitted(seen[~np.isnan(seen)])
+        log_p = getattr(column, "logpmf", None) or column.logpdf
+        expected += np.where(np.isnan(asked), 0.0, log_p(np.nan_to_num(asked)))
+    np.testing.assert_allclose(alone.log_p(torch.tensor(test)).numpy(), expected, rtol=1e-6)
+    filled = alone.imputed(torch.tensor(test))
+    means = np.broadcast_to(np.nanmean(train, 0), test.shape)
+    gaps = np.isnan(test[:, :-1])
+    np.testing.assert_allclose(filled[:, :-1].numpy()[gaps], means[:, :-1][gaps])
+    assert set(filled[:, -1].tolist()) <= {0.0, 1.0}
+
+
+def test_whole_numbers_have_the_moments_of_their_column():
+    x = torch.tensor([40.0, 55, 61, 48, 52, 44, 60, 39]).double()
+    values = torch.arange(101).double()
+    weights = tables.whole(100).closed_form(x).log_prob(values).exp()
+    mean = (weights * values).sum()
+    assert mean.item() == pytest.approx(x.mean().item(), abs=0.01)
+    variance = (weights * (values - mean) ** 2).sum().item()
+    assert variance == pytest.approx(x.var(correction=0).item() + 1 / 12, rel=0.01)
+
+
+@pytest.mark.parametrize("title", tables.TABLES)
+def test_a_fifth_of_a_table_is_removed_and_nothing_else(title):
+    table = tables.TABLES[title]()
+    split = tables.with_gaps(table, 2_000, 0)
+    seen = torch.cat(split[:3])
+    assert seen.shape == table.x.shape
+    assert abs(seen.isnan().float().mean().item() - 0.2) < 0.02
+    observed = ~split.test.isnan()
+    assert torch.equal(split.test[observed], split.complete[observed])
+    for place, kind in enumerate(table.kinds):
+        column = split.train[:, place]
+        column = column[~column.isnan()]
+        if kind is tables.REAL:
+            assert abs(column.mean().item()) < 1e-4
+            assert abs(column.std(correction=0).item() - 1) < 1e-4
+        else:
+            rest = table.x[:, place]
+            assert torch.equal(rest, rest.round())
+            family = kind.family((1,))
+            support = family(torch.zeros(family.raw_shape)).support
+            assert bool(support.check(rest.unsqueeze(-1)).all())
+
+
+def test_what_is_imputed_is_the_exact_conditional_mean():
+    normal = partial(Normal, scale=0.5)
+    vae = VAE.assemble(
+        (3,), (2,), likelihood=partial(Incomplete, family=normal), network=partial(MLP, hidden=())
+    ).double()
+    (weight,) = (p.detach() for p in vae.likelihood.network.parameters())
+    with torch.no_grad():
+        weight.copy_(torch.tensor([[1.0, 0.5], [-0.7, 0.4], [0.2, 1.0]]))
+        vae.likelihood.offset.copy_(torch.tensor([[1.0, 2.0, -1.0]]))
+        covariance = weight @ weight.T + 0.25 * torch.eye(3).double()
+    x = torch.tensor([[0.3, math.nan, -0.2], [math.nan, 2.5, math.nan]]).double()
+    found = tables.imputed(vae, x, [tables.REAL] * 3, 40_000)
+    loc = torch.tensor([1.0, 2.0, -1.0]).double()
+    for row, exact in zip(x, found, strict=True):
+        gap = row.isnan()
+        gain = covariance[gap][:, ~gap] @ torch.linalg.inv(covariance[~gap][:, ~gap])
+        expected = loc[gap] + gain @ (row - loc)[~gap]
+        torch.testing.assert_close(exact[gap], expected, atol=0.03, rtol=0)
+        assert torch.equal(exact[~gap], row[~gap])
+
+
+def test_a_likelihood_that_forgets_z_imputes_its_mean_and_its_commonest_category():
+    kinds = (tables.REAL, tables.one_of(3))
+    x = torch.tensor([[0.0, 2.0], [2.0, 2.0], [4.0, 1.0], [2.0, 2.0]])
+    vae = tables.program(tables.Table(x, kinds), x, (4,))
+    with torch.no_grad():
+        for parameter in vae.likelihood.network.parameters():
+            parameter.zero_()
+    gaps = torch.full((1, 2), math.nan)
+    found = tables.imputed(vae, gaps, kinds, 2_000)
+    torch.testing.assert_close(found, torch.tensor([[2.0, 2.0]]))
+
+
+def test_errors_are_in_deviations_of_columns_of_a_kind():
+    kinds = (tables.COUNT, tables.COUNT, tables.REAL, tables.one_of(2))
+    train = torch.tensor([[0.0, 0.0, -1.0, 0.0], [0.0, 2.0, 1.0, 1.0]])
+    complete = torch.tensor([[1.0, 5.0, 3.0, 1.0], [1.0, 5.0, 3.0, 0.0]])
+    split = tables.Split(train, train, torch.full((2, 4), math.nan), complete)
+    found = tables.errors(torch.tensor([1.0, 4.0, 3.0, 1.0]).expand(2, 4), split, kinds)
+    # Counts have the variance (0 + 1) / 2; of six numbers two are off by one.
+    assert found["rmse_deviations"] == pytest.approx(math.sqrt(2 * 2 / 6))
+    assert found["misclassified_percent"] == 50
