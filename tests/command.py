@@ -102,6 +102,8 @@ def write_data(folder: Path) -> None:
     np.save(folder / "unit.npy", rng.uniform(0.05, 0.95, (40, 3)))
     np.save(folder / "onehot.npy", np.eye(3)[rng.integers(0, 3, 40)])
     np.save(folder / "simplex.npy", rng.dirichlet(np.full(3, 4.0), 40))
+    directions = rng.normal(size=(40, 3))
+    np.save(folder / "directions.npy", directions / np.linalg.norm(directions, axis=1)[:, None])
     lengths = rng.integers(0, 5, (40, 1))
     symbols = rng.integers(1, 6, (40, 4))
     np.save(folder / "sequences.npy", np.where(np.arange(4) < lengths, symbols, 0))

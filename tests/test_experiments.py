@@ -432,7 +432,7 @@ def test_what_is_imputed_is_the_exact_conditional_mean():
         vae.likelihood.offset.copy_(torch.tensor([[1.0, 2.0, -1.0]]))
         covariance = weight @ weight.T + 0.25 * torch.eye(3).double()
     x = torch.tensor([[0.3, math.nan, -0.2], [math.nan, 2.5, math.nan]]).double()
-    found = tables.imputed(vae, x, [tables.REAL] * 3, 40_000)
+    found = tables.imputed(vae, x, [tables.REAL] * 3, 400_000)
     loc = torch.tensor([1.0, 2.0, -1.0]).double()
     for row, exact in zip(x, found, strict=True):
         gap = row.isnan()

@@ -137,7 +137,9 @@ def test_a_hierarchy_is_trained_judged_drawn_and_resumed_by_the_command(folder, 
     assert train("--data", data, "--latent", "3,2", "--out", str(out)) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["num_units"] == 5
-    assert {"units_z1.png", "units_z2.png"} <= {p.name for p in (out / "pictures").iterdir()}
+    assert {"units.png", "layers_samples.png", "layers_reconstructions.png"} <= {
+        p.name for p in (out / "pictures").iterdir()
+    }
     assert main(["train", "--resume", str(out)]) == 0
     assert main(["sample", str(out), "--num", "3"]) == 0
     assert "latent: 3,2" in (out / "config.yaml").read_text()

@@ -132,7 +132,7 @@ def summary(part: type) -> str:
         return _ELBOS[part.__name__]
     paragraph = " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split())
     sentence = re.split(r"(?<=[\w)\]])\.(?: |$)", paragraph)[0].replace("``", "").replace("`", "")
-    return re.sub(r",? :math:.*$", "", sentence).rstrip(".") + "."
+    return re.sub(r",? :math:.*$", "", sentence).rstrip(".:") + "."
 
 
 def named(option: str, name: str) -> str:
@@ -153,11 +153,11 @@ def named(option: str, name: str) -> str:
     if _is_automatic(option, name):
         return class_path(name)
     if "." not in name:
-        pyros = "any of Pyro's distributions, or " if others else ""
+        pyros = "any of Pyro's distributions, " if others else ""
         raise ValueError(
             f"--{option} {name}: no such part; {nearest(name, [*classes, *others])}Choose from "
-            f"{', '.join(classes)}, or give {pyros}an import path (my_package.MyPart) or a file "
-            "(my_file.py:MyPart)"
+            f"what pyro-vae list shows, or give {pyros}an import path (my_package.MyPart) or a "
+            "file (my_file.py:MyPart)"
         )
     _imported(option, name)
     return name
