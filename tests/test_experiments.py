@@ -356,14 +356,14 @@ def test_faces_are_upright_averages(data_root):
 
 
 COLUMNS_OF = {
-    "real": (tables.REAL, lambda x: scipy.stats.norm(x.mean(), x.std())),
-    "bit": (tables.BIT, lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1))),
-    "count": (tables.COUNT, lambda x: scipy.stats.poisson((x.sum() + 0.5) / (len(x) + 1))),
+    "real": (tables.REAL, lambda x: scipy.stats.norm(x.mean(), x.std()).logpdf),
+    "bit": (tables.BIT, lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1)).logpmf),
+    "count": (tables.COUNT, lambda x: scipy.stats.poisson((x.sum() + 0.5) / (len(x) + 1)).logpmf),
     "out of": (
-        tables.out_of(1), lambda x: scipy.stats.binom(1, (x.sum() + 0.5) / (len(x) + 1)),
+        tables.out_of(1), lambda x: scipy.stats.binom(1, (x.sum() + 0.5) / (len(x) + 1)).logpmf,
     ),
     "category": (
-        tables.one_of(2), lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1)),
+        tables.one_of(2), lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1)).logpmf,
     ),
 }  # fmt: skip
 
@@ -377,8 +377,7 @@ def test_the_baseline_is_the_sum_of_columns_in_closed_form():
     expected = np.zeros(30)
     for place, (_, fitted) in enumerate(COLUMNS_OF.values()):
         seen, asked = train[:, place], test[:, place]
-        column = fitted(seen[~np.isnan(seen)])
-        log_p = getattr(column, "logpmf", None) or column.logpdf
+        log_p = fitted(seen[~np.isnan(seen)])
         expected += np.where(np.isnan(asked), 0.0, log_p(np.nan_to_num(asked)))
     np.testing.assert_allclose(alone.log_p(torch.tensor(test)).numpy(), expected, rtol=1e-6)
     filled = alone.imputed(torch.tensor(test))
@@ -404,7 +403,7 @@ def test_a_fifth_of_a_table_is_removed_and_nothing_else(title):
     split = tables.with_gaps(table, 2_000, 0)
     seen = torch.cat(split[:3])
     assert seen.shape == table.x.shape
-    assert abs(seen.isnan().float().mean().item() - 0.2) < 0.02
+    assert abs(seen.isnan().float().mean().item() - 0.2) < 0.03
     observed = ~split.test.isnan()
     assert torch.equal(split.test[observed], split.complete[observed])
     for place, kind in enumerate(table.kinds):
