@@ -337,7 +337,7 @@ def test_the_bits_of_a_density_bound_those_of_its_bins():
 def test_numbers_of_another_measure_are_refused(records):
     found = records["likelihoods"]
     assert set(found["refused"]) == {"ContinuousBernoulli, rescaled", "Bernoulli, rescaled"}
-    assert set(found["refused"]) | set(found["rows"]) == set(likelihoods.TABLE)
+    assert not set(found["refused"]) & set(found["rows"])
     assert "(Dequantize)" in found["refused"]["ContinuousBernoulli, rescaled"]
     assert "(AsFloat)" in found["refused"]["Bernoulli, rescaled"]
 
@@ -427,17 +427,20 @@ def test_what_is_imputed_is_the_exact_conditional_mean():
     ).double()
     (weight,) = (p.detach() for p in vae.likelihood.network.parameters())
     with torch.no_grad():
+        for parameter in vae.posterior.network.parameters():
+            parameter.zero_()
+        vae.posterior.offset.fill_(0.3)  # another q than p(z), and than the exact one
         weight.copy_(torch.tensor([[1.0, 0.5], [-0.7, 0.4], [0.2, 1.0]]))
         vae.likelihood.offset.copy_(torch.tensor([[1.0, 2.0, -1.0]]))
         covariance = weight @ weight.T + 0.25 * torch.eye(3).double()
     x = torch.tensor([[0.3, math.nan, -0.2], [math.nan, 2.5, math.nan]]).double()
-    found = tables.imputed(vae, x, [tables.REAL] * 3, 40_000)
+    found = tables.imputed(vae, x, [tables.REAL] * 3, 200_000)
     loc = torch.tensor([1.0, 2.0, -1.0]).double()
     for row, exact in zip(x, found, strict=True):
         gap = row.isnan()
         gain = covariance[gap][:, ~gap] @ torch.linalg.inv(covariance[~gap][:, ~gap])
         expected = loc[gap] + gain @ (row - loc)[~gap]
-        torch.testing.assert_close(exact[gap], expected, atol=0.03, rtol=0)
+        torch.testing.assert_close(exact[gap], expected, atol=0.04, rtol=0)
         assert torch.equal(exact[~gap], row[~gap])
 
 
