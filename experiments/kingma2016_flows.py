@@ -59,10 +59,13 @@ class Scale(NamedTuple):
     rank: int = 32
     num_latents: int = 64
     hidden: tuple[int, ...] = (300, 300)
+    left_out: tuple[str, ...] = ()
 
+
+_TOO_MANY = ("planar", "inverse autoregressive")
 
 SCALES: dict[ScaleName, Scale] = {
-    "smoke": Scale(2, 1, 2, 1e-3, 0.0, 200, 20, 10, 2, 3, 6, (30, 30)),
+    "smoke": Scale(2, 1, 2, 1e-3, 0.0, 200, 20, 10, 2, 3, 6, (30, 30), _TOO_MANY),
     "cpu": Scale(8, 2, 8, 1e-3, 0.0, 50_000, 1_000, 500, 4, 4, 32, (128, 128)),
     "paper": Scale(2_000, 100, 100, 5e-4, 1.0, 50_000, 10_000, 5_000),
 }
@@ -151,7 +154,7 @@ def main(
     with Study(__file__, __doc__, SCALES, scale=scale, seed=seed, name=name) as study:
         bits = static_mnist.load(data_root, study.scale.num_train)
         x = spread(bits.test.x, study.scale.num_test).float()  # in the file, digit by digit
-        for title, row in chosen(TABLE, rows).items():
+        for title, row in chosen(TABLE, rows, left_out=study.scale.left_out).items():
             published = {"elbo_nats": row.published_elbo_nats}
             study.measure(title, partial(run, row, bits, x, study), published=published)
         study.order(ORDER)

@@ -337,7 +337,7 @@ def test_the_bits_of_a_density_bound_those_of_its_bins():
 def test_numbers_of_another_measure_are_refused(records):
     found = records["likelihoods"]
     assert set(found["refused"]) == {"ContinuousBernoulli, rescaled", "Bernoulli, rescaled"}
-    assert set(found["refused"]) | set(found["rows"]) == set(likelihoods.TABLE)
+    assert not set(found["refused"]) & set(found["rows"])
     assert "(Dequantize)" in found["refused"]["ContinuousBernoulli, rescaled"]
     assert "(AsFloat)" in found["refused"]["Bernoulli, rescaled"]
 
@@ -356,14 +356,14 @@ def test_faces_are_upright_averages(data_root):
 
 
 COLUMNS_OF = {
-    "real": (tables.REAL, lambda x: scipy.stats.norm(x.mean(), x.std())),
-    "bit": (tables.BIT, lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1))),
-    "count": (tables.COUNT, lambda x: scipy.stats.poisson((x.sum() + 0.5) / (len(x) + 1))),
+    "real": (tables.REAL, lambda x: scipy.stats.norm(x.mean(), x.std()).logpdf),
+    "bit": (tables.BIT, lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1)).logpmf),
+    "count": (tables.COUNT, lambda x: scipy.stats.poisson((x.sum() + 0.5) / (len(x) + 1)).logpmf),
     "out of": (
-        tables.out_of(1), lambda x: scipy.stats.binom(1, (x.sum() + 0.5) / (len(x) + 1)),
+        tables.out_of(1), lambda x: scipy.stats.binom(1, (x.sum() + 0.5) / (len(x) + 1)).logpmf,
     ),
     "category": (
-        tables.one_of(2), lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1)),
+        tables.one_of(2), lambda x: scipy.stats.bernoulli((x.sum() + 0.5) / (len(x) + 1)).logpmf,
     ),
 }  # fmt: skip
 
@@ -377,8 +377,7 @@ def test_the_baseline_is_the_sum_of_columns_in_closed_form():
     expected = np.zeros(30)
     for place, (_, fitted) in enumerate(COLUMNS_OF.values()):
         seen, asked = train[:, place], test[:, place]
-        column = fitted(seen[~np.isnan(seen)])
-        log_p = getattr(column, "logpmf", None) or column.logpdf
+        log_p = fitted(seen[~np.isnan(seen)])
         expected += np.where(np.isnan(asked), 0.0, log_p(np.nan_to_num(asked)))
     np.testing.assert_allclose(alone.log_p(torch.tensor(test)).numpy(), expected, rtol=1e-6)
     filled = alone.imputed(torch.tensor(test))
@@ -404,7 +403,7 @@ def test_a_fifth_of_a_table_is_removed_and_nothing_else(title):
     split = tables.with_gaps(table, 2_000, 0)
     seen = torch.cat(split[:3])
     assert seen.shape == table.x.shape
-    assert abs(seen.isnan().float().mean().item() - 0.2) < 0.02
+    assert abs(seen.isnan().float().mean().item() - 0.2) < 0.03
     observed = ~split.test.isnan()
     assert torch.equal(split.test[observed], split.complete[observed])
     for place, kind in enumerate(table.kinds):
@@ -428,17 +427,20 @@ def test_what_is_imputed_is_the_exact_conditional_mean():
     ).double()
     (weight,) = (p.detach() for p in vae.likelihood.network.parameters())
     with torch.no_grad():
+        for parameter in vae.posterior.network.parameters():
+            parameter.zero_()
+        vae.posterior.offset.fill_(0.3)  # another q than p(z), and than the exact one
         weight.copy_(torch.tensor([[1.0, 0.5], [-0.7, 0.4], [0.2, 1.0]]))
         vae.likelihood.offset.copy_(torch.tensor([[1.0, 2.0, -1.0]]))
         covariance = weight @ weight.T + 0.25 * torch.eye(3).double()
     x = torch.tensor([[0.3, math.nan, -0.2], [math.nan, 2.5, math.nan]]).double()
-    found = tables.imputed(vae, x, [tables.REAL] * 3, 400_000)
+    found = tables.imputed(vae, x, [tables.REAL] * 3, 200_000)
     loc = torch.tensor([1.0, 2.0, -1.0]).double()
     for row, exact in zip(x, found, strict=True):
         gap = row.isnan()
         gain = covariance[gap][:, ~gap] @ torch.linalg.inv(covariance[~gap][:, ~gap])
         expected = loc[gap] + gain @ (row - loc)[~gap]
-        torch.testing.assert_close(exact[gap], expected, atol=0.03, rtol=0)
+        torch.testing.assert_close(exact[gap], expected, atol=0.04, rtol=0)
         assert torch.equal(exact[~gap], row[~gap])
 
 
