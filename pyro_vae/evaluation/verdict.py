@@ -36,6 +36,7 @@ def verdict(activity: Mapping[str, UnitActivity], kl_nats: Mapping[str, float]) 
         use = "is used"
         if num_active < _FEW * num_units:
             use, collapsed = "is hardly used" if num_active else "is unused", True
-        rate = f", {kl_nats[name]:,.2f} nats" if name in kl_nats else ""
+        # Zero, by sampling, may come out a little below it.
+        rate = f", {round(kl_nats[name], 2) + 0.0:,.2f} nats" if name in kl_nats else ""
         lines.append(f"layer {name} {use}: {num_active} of {num_units} units active{rate}")
     return [*lines, _ADVICE] if collapsed else lines
