@@ -30,6 +30,7 @@ from pyro_vae.components import (
     Bernoulli,
     Binomial,
     Categorical,
+    CommittedNormal,
     ContinuousBernoulli,
     Convolutional,
     ConvolutionalResidual,
@@ -101,6 +102,7 @@ FAMILIES: dict[str, Member] = {
         partial(Incomplete, family=partial(Categorical, num_categories=3)), support=(0.0, 1.0, 2.0)
     ),
     "DiagonalNormal": Member(DiagonalNormal),
+    "CommittedNormal": Member(partial(CommittedNormal, rate=1.0)),
     "StandardNormal": Member(StandardNormal),
     "MixtureOfNormals": Member(partial(MixtureOfNormals, num_components=3)),
     "LowRankNormal": Member(LowRankNormal),

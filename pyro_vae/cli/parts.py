@@ -79,10 +79,15 @@ _NO_ROLE = {
     "network": ("Observed", "Standardize"),
     "encoder": ("Observed", "Standardize", "RecurrentDecoder", "TransformerDecoder"),
     "decoder": ("Observed", "Standardize", "Recurrent", "Transformer"),
-    "prior": ("Point", "Sylvester", *_OF_DATA),
-    "likelihood": ("Point", "StandardNormal", "Sylvester", "UniformSphere", "VampPrior"),
-    "posterior": ("Point", "StandardNormal", "UniformSphere", "VampPrior", *_OF_DATA),
-}
+    "prior": ("BatchNormalizedNormal", "CommittedNormal", "Point", "Sylvester", *_OF_DATA),
+    "likelihood": (
+        "AutoregressiveNormal", "BatchNormalizedNormal", "CommittedNormal", "Point",
+        "StandardNormal", "Sylvester", "UniformSphere", "VampPrior",
+    ),
+    "posterior": (
+        "AutoregressiveNormal", "Point", "StandardNormal", "UniformSphere", "VampPrior", *_OF_DATA,
+    ),
+}  # fmt: skip
 
 
 class Functions(nn.Module):

@@ -4,6 +4,11 @@ from pyro_vae.components.amortized_flows import Householder, Planar, Radial, Syl
 from pyro_vae.components.assembly import assemble, assemble_hierarchy, assemble_ladder
 from pyro_vae.components.automatic import Automatic
 from pyro_vae.components.autoregressive import AutoregressiveBernoulli
+from pyro_vae.components.committed import (
+    AutoregressiveNormal,
+    BatchNormalizedNormal,
+    CommittedNormal,
+)
 from pyro_vae.components.conditional import Conditional, Family
 from pyro_vae.components.flows import (
     AffineCoupling,
@@ -63,11 +68,14 @@ __all__ = [
     "AffineCoupling",
     "Automatic",
     "AutoregressiveBernoulli",
+    "AutoregressiveNormal",
+    "BatchNormalizedNormal",
     "Bernoulli",
     "Binomial",
     "Categorical",
     "CategoricalSequence",
     "Columns",
+    "CommittedNormal",
     "Concrete",
     "Conditional",
     "ContinuousBernoulli",

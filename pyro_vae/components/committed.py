@@ -1,0 +1,293 @@
+"""Families that keep latents from collapsing: the KL from the prior has a rate for its floor.
+
+Each commits by what it cannot express, whatever the network says: a prior whose numbers hang
+together beside a posterior whose numbers do not, scales that stay below one, or means that vary
+over the data by construction. No weight of the KL is needed, and the bound stays the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal, constraints, register_kl
+
+from pyro_vae.components.conditional import Distribution, Family, Shape, positive
+
+__all__ = ["AutoregressiveNormal", "BatchNormalizedNormal", "CommittedNormal", "NormalChain"]
+
+_SMALLEST_SCALE = 1e-3
+# Of 1 - alpha^2, the variance of a step: below it densities lose too many digits in float32.
+_SMALLEST_STEP = 1e-6
+
+
+class NormalChain(TorchDistribution):
+    r"""A stationary chain along the first axis of an event, standard normal at every step.
+
+    .. math:: z_1 \sim N(0, I), \qquad z_t \sim N(\alpha z_{t-1}, (1 - \alpha^2) I)
+
+    Args:
+        scale: Of a step given the one before, :math:`\sqrt{1 - \alpha^2}`, in (0, 1]. Near zero
+            it is a number that float32 holds, where :math:`\alpha` would be rounded to one.
+        event_shape: T steps, and the shape of each.
+    """
+
+    arg_constraints = {"scale": constraints.interval(0.0, 1.0)}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(
+        self,
+        scale: Tensor,
+        event_shape: Shape,
+        batch_shape: Shape = (),
+        validate_args: bool | None = None,
+    ) -> None:
+        self.scale = scale
+        super().__init__(
+            torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args
+        )
+
+    @property
+    def support(self) -> Any:
+        """Return the constraint of real numbers in the event's shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """Return zeros, ``[*batch, *event_shape]``."""
+        return self.scale.new_zeros(self.shape())
+
+    @property
+    def variance(self) -> Tensor:
+        """Return ones, ``[*batch, *event_shape]``: of each number by itself."""
+        return self.scale.new_ones(self.shape())
+
+    @property
+    def coefficient(self) -> Tensor:
+        r"""Return :math:`\alpha`."""
+        return (1 - self.scale.square()).sqrt()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalChain:
+        """Return the chain for more data."""
+        return NormalChain(self.scale, self.event_shape, batch_shape, validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw chains, ``[*sample_shape, *batch, *event_shape]``."""
+        shape = self.shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
+        steps = noise.movedim(-len(self.event_shape), 0).unbind(0)
+        z = [steps[0]]
+        for step in steps[1:]:
+            z.append(self.coefficient * z[-1] + self.scale * step)
+        return torch.stack(z).movedim(0, -len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density in nats, ``[*batch]``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        first, before, after = _steps(value, len(self.event_shape))
+        of_first = Normal(torch.zeros_like(first), 1.0).log_prob(first)
+        of_rest = Normal(self.coefficient * before, self.scale).log_prob(after)
+        total = _summed(of_first, self) + _summed(of_rest, self)
+        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+
+
+@register_kl(Independent, NormalChain)
+def _kl_from_normal(q: Any, p: NormalChain) -> Tensor:
+    """Return the KL of a normal with independent coordinates from a chain, in nats."""
+    if not isinstance(q.base_dist, Normal) or q.event_shape != p.event_shape:
+        raise NotImplementedError
+    loc, variance = q.base_dist.loc, q.base_dist.scale.square()
+    first_loc, loc_before, loc_after = _steps(loc, len(p.event_shape))
+    first, before, after = _steps(variance, len(p.event_shape))
+    drift = (loc_after - p.coefficient * loc_before).square()
+    spread = (drift + after + p.coefficient.square() * before) / p.scale.square()
+    of_first = 0.5 * (first_loc.square() + first - 1 - first.log())
+    of_rest = 0.5 * (spread - 1 - after.log()) + p.scale.log()
+    return _summed(of_first, p) + _summed(of_rest, p)
+
+
+def _steps(value: Tensor, event_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first step, all but the last, and all but the first."""
+    steps = value.shape[-event_dim]
+    first, before, after = (
+        value.narrow(-event_dim, start, length)
+        for start, length in ((0, 1), (0, steps - 1), (1, steps - 1))
+    )
+    return first, before, after
+
+
+def _summed(of_numbers: Tensor, chain: NormalChain) -> Tensor:
+    return of_numbers.flatten(-len(chain.event_shape)).sum(-1)
+
+
+class AutoregressiveNormal(Family):
+    r"""A prior whose numbers hang together in a chain, for posteriors whose numbers do not.
+
+    .. math:: z_1 \sim N(0, I), \qquad z_t \sim N(\alpha z_{t-1}, (1 - \alpha^2) I)
+
+    along the first axis of the event, T steps of D numbers. A normal with independent coordinates
+    can come no nearer to it than
+
+    .. math:: \frac{D}{2} \big((T - 2) \log(1 + \alpha^2) - \log(1 - \alpha^2)\big)
+
+    nats, and :math:`\alpha` is chosen so that this is ``rate``. The posterior is
+    ``DiagonalNormal``. There are no raw numbers.
+
+    Args:
+        event_shape: The shape of one latent, the first axis of which is the chain's.
+        rate: The smallest KL of a ``DiagonalNormal`` posterior, in nats per datum.
+
+    Raises:
+        ValueError: If ``rate`` is negative or above what a chain of this length can commit to.
+
+    References:
+        Preventing Posterior Collapse with delta-VAEs (Razavi et al., 2019)
+    """
+
+    scale: Tensor
+
+    def __init__(self, event_shape: Shape, *, rate: float = 2.0) -> None:
+        super().__init__(event_shape, raw_shape=(0,))
+        num_steps, num_units = event_shape[0], math.prod(event_shape[1:])
+
+        def floor(log_step: float) -> float:
+            """Return the smallest KL where 1 - alpha^2 is exp(log_step)."""
+            inner = (num_steps - 2) * math.log(2 - math.exp(log_step))
+            return 0.5 * num_units * (inner - log_step)
+
+        most = floor(math.log(_SMALLEST_STEP)) if num_steps > 1 else 0.0
+        _check_rate(rate, most, f"a chain of {num_steps} step(s) of {num_units} number(s)")
+        log_step = _decreasing_root(floor, rate, math.log(_SMALLEST_STEP)) if rate else 0.0
+        self.rate = rate
+        self.register_buffer("scale", torch.tensor(math.exp(0.5 * log_step)), persistent=False)
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the chain; there are no raw numbers."""
+        return NormalChain(self.scale, self.event_shape)
+
+    def extra_repr(self) -> str:
+        """Show the event's shape and the rate."""
+        return f"event_shape={self.event_shape}, rate={self.rate}"
+
+
+class CommittedNormal(Family):
+    r"""A normal posterior of scales so far below one that its KL from N(0, I) has a floor.
+
+    .. math::
+        \mathrm{KL} = \sum_d \tfrac12 (\mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2)
+        \ge \tfrac{D}{2} (s^2 - 1 - \log s^2), \qquad \sigma_d \le s < 1,
+
+    and s is chosen so that the right-hand side is ``rate``. Raw numbers are locations and the
+    scales' logits between 0.001 and s. The prior is ``StandardNormal``.
+
+    Args:
+        event_shape: The shape of one latent.
+        rate: The smallest KL from N(0, I), in nats per datum.
+
+    Raises:
+        ValueError: If ``rate`` is negative or above what so many latents can commit to.
+
+    References:
+        Preventing Posterior Collapse with delta-VAEs (Razavi et al., 2019), section 2
+    """
+
+    def __init__(self, event_shape: Shape, *, rate: float = 2.0) -> None:
+        super().__init__(event_shape, raw_shape=(2, *event_shape))
+        num_units = math.prod(event_shape)
+
+        def floor(log_scale: float) -> float:
+            return 0.5 * num_units * (math.expm1(2 * log_scale) - 2 * log_scale)
+
+        least = math.log(_SMALLEST_SCALE)
+        _check_rate(rate, floor(least), f"{num_units} normal latent(s) of scale {_SMALLEST_SCALE}")
+        self.rate = rate
+        self.largest_scale = math.exp(_decreasing_root(floor, rate, least)) if rate else 1.0
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the normal of ``raw``, ``[*batch, 2, *event_shape]``: location and raw scale."""
+        if raw is None:
+            raise ValueError("CommittedNormal needs its raw parameters")
+        loc, raw_scale = raw.unbind(-1 - len(self.event_shape))
+        room = self.largest_scale - _SMALLEST_SCALE
+        scale = _SMALLEST_SCALE + room * raw_scale.sigmoid()
+        return dist.Normal(loc, scale).to_event(len(self.event_shape))
+
+    def extra_repr(self) -> str:
+        """Show the event's shape and the rate."""
+        return f"event_shape={self.event_shape}, rate={self.rate}"
+
+
+class BatchNormalizedNormal(Family):
+    r"""A normal posterior whose means are normalised over the batch, so that they vary.
+
+    .. math::
+        \mu_d = \gamma \, \frac{m_d - \mathrm{mean}(m_d)}{\mathrm{std}(m_d)} + \beta_d, \qquad
+        \mathrm{E}_x[\mathrm{KL}] \ge \tfrac{D}{2} \gamma^2
+
+    from a standard normal prior: the mean square of :math:`\mu_d` over a batch is
+    :math:`\gamma^2 + \beta_d^2`. Raw numbers are m and raw scales. Each number has a learned
+    :math:`\beta_d`; :math:`\gamma` is fixed. In evaluation mode, and for a batch of one datum,
+    averages over the batches so far take the place of the batch's own.
+
+    Args:
+        event_shape: The shape of one latent.
+        gamma: The standard deviation of the means over a batch, positive; a rate of r nats takes
+            :math:`\sqrt{2 r / D}`.
+
+    Raises:
+        ValueError: If ``gamma`` is not positive.
+
+    References:
+        A Batch Normalized Inference Network Keeps the KL Vanishing Away (Zhu et al., 2020)
+    """
+
+    def __init__(self, event_shape: Shape, *, gamma: float = 0.5) -> None:
+        super().__init__(event_shape, raw_shape=(2, *event_shape))
+        if not 0 < gamma < math.inf:
+            raise ValueError(f"gamma={gamma}: the spread of means is positive and finite")
+        self.gamma = gamma
+        self.norm = nn.BatchNorm1d(math.prod(event_shape), affine=False)
+        self.beta = nn.Parameter(torch.zeros(event_shape))
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the normal of ``raw``, ``[*batch, 2, *event_shape]``: location and raw scale."""
+        if raw is None:
+            raise ValueError("BatchNormalizedNormal needs its raw parameters")
+        loc, raw_scale = raw.unbind(-1 - len(self.event_shape))
+        rows = loc.reshape(-1, self.beta.numel())
+        normalized = self.norm(rows) if len(rows) > 1 else self._of_history(rows)
+        loc = self.gamma * normalized.reshape(loc.shape) + self.beta
+        return dist.Normal(loc, positive(raw_scale)).to_event(len(self.event_shape))
+
+    def _of_history(self, rows: Tensor) -> Tensor:
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        return nn.functional.batch_norm(rows, mean, variance, eps=self.norm.eps)
+
+    def extra_repr(self) -> str:
+        """Show the event's shape and the spread of the means."""
+        return f"event_shape={self.event_shape}, gamma={self.gamma}"
+
+
+def _check_rate(rate: float, most: float, what: str) -> None:
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"rate={rate}: the committed rate is 0 nats or more, and finite")
+    if rate > most:
+        raise ValueError(
+            f"rate={rate}: {what} can commit to {most:.4g} nats at most; lower the rate, or take "
+            "more latents"
+        )
+
+
+def _decreasing_root(f: Callable[[float], float], value: float, low: float) -> float:
+    """Return where a decreasing function of negative numbers from ``low`` on has this value."""
+    high = 0.0
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if f(middle) > value else (low, middle)
+    return low
