@@ -12,7 +12,7 @@ from command import FUNCTIONS, PRIOR, PROGRAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pyro_vae.cli.commands  # loaded before: what it imports itself is not for a name's sake
+import pyro_vae.cli.commands  # noqa: F401 - what it imports is not for the sake of a name
 from pyro_vae.cli.messages import nearest, readable
 from pyro_vae.cli.parts import (
     PARTS,
