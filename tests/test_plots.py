@@ -320,6 +320,7 @@ def test_each_layer_has_a_panel_of_its_own():
     figure = plots.layer_bars(layers)
     assert [len(axes.patches) for axes in figure.axes] == [2, 3]
     assert [bar.get_height() for bar in figure.axes[0].patches] == [2.0, 1.0]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     assert "KL per unit of z1: 2 of 2 active, 3.00 nats in all" in texts(figure)
     assert "KL per unit of z2: 0 of 3 active, 0.00 nats in all" in texts(figure)
     with pytest.raises(ValueError, match="no layer"):

@@ -248,7 +248,7 @@ def unit_bars(
 
 
 def layer_bars(layers: Mapping[str, tuple[Tensor, Tensor]], *, threshold: float = 0.01) -> Figure:
-    """Draw ``unit_bars`` of each layer of a hierarchy, one panel below the other.
+    """Draw ``unit_bars`` of each layer of a hierarchy, one panel below the other, on one scale.
 
     Args:
         layers: KL and activity of the units, ``[U]`` each, by layer.
@@ -264,6 +264,9 @@ def layer_bars(layers: Mapping[str, tuple[Tensor, Tensor]], *, threshold: float 
         _draw_units(
             figure, (len(layers), 1, number), kl, activity, threshold, f"KL per unit of {name}"
         )
+    bounds = [limit for axes in figure.axes for limit in axes.get_ylim()]
+    for axes in figure.axes:
+        axes.set_ylim(min(bounds), max(bounds))
     return figure
 
 
