@@ -276,26 +276,33 @@ class Study(Generic[Scale]):
         return record.write(name, {**self._record, "seconds": seconds, "rows": self.rows, **failed})
 
 
-def judge(program: Any, x: Tensor, *, num_samples: int) -> dict[str, Any]:
+def judge(
+    program: Any,
+    x: Tensor,
+    *,
+    num_samples: int,
+    count: Callable[[evaluation.UnitActivity], int] = lambda units: units.num_active,
+) -> dict[str, Any]:
     """Return what the tables of papers hold of a program, on test data.
 
     Args:
         program: Has ``model``, ``guide`` and parameters.
         x: As the model observes them, ``[N, ...]``, on any device.
         num_samples: Importance samples for each datum.
+        count: Of the active units of a latent site; unless given, Burda, Grosse & Salakhutdinov's.
 
     Returns:
-        Numbers by name, with -log p(x), the bound and its parts, and active units as Burda, Grosse
-        & Salakhutdinov define them (of each latent site, if there are several); and ``log_p``.
+        Numbers by name, with -log p(x), the bound and its parts, and active units (KL and active
+        units of each latent site as well, if there are several); and ``log_p``.
     """
     start = time.perf_counter()
     x = x.to(next(program.parameters()).device)
     model, guide = program.model, program.guide
     estimate = evaluation.importance_sampling(model, guide, x, num_samples=num_samples)
     bound = evaluation.elbo(model, guide, x, num_particles=10)
-    active = {
-        site: unit.num_active for site, unit in evaluation.unit_activity(model, guide, x).items()
-    }
+    units = evaluation.unit_activity(model, guide, x)
+    active = {site: count(units[site]) for site in sorted(units)}
+    several = len(active) > 1
     return {
         "nll_nats": -estimate.mean,
         f"nll_nats{_ERROR}": estimate.standard_error,
@@ -306,7 +313,8 @@ def judge(program: Any, x: Tensor, *, num_samples: int) -> dict[str, Any]:
         "rate_nats": bound.rate_nats,
         "distortion_nats": bound.distortion_nats,
         "active_units": sum(active.values()),
-        **({f"active_units_{each}": active[each] for each in active} if len(active) > 1 else {}),
+        **({f"active_units_{each}": active[each] for each in active} if several else {}),
+        **({f"rate_nats_{each}": bound.kl_nats[each] for each in active} if several else {}),
         "evaluation_seconds": time.perf_counter() - start,
         "log_p": estimate.log_p,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -19,19 +20,25 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import burda2016_iwae
+import cremer2018_gaps
+import he2019_lagging
 import kingma2016_flows
 import likelihoods
 import linear_gaussian
 import mnih2016_vimco
 import rainforth2018_tighter
 import roeder2017_stl
+import sonderby2016_ladder
 import study
 import tables
 import tomczak2018_vampprior
+import topdown
 import tucker2019_dreg
 from jsonargparse import auto_cli
+from linear import LinearGaussian
+from PIL import Image
 
-from pyro_vae import VAE, distributions
+from pyro_vae import VAE, distributions, evaluation
 from pyro_vae.components import MLP, Incomplete, Normal
 from pyro_vae.inference import ELBO
 
@@ -42,6 +49,10 @@ WITH_DATA = (
     tomczak2018_vampprior,
     kingma2016_flows,
     likelihoods,
+    sonderby2016_ladder,
+    he2019_lagging,
+    cremer2018_gaps,
+    topdown,
 )
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
 Records = dict[str, dict[str, Any]]
@@ -55,7 +66,7 @@ def write_images(path: Path, images: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random images where MNIST, its binarisation and the Olivetti faces would lie."""
+    """Random images where the published ones would lie."""
     root = tmp_path_factory.mktemp("data")
     (root / "MNIST" / "raw").mkdir(parents=True)
     (root / "binarized_mnist").mkdir()
@@ -73,7 +84,20 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "olivetti").mkdir()
     faces = random.integers(0, 256, (4096, 400), dtype=np.uint8)
     scipy.io.savemat(root / "olivetti" / "olivettifaces.mat", {"faces": faces})
+    (root / "omniglot").mkdir()
+    # An image says which character it is, and who drew it.
+    drawn = random.integers(0, 256, (8, 20, 28, 28), dtype=np.uint8)
+    drawn[:, :, 0, 0], drawn[:, :, 0, 1] = np.arange(8)[:, None], np.arange(20)
+    np.savez(root / "omniglot" / "omniglot_28x28.npz", images=drawn)
+    (root / "cifar10").mkdir()
+    for part in (*range(10), 50):
+        image = Image.fromarray(colours(part, 8).reshape(8, 1024, 3))
+        image.save(root / "cifar10" / f"cifar10_batch_{part}.png")
     return root
+
+
+def colours(part: int, num: int) -> np.ndarray:
+    return np.random.default_rng(part).integers(0, 256, (num, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -465,3 +489,182 @@ def test_errors_are_in_deviations_of_columns_of_a_kind():
     # Counts have the variance (0 + 1) / 2; of six numbers two are off by one.
     assert found["rmse_deviations"] == pytest.approx(math.sqrt(2 * 2 / 6))
     assert found["misclassified_percent"] == 50
+
+
+# ---------------------------------------------------------------------------- hierarchies
+
+
+def dense(*sizes: int, num_last: int = 1, normalised: bool = False) -> int:
+    """Return how many parameters dense layers of these sizes have, ``num_last`` of the last one.
+
+    A layer that is normalised has an offset and a scale of each number in place of its bias.
+    """
+    pairs = list(itertools.pairwise(sizes))
+    hidden = sum(a * b + (2 * b if normalised else b) for a, b in pairs[:-1])
+    a, b = pairs[-1]
+    return hidden + num_last * (a * b + b)
+
+
+def test_the_hierarchies_of_the_ladder_paper_have_its_sizes():
+    x, latents, widths = torch.rand(30, 1, 28, 28), [64, 32, 16, 8, 4], [512, 256, 128, 64, 32]
+    below = [784, *latents]
+    for title, row in sonderby2016_ladder.TABLE.items():
+        vae, normalised = sonderby2016_ladder.program(row, x), row.batch_norm
+        expected = dense(64, 512, 512, 784, normalised=normalised)
+        for layer in range(1, 5):
+            sizes = (latents[layer], widths[layer], widths[layer], latents[layer - 1])
+            expected += dense(*sizes, num_last=2, normalised=normalised)
+        for layer, width in enumerate(widths):
+            if row.ladder:
+                start = 784 if layer == 0 else widths[layer - 1]
+                expected += dense(start, width, width, 1, normalised=True) - (width + 1)
+                # The second layer's bias is counted once more as an offset and a scale.
+                expected += dense(width, latents[layer], num_last=2)
+            else:
+                sizes = (below[layer], width, width, latents[layer])
+                expected += dense(*sizes, num_last=2, normalised=normalised)
+        assert sum(p.numel() for p in vae.parameters()) == expected, title
+
+
+def test_each_hidden_layer_of_the_ladder_is_normalised_and_no_other():
+    (row,) = (row for row in sonderby2016_ladder.TABLE.values() if row.ladder)
+    vae = sonderby2016_ladder.program(row, torch.rand(30, 1, 28, 28))
+    layers = [m for m in vae.modules() if not [*m.children()]]
+    before = {torch.nn.LeakyReLU: torch.nn.BatchNorm1d, torch.nn.BatchNorm1d: torch.nn.Linear}
+    for kind, expected in before.items():
+        found = [i for i, layer in enumerate(layers) if isinstance(layer, kind)]
+        assert len(found) == 20
+        assert {type(layers[i - 1]) for i in found} == {expected}
+
+
+def test_the_published_active_units_are_in_the_order_of_the_table():
+    rows = {title: dict(row.published) for title, row in sonderby2016_ladder.TABLE.items()}
+    assert [row["active_units"] for row in rows.values()] == [21, 37, 61, 81]
+    assert sonderby2016_ladder.in_order(rows)
+    rows["VAE"]["active_units"] = 37
+    assert not sonderby2016_ladder.in_order(rows)
+
+
+def test_units_are_active_by_their_kl_in_the_ladder_paper():
+    vae = VAE.assemble((4,), (3,))
+    with torch.no_grad():
+        for parameter in vae.posterior.network.parameters():
+            parameter.zero_()
+        # KLs of 0.02, 0.005 and 0 nats, from means that are the same for all data.
+        vae.posterior.offset[0] = torch.tensor([0.2, 0.1, 0.0])
+    x = torch.bernoulli(torch.full((10, 4), 0.5))
+    found = study.judge(vae, x, num_samples=5, count=sonderby2016_ladder.with_kl)
+    assert found["active_units"] == 1
+    assert study.judge(vae, x, num_samples=5)["active_units"] == 0
+
+
+def test_omniglot_is_split_by_drawers(data_root):
+    images = he2019_lagging.data(data_root, 23_000)
+    seen = {name: getattr(images, name).x for name in ("train", "validation", "test")}
+    drawers = {name: set(x[:, 0, 0, 1].tolist()) for name, x in seen.items()}
+    assert drawers["test"] == {15, 16, 17, 18, 19}
+    assert drawers["train"] | drawers["validation"] == set(range(15))
+    keys = [tuple(x) for each in seen.values() for x in each[:, 0, 0, :2].tolist()]
+    assert len(set(keys)) == len(keys) == 8 * 20
+    assert len(seen["validation"]) == 8 * 15 * 1_345 // 24_345
+
+
+def test_the_decoder_for_omniglot_sees_the_pixels_before_and_z():
+    x = torch.bernoulli(torch.full((2, 1, 28, 28), 0.3))
+    for row in he2019_lagging.TABLE.values():
+        vae = he2019_lagging.program(row, torch.rand(20, 1, 28, 28))
+        z = torch.zeros(1, 32, requires_grad=True)
+        seen = x[:1].clone().requires_grad_()
+        logits = vae.likelihood(z)._all_logits(seen.flatten(1))
+        by_pixels, by_z = torch.autograd.grad(logits[0, 400], (seen, z))
+        assert bool(by_pixels.flatten()[:400].any())
+        assert not bool(by_pixels.flatten()[400:].any())
+        assert bool(by_z.all())
+
+
+def test_the_weight_is_annealed_over_ten_epochs():
+    paper = he2019_lagging.SCALES["paper"]
+    weight = he2019_lagging.annealed(paper).beta
+    seen = []
+    for epoch in (0, 5, 10, 60):
+        weight.advance(epoch / paper.epochs)
+        seen.append(weight.value.item())
+    assert seen == pytest.approx([0.1, 0.55, 1.0, 1.0])
+
+
+def test_the_prior_of_the_delta_vae_keeps_its_rate(records):
+    rows = records["he2019_lagging"]["rows"]
+    assert rows["delta"]["rate_nats"] > 5.0 > rows["plain"]["rate_nats"]
+
+
+def test_both_gaps_are_measured_as_in_closed_form(records):
+    program = LinearGaussian()
+    x = torch.randn(6, 3, dtype=torch.float64) * 1.5
+    scale = cremer2018_gaps.SCALES["smoke"]._replace(
+        num_samples=1_000, num_updates=100, num_particles=16, num_temperatures=10
+    )
+    gaps, found = cremer2018_gaps.measure(program, x, scale)
+    best = program.best_diagonal_bound(x)
+    expected = {
+        "approximation": program.log_p(x) - best,
+        "amortization": best - program.bound(x),
+        "inference": program.log_p(x) - program.bound(x),
+    }
+    for kind, exact in expected.items():
+        assert found[f"{kind}_gap_nats"] == pytest.approx(exact.mean().item(), abs=0.05)
+        torch.testing.assert_close(
+            cremer2018_gaps.of_each(gaps, kind).mean().item(), found[f"{kind}_gap_nats"]
+        )
+    for row in records["cremer2018_gaps"]["rows"].values():
+        parts = row["approximation_gap_nats"] + row["amortization_gap_nats"]
+        assert row["inference_gap_nats"] == pytest.approx(parts)
+
+
+def test_gaps_are_compared_datum_by_datum():
+    log_p = torch.zeros(3)
+    small = evaluation.Gaps(log_p, torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0] * 3))
+    large = evaluation.Gaps(log_p, torch.tensor([-2.0, -3.0, -4.0]), torch.tensor([-4.0] * 3))
+    (found,) = cremer2018_gaps.compared({"flow": small, "diagonal": large})
+    assert (found["gap"], found["smaller"], found["larger"]) == (
+        "approximation",
+        "flow",
+        "diagonal",
+    )
+    assert found["less_nats"] == 1.0
+    assert found["less_nats_standard_error"] == 0.0
+
+
+@pytest.mark.parametrize(("title", "width"), [("diagonal", 200), ("diagonal, wide encoder", 500)])
+def test_the_guides_of_the_gaps_are_as_wide_as_published(title, width):
+    vae = cremer2018_gaps.program(cremer2018_gaps.TABLE[title], torch.rand(20, 784))
+    expected = dense(784, width, width, 50, num_last=2) + dense(50, 200, 200, 784)
+    assert sum(p.numel() for p in vae.parameters()) == expected
+    assert sum(isinstance(m, torch.nn.ELU) for m in vae.modules()) == 4
+
+
+def test_a_hierarchy_has_the_layers_of_its_title():
+    for title, row in topdown.TABLE.items():
+        sides = [shape[1] for shape in row.latent_shapes]
+        assert f", {len(sides)} layer" in title
+        assert sides == sorted(sides, reverse=True)
+        assert sides[0] <= {"mnist": 14, "cifar10": 16}[row.data]
+
+
+def test_images_of_cifar10_are_read_as_they_are_stored(data_root):
+    images = topdown.cifar10(data_root, 20)
+    expected = np.concatenate([colours(part, 8) for part in range(10)]).transpose(0, 3, 1, 2)
+    assert images.train.x.numpy().tolist() == expected[:20].tolist()
+    assert images.validation.x.numpy().tolist() == expected[-8:].tolist()
+    assert images.test.x.numpy().tolist() == colours(50, 8).transpose(0, 3, 1, 2).tolist()
+
+
+def test_colours_are_judged_in_bits_and_binary_images_in_nats(records):
+    rows = records["topdown"]["rows"]
+    colour, binary = rows["CIFAR-10, 3 layers"], rows["MNIST, 1 layer"]
+    assert not {"nll_nats", "elbo_nats"} & colour.keys()
+    assert not {"bits_per_dim", "elbo_bits_per_dim"} & binary.keys()
+    # The bound is the sum of its parts, which are in nats, and bounds the other from above.
+    nats = colour["rate_nats"] + colour["distortion_nats"]
+    assert colour["elbo_bits_per_dim"] == pytest.approx(nats / (3072 * math.log(2)))
+    assert 7.0 < colour["bits_per_dim"] < colour["elbo_bits_per_dim"]
+    assert colour["bits_per_dim_standard_error"] < 1.0
