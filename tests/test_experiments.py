@@ -100,17 +100,28 @@ def colours(part: int, num: int) -> np.ndarray:
     return np.random.default_rng(part).integers(0, 256, (num, 32, 32, 3), dtype=np.uint8)
 
 
+class Smoked(dict[str, Any]):
+    """Records of experiments at the scale smoke, each run when it is first asked for."""
+
+    def __init__(self, data_root: Path, out: Path) -> None:
+        self.data_root, self.out = data_root, out
+
+    def __missing__(self, name: str) -> Any:
+        (experiment,) = [e for e in (*WITHOUT_DATA, *WITH_DATA) if e.__name__ == name]
+        torch.set_num_threads(1)
+        before = listed(RESULTS)
+        args = ["--scale", "smoke", "--name", str(self.out / name)]
+        args += [f"--data_root={self.data_root}"] if experiment in WITH_DATA else []
+        auto_cli(experiment.main, args=args, as_positional=False)
+        assert listed(RESULTS) == before, "a run of a test may leave nothing among the results"
+        self[name] = json.loads((self.out / f"{name}.json").read_text())
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def records(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
-    """The record of every experiment at the scale smoke, run as from the command line."""
-    torch.set_num_threads(1)
-    out, before = tmp_path_factory.mktemp("results"), listed(RESULTS)
-    for experiment in (*WITHOUT_DATA, *WITH_DATA):
-        args = ["--scale", "smoke", "--name", str(out / experiment.__name__)]
-        args += [f"--data_root={data_root}"] if experiment in WITH_DATA else []
-        auto_cli(experiment.main, args=args, as_positional=False)
-    assert listed(RESULTS) == before, "a run of a test may leave nothing among the results"
-    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    """The records of all experiments, run as from the command line."""
+    return Smoked(data_root, tmp_path_factory.mktemp("results"))
 
 
 def listed(folder: Path) -> dict[Path, int]:
