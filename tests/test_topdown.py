@@ -131,6 +131,18 @@ def test_a_fresh_hierarchy_starts_at_the_marginals_of_the_data() -> None:
     assert standardized.mean().abs() < 1e-10
 
 
+def test_a_fresh_posterior_hears_the_data() -> None:
+    """Signals that shrink on the way up and through a branch leave latents that start unused."""
+    torch.manual_seed(0)
+    x = torch.bernoulli(torch.rand(40, 1, 2, 2)).repeat_interleave(4, -1).repeat_interleave(4, -2)
+    vae = TopDownVAE.assemble((1, 8, 8), ((4,), (4,), (4,)), data=x, channels=16)
+    with Program(vae.model, vae.guide).running(), torch.no_grad():
+        trace = poutine.trace(vae.guide).get_trace(x)
+    for layer in (1, 2, 3):
+        posterior = trace.nodes[f"z{layer}"]["fn"]
+        assert 0.03 < posterior.mean.std(0).mean() < 3.0, layer
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -17,6 +17,10 @@ from pyro_vae.components.conditional import Distribution, Family, Shape
 
 __all__ = ["SubPixel", "TopDownBlock", "image_shapes", "upward_steps"]
 
+# The inverse root mean square of SiLU's output for standard normal inputs: it keeps the size of
+# signals through a branch. With less, q would hardly hear the data at the start, and collapse.
+_GAIN = 1.68
+
 
 class TopDownBlock(nn.Module):
     r"""One layer of a top-down hierarchy: p(z | h), q(z | h, d), and the way of h past z.
@@ -51,7 +55,7 @@ class TopDownBlock(nn.Module):
         self.bias = nn.Parameter(0.02 * torch.randn(channels, *size))
         self.of_prior = _branch(channels, of_prior + channels, size)
         self.of_posterior = _branch(2 * channels, of_posterior, size)
-        self.of_latent = _shrunk(nn.Conv2d(latent_channels, channels, 1), depth)
+        self.of_latent = _started(nn.Conv2d(latent_channels, channels, 1), depth**-0.5)
         self.residual = _branch(channels, channels, size, depth)
 
     def enter(self, h: Tensor | None) -> Tensor:
@@ -110,7 +114,7 @@ class SubPixel(nn.Module):
         factor = max(math.ceil(large / small) for large, small in _sides(out_shape, in_shape))
         self.layers = nn.Sequential(
             nn.SiLU(),
-            nn.Conv2d(in_shape[0], depth * factor**2, 3, padding=1, bias=False),
+            _started(nn.Conv2d(in_shape[0], depth * factor**2, 3, padding=1, bias=False), 1.0),
             nn.PixelShuffle(factor),
         )
 
@@ -167,7 +171,7 @@ def upward_steps(
     """
     strides = [max(1, large // small) for large, small in _sides(event_shape, latent_shapes[0])]
     kernel, padding = _pair(2 * s - 1 for s in strides), _pair(s - 1 for s in strides)
-    stem = nn.Conv2d(event_shape[0], channels, kernel, _pair(strides), padding)
+    stem = _started(nn.Conv2d(event_shape[0], channels, kernel, _pair(strides), padding), 1.0)
     below = _pair(-(-side // s) for side, s in zip(event_shape[1:], strides, strict=True))
     steps: list[nn.Module] = []
     for _, height, width in latent_shapes:
@@ -214,16 +218,19 @@ def _branch(
     wide = 3 if min(size) > 2 else 1
     hidden = max(1, in_channels // 2)
     return nn.Sequential(
-        nn.SiLU(), nn.Conv2d(in_channels, hidden, 1),
-        nn.SiLU(), nn.Conv2d(hidden, hidden, wide, padding=wide // 2),
-        nn.SiLU(), nn.Conv2d(hidden, hidden, wide, padding=wide // 2),
-        nn.SiLU(), _shrunk(nn.Conv2d(hidden, out_channels, 1), depth),
+        nn.SiLU(), _started(nn.Conv2d(in_channels, hidden, 1), _GAIN),
+        nn.SiLU(), _started(nn.Conv2d(hidden, hidden, wide, padding=wide // 2), _GAIN),
+        nn.SiLU(), _started(nn.Conv2d(hidden, hidden, wide, padding=wide // 2), _GAIN),
+        nn.SiLU(), _started(nn.Conv2d(hidden, out_channels, 1), depth**-0.5),
     )  # fmt: skip
 
 
 @torch.no_grad()
-def _shrunk(layer: nn.Conv2d, depth: int) -> nn.Conv2d:
-    layer.weight.mul_(depth**-0.5)
+def _started(layer: nn.Conv2d, gain: float) -> nn.Conv2d:
+    """Start a layer so that its outputs have ``gain`` times the root mean square of its inputs."""
+    layer.weight.normal_(std=gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        layer.bias.zero_()
     return layer
 
 
