@@ -16,7 +16,8 @@ TINY = [
     "--num-samples", "2", "--num-rows", "4", "--num-repeats", "20", "--network.hidden", "[8]",
     "--device", "cpu", "--engine", "eager",
 ]  # fmt: skip
-FILES = {"comparison.json", "comparison.png", "config.yaml", "report.html"}
+PICTURES = ("comparison.png", "rate_distortion.png")
+FILES = {"comparison.json", *PICTURES, "config.yaml", "report.html"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def test_a_comparison_from_data_to_report(folder, tmp_path, capsys):
     assert "DisARM takes a Bernoulli latent" in disarm["failure"]
     assert "IWAE(num_particles=3)" in shown.out
     assert "Not trained:" in shown.out
-    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for name in PICTURES:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert "DisARM takes a Bernoulli latent" in (out / "report.html").read_text()
 
 

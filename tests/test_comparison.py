@@ -121,6 +121,7 @@ def test_the_numbers_are_those_of_training_alone(found):
     bound = elbo(vae.model, vae.guide, data.test.x.double(), num_particles=10)
     late = found.rows[1].at_equal_steps
     assert late.elbo_nats == Estimate(bound.elbo_nats, bound.standard_error)
+    assert (late.rate_nats, late.distortion_nats) == (bound.rate_nats, bound.distortion_nats)
     assert late.step == found.settings["num_steps"]
     assert late in [replace(point, gain_nats=late.gain_nats) for point in found.rows[1].curve]
 

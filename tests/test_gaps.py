@@ -13,7 +13,7 @@ from pyro.distributions.transforms import AffineTransform
 from torch import nn
 from torch.distributions import normal
 
-from pyro_vae.components import Automatic, Conditional, DiagonalNormal
+from pyro_vae.components import Automatic, Conditional, DiagonalNormal, FullNormal, Planar
 from pyro_vae.evaluation import (
     elbo,
     importance_sampling,
@@ -195,7 +195,9 @@ def test_parameters_of_any_distribution_are_moved_for_each_datum(name):
     assert check_offsets(program, program.check(x), (x,), num) == ()
 
 
-@pytest.mark.parametrize("family", [DiagonalNormal, lambda s: Automatic(s, "Laplace")])
+@pytest.mark.parametrize(
+    "family", [DiagonalNormal, FullNormal, Planar, lambda s: Automatic(s, "Laplace")]
+)
 def test_raw_numbers_of_a_conditional_are_moved_for_each_datum(family):
     posterior = Conditional(
         family((2,)), context_shape=(3,), network=lambda i, o: nn.Sequential(

@@ -172,12 +172,22 @@ def _tell(run: runs.Run, found: Comparison, out: Path, config: str) -> None:
     replace_file(out / "config.yaml", config.encode())
     replace_file(out / "comparison.json", record.encode())
     plots.save(compared(found), out / "comparison.png")
+    pictures = [("Bounds by steps and time, and gradients", out / "comparison.png")]
+    points = {
+        row.objective: (row.at_equal_steps.rate_nats, row.at_equal_steps.distortion_nats)
+        for row in found.rows
+        if row.at_equal_steps is not None
+    }
+    if len(points) > 1:
+        plots.save(plots.rate_distortion(points), out / "rate_distortion.png")
+        caption = "Rate and distortion of test data after equal steps"
+        pictures.append((caption, out / "rate_distortion.png"))
     report.write_report(
         out / "report.html",
         title=f"Objectives compared: {type(run.program).__name__} on {run.data.name}",
         results={row.objective: row.summary for row in found.rows},
         history=[],
-        pictures=[("Bounds by steps and time, and gradients", out / "comparison.png")],
+        pictures=pictures,
         config=f"{found.table()}\n\n{config}",
         provenance={
             "command": f"pyro-vae compare --config {out / 'config.yaml'}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import pyro_vae.evaluation as evaluation
@@ -40,8 +41,9 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
     annealing = {
         "num_temperatures": options.num_temperatures, "num_chains": options.num_chains, **shown,
     }  # fmt: skip
-    start = _start(run, args)
+    start, began = _start(run, args), time.perf_counter()
     annealed = evaluation.annealed_importance_sampling(model, start, *args, **annealing)
+    seconds = time.perf_counter() - began
     sampled = evaluation.importance_sampling(
         model, guide, *args, num_samples=_NUM_IMPORTANCE_SAMPLES, **shown
     )
@@ -61,6 +63,7 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
             "num_simulated": num_simulated,
             "annealing_acceptance": annealed.acceptance.mean().item(),
             "annealing_effective_sample_size": annealed.effective_sample_size.median().item(),
+            "annealing_seconds": seconds,
             "num_chains": options.num_chains,
             "num_temperatures": options.num_temperatures,
         }

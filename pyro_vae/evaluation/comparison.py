@@ -336,7 +336,11 @@ class _Laboratory:
             )  # fmt: skip
             of_bound = Estimate(bound.elbo_nats, bound.standard_error)
             of_log_p = Estimate(found.mean, found.standard_error)
-            points[step], each[step] = Point(step, step * seconds, of_bound, of_log_p), found.log_p
+            points[step] = Point(
+                step, step * seconds, of_bound, of_log_p,
+                rate_nats=bound.rate_nats, distortion_nats=bound.distortion_nats,
+            )  # fmt: skip
+            each[step] = found.log_p
         return points, each
 
     def _bound(self, objective: ELBO) -> Estimate | None:

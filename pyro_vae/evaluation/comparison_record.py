@@ -42,6 +42,8 @@ class Point:
         log_p_nats: log p(x) by importance sampling, in nats per datum.
         gain_nats: The difference of ``log_p_nats`` to the first objective's at the same step, or
             at equal time, datum by datum; its error is smaller than those of both. None elsewhere.
+        rate_nats: The KL of the posterior from the prior, in nats per datum.
+        distortion_nats: The average of -log p(x | z); the ELBO is -(rate + distortion).
     """
 
     step: int
@@ -49,6 +51,8 @@ class Point:
     elbo_nats: Estimate
     log_p_nats: Estimate
     gain_nats: Estimate | None = None
+    rate_nats: float = math.nan
+    distortion_nats: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,11 @@ NUMBERS = {
         _count,
         "1 / sum of squared normalised weights of a datum's chains; near 1, anneal more slowly.",
     ),
+    "annealing_seconds": _Number(
+        "time of annealing (seconds)",
+        lambda value: f"{value:,.1f}",
+        "What the lower bound took; it grows with the number of temperatures.",
+    ),
     "num_temperatures": _Number("temperatures", _count, "Steps from the prior to p(x, z)."),
     "num_diagnosed": _Number(
         "test data of these estimates", _count, "The first ones of the test data."
