@@ -226,11 +226,16 @@ def main(
         study.note(compared=compared(found))
         study.show(COLUMNS)
         for pair in compared(found):
-            print(
-                f"\nThe {pair['gap']} gap of {pair['smaller']} is smaller than that of "
-                f"{pair['larger']} by {pair['less_nats']:.2f} ± "
-                f"{pair['less_nats_standard_error']:.2f} nats"
-            )
+            print(f"\n{_said(pair)}")
+
+
+def _said(pair: Mapping[str, Any]) -> str:
+    less = pair["less_nats"]
+    word = "smaller" if less > 0 else "larger"
+    return (
+        f"The {pair['gap']} gap of {pair['smaller']} is {word} than that of {pair['larger']}, by "
+        f"{abs(less):.2f} ± {pair['less_nats_standard_error']:.2f} nats"
+    )
 
 
 if __name__ == "__main__":
