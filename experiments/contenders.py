@@ -7,7 +7,7 @@ draws its own noise, and they start from the initial weights of their own layers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, singledispatch
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,7 @@ from programs import (
     Contender,
     Convolutions,
     Epochs,
+    Ladder,
     Perceptrons,
     Program,
     SplinePrior,
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_vae import SVI, VAE
 from pyro_vae.components import MLP, Convolutional, assemble
 from pyro_vae.inference import ELBO, IWAE, Objective
+from pyro_vae.models import LadderVAE
 
 __all__ = ["CONTENDERS", "images", "in_turn", "products_of", "vae"]
 
@@ -44,7 +46,7 @@ _Product = Callable[[], Any]
 
 
 @singledispatch
-def vae(program: Program) -> VAE:
+def vae(program: Program) -> Any:
     """Build the program of these sizes, which both Pyro and our engine run."""
     raise TypeError(f"{type(program).__name__} is no known kind of program")
 
@@ -75,6 +77,13 @@ def _(program: SplinePrior) -> VAE:
         transforms.spline_coupling(program.latents, hidden_dims=[100, 100]),
     ]
     return VAE(**{**parts, "prior": _Flow(parts["prior"], flows)})
+
+
+@vae.register
+def _(program: Ladder) -> LadderVAE:
+    network = partial(MLP, hidden=program.hidden, activation=nn.Tanh)
+    shapes = [(size,) for size in program.layers]
+    return LadderVAE.assemble((1, program.side, program.side), shapes, network=network)
 
 
 class _Flow(nn.Module):
@@ -198,26 +207,72 @@ class Bound(nn.Module):
         return -(log_w.logsumexp(0) - math.log(self.particles)).sum()
 
 
+class LadderBound(nn.Module):
+    """The negative bound of a ladder, written out likewise."""
+
+    def __init__(self, program: Ladder) -> None:
+        super().__init__()
+        hidden, states = program.hidden, [program.pixels, *(8 * n for n in program.layers)]
+        self.upward = _stack([below, *hidden, above] for below, above in pairwise(states))
+        self.evidence = _stack([8 * size, 2 * size] for size in program.layers)
+        self.priors = _stack([up, *hidden, 2 * down] for down, up in pairwise(program.layers))
+        self.decoder = _layers([program.layers[0], *hidden, program.pixels])
+        self.particles = program.particles
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the negative bound of a batch in nats, summed over its data."""
+        evidence, state = [], x
+        for upward, linear in zip(self.upward, self.evidence, strict=True):
+            state = functional.silu(upward(state))
+            evidence.append(linear(state).chunk(2, -1))
+        loc, log_scale = evidence.pop()
+        noise = torch.randn(self.particles, *loc.shape)
+        z = loc + log_scale.exp() * noise
+        log_w = (0.5 * noise**2 + log_scale - 0.5 * z**2).sum(-1)
+        for (loc, log_scale), prior in zip(reversed(evidence), reversed(self.priors), strict=True):
+            prior_loc, prior_log_scale = prior(z).chunk(2, -1)
+            scale, prior_scale = log_scale.exp(), prior_log_scale.exp()
+            total = torch.hypot(scale, prior_scale)
+            loc = loc + (scale / total).square() * (prior_loc - loc)
+            scale = scale * (prior_scale / total)
+            noise = torch.randn(self.particles, *loc.shape[-2:])
+            z = loc + scale * noise
+            log_q = -0.5 * noise**2 - scale.log()
+            log_p = -0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_log_scale
+            log_w = log_w + (log_p - log_q).sum(-1)
+        logits = self.decoder(z)
+        log_x = -functional.binary_cross_entropy_with_logits(
+            logits, x.expand_as(logits), reduction="none"
+        )
+        log_w = log_w + log_x.sum(-1)
+        return -(log_w.logsumexp(0) - math.log(self.particles)).sum()
+
+
+def bound_of(program: Program) -> nn.Module:
+    """Return the negative bound of a program, written out."""
+    return LadderBound(program) if isinstance(program, Ladder) else Bound(program)
+
+
 def by_hand(program: Program) -> Epochs:
     """Step the bound with autograd and a fused Adam."""
-    bound = Bound(program)
+    bound = bound_of(program)
     return in_turn(_backward_and_adam(bound, bound), _rows(program), program)
 
 
 def by_hand_compiled(program: Program) -> Epochs:
     """The same with the bound compiled; backward and Adam are calls of their own."""
-    bound = Bound(program)
+    bound = bound_of(program)
     function = torch.compile(bound, dynamic=False)
     return in_turn(_backward_and_adam(bound, function), _rows(program), program)
 
 
 def by_hand_whole(program: Program) -> Epochs:
     """The same with the whole step compiled: the bound, its gradient and Adam in one graph."""
-    step = torch.compile(whole_step(Bound(program)), dynamic=False, fullgraph=True)
+    step = torch.compile(whole_step(bound_of(program)), dynamic=False, fullgraph=True)
     return in_turn(step, _rows(program), program)
 
 
-def whole_step(bound: Bound) -> Callable[[Tensor], Tensor]:
+def whole_step(bound: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a step of the bound, as one function of tensors that changes weights in place.
 
     References:
@@ -247,7 +302,7 @@ def whole_step(bound: Bound) -> Callable[[Tensor], Tensor]:
 
 
 def _backward_and_adam(
-    bound: Bound, function: Callable[[Tensor], Tensor]
+    bound: nn.Module, function: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     adam = torch.optim.Adam(bound.parameters(), lr=_RATE, fused=True)
 
@@ -266,6 +321,10 @@ def _layers(sizes: Sequence[int]) -> nn.Sequential:
     for wide, narrow in pairwise(sizes):
         layers += [nn.Linear(wide, narrow), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
+
+
+def _stack(sizes: Iterable[Sequence[int]]) -> nn.ModuleList:
+    return nn.ModuleList([_layers(each) for each in sizes])
 
 
 # ---------------------------------------------------------------------------- the floor
@@ -337,11 +396,12 @@ def images(program: Program) -> list[Tensor]:
     return [rows.unflatten(-1, (1, program.side, program.side)) for rows in _rows(program)]
 
 
-_WRITTEN_OUT = (Perceptrons, Convolutions)
+_OF_ONE_LATENT = (Perceptrons, Convolutions)
+_WRITTEN_OUT = (*_OF_ONE_LATENT, Ladder)
 _ALL = (*_WRITTEN_OUT, AutoregressiveGuide, SplinePrior)
 
 CONTENDERS: dict[str, Contender] = {
-    "Pyro's example": Contender(pyro_example, _WRITTEN_OUT, single=True),
+    "Pyro's example": Contender(pyro_example, _OF_ONE_LATENT, single=True),
     "Pyro's SVI.step": Contender(pyro_svi, _ALL),
     "by hand": Contender(by_hand, _WRITTEN_OUT),
     "by hand, loss compiled": Contender(by_hand_compiled, _WRITTEN_OUT, uncompiled="by hand"),

@@ -1,4 +1,4 @@
-"""Which cure keeps a strong decoder from ignoring its latents? Omniglot, nine ways to train.
+"""Which cure keeps a strong decoder from ignoring its latents? Omniglot, ten ways to train.
 
     python experiments/he2019_lagging.py --scale smoke|cpu|paper --data_root FOLDER
 
@@ -17,8 +17,10 @@ Otherwise than published, at every scale: the decoder is a masked dense network 
 the paper has 13 layers of gated convolutions, and the encoder is dense as well; the images are
 scaled down from the original ones by area, in another way than the paper's, and split by their
 drawers; the rate is constant; mutual information is of all judged data together, the paper's of
-50 at a time, which bounds it by 3.9 nats. So the numbers do not compare with the published ones,
-only what each cure does to the KL, to mutual information and to -log p(x) does.
+50 at a time, which bounds it by 3.9 nats; aggressive training takes a new batch of the epoch in
+every step, so that all rows take as many steps, where the paper's encoder takes further ones. So
+the numbers do not compare with the published ones, only what each cure does to the KL, to mutual
+information and to -log p(x) does.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from pyro_vae.components import (
     StandardNormal,
 )
 from pyro_vae.components.conditional import Network
-from pyro_vae.engine import Binarize
+from pyro_vae.engine import Binarize, Turns
 from pyro_vae.engine.data import OBSERVATION_SEED, observe_once
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.inference import (
@@ -85,6 +87,7 @@ class Row(NamedTuple):
     published_mutual_information_nats: float | None = None
     decoder: Network = MLP
     prior: Callable[[tuple[int, ...]], Family] = StandardNormal
+    turns: Callable[[], Turns | None] = lambda: None
 
     @property
     def published(self) -> dict[str, float]:
@@ -116,6 +119,7 @@ def free_bits(scale: Scale) -> Objective:
 TABLE = {
     "plain": Row(plain, 89.41, 1.5, 1.4),
     "annealed": Row(annealed, 89.20, 2.1, 1.9),
+    "aggressive": Row(plain, 89.03, 2.5, 2.2, turns=evaluation.Aggressive),
     "beta = 0.2": Row(weighed(0.2), 105.19, 69.1, 3.9),
     "beta = 0.4": Row(weighed(0.4), 95.89, 28.0, 3.9),
     "beta = 0.6": Row(weighed(0.6), 92.16, 20.4, 3.9),
@@ -126,7 +130,7 @@ TABLE = {
 }
 
 # Which row is published as the better one, or is here to be so.
-ORDER = [("annealed", "plain"), ("free bits", "plain"), ("skip", "plain"), ("delta", "plain")]
+ORDER = [(better, "plain") for better in ("annealed", "aggressive", "free bits", "skip", "delta")]
 
 SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale(
@@ -180,6 +184,7 @@ def run(row: Row, images: datasets.Dataset, x: Tensor, study: Study[Scale]) -> d
         optim=partial(adam, lr=1e-3),
         schedule=Constant(),
         observation=Binarize(255),
+        turns=row.turns(),
         epochs=scale.epochs,
         batch_size=50,
         seed=study.seed,

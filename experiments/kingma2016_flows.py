@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import static_mnist
-import torch
 from jsonargparse import auto_cli
-from study import ScaleName, Study, chosen, judge, spread
+from study import ScaleName, Study, chosen, spread
 from torch import Tensor
 
 from pyro_vae import VAE, datasets
@@ -41,7 +40,6 @@ from pyro_vae.components import (
     Sylvester,
     he,
 )
-from pyro_vae.engine import fast_arithmetic
 
 
 class Scale(NamedTuple):
@@ -124,23 +122,9 @@ def program(posterior: Callable[..., Any], x: Tensor, scale: Scale) -> VAE:
 def run(row: Row, bits: datasets.Dataset, x: Tensor, study: Study[Scale]) -> dict[str, Any]:
     """Train and judge a row of the table, on the test data ``x``."""
     scale = study.scale
-    with torch.random.fork_rng():
-        torch.manual_seed(study.seed)
-        vae = program(row.posterior(scale), bits.train.x.float(), scale)
-    with fast_arithmetic():
-        seconds = static_mnist.train(
-            vae,
-            bits,
-            epochs=scale.epochs,
-            warm_up=scale.warm_up,
-            patience=scale.patience,
-            learning_rate=scale.learning_rate,
-            final_rate=scale.final_rate,
-            seed=study.seed,
-        )
-        found = judge(vae, x, num_samples=scale.num_samples)
-    gap = -found["nll_nats"] - found["elbo_nats"]
-    return {**found, "gap_nats": gap, "training_seconds": seconds}
+    build = partial(program, row.posterior(scale), bits.train.x.float(), scale)
+    found = static_mnist.run(build, bits, x, scale, study.seed)
+    return {**found, "gap_nats": -found["nll_nats"] - found["elbo_nats"]}
 
 
 def main(

@@ -17,6 +17,7 @@ __all__ = [
     "Contender",
     "Convolutions",
     "Epochs",
+    "Ladder",
     "NotHere",
     "Perceptrons",
     "Program",
@@ -99,6 +100,20 @@ class SplinePrior(Perceptrons):
     """
 
 
+@dataclass(frozen=True)
+class Ladder(Program):
+    """A ladder of layers of normal latents; every step up and down is a perceptron with tanh.
+
+    Args:
+        layers: The number of latents of each layer, from the data up; ``latents`` is not looked at.
+
+    References:
+        Ladder Variational Autoencoders (Sønderby et al., 2016)
+    """
+
+    layers: tuple[int, ...] = (64, 32, 16, 8, 4)
+
+
 PROGRAMS: dict[str, Program] = {
     "digits, MLP 64-128-20, batch 64": Perceptrons(8, (128,), 20, 64),
     "MNIST, MLP 784-400-20, batch 128": Perceptrons(28, (400,), 20, 128),
@@ -107,6 +122,7 @@ PROGRAMS: dict[str, Program] = {
     "MNIST, convolutional, batch 128": Convolutions(28, (32, 64), 20, 128),
     "MNIST, IAF guide, batch 128": AutoregressiveGuide(28, (400,), 20, 128),
     "MNIST, spline flow prior, batch 128": SplinePrior(28, (400,), 20, 128),
+    "MNIST, ladder 64-32-16-8-4, batch 128": Ladder(28, (256,), 64, 128),
 }
 
 

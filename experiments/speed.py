@@ -39,7 +39,7 @@ import epoch
 import peers
 import record
 import speed_plot
-from programs import PROGRAMS, Contender, NotHere, Program
+from programs import PROGRAMS, Contender, Ladder, NotHere, Program
 from worker import Worker, busy_seconds
 
 __all__ = [
@@ -59,6 +59,7 @@ PYRO, FLOOR = "Pyro's SVI.step", "products alone"
 
 _MLP = PROGRAMS["MNIST, MLP 784-400-20, batch 128"]
 _IWAE = PROGRAMS["MNIST, IWAE 784-200-200-50, 50 particles, batch 20"]
+_LADDER = Ladder(28, (256,), 32, 128)
 _CURVES: dict[str, tuple[str, dict[int, Program]]] = {
     "batch": ("MLP 784-400-20", {n: replace(_MLP, batch=n) for n in (32, 128, 512, 1024, 4096)}),
     "particles": (
@@ -69,8 +70,12 @@ _CURVES: dict[str, tuple[str, dict[int, Program]]] = {
         "MLP 784-400-n, batch 128",
         {n: replace(_MLP, latents=n) for n in (2, 8, 32, 128, 512)},
     ),
+    "layers": (
+        "ladder of n x 32 latents, batch 128",
+        {n: replace(_LADDER, layers=(32,) * n) for n in (1, 2, 4, 8)},
+    ),
 }
-_OF_CURVES = (PYRO, "pyro_vae, recorded", "pyro_vae, compiled")
+_OF_CURVES = (PYRO, "pyro_vae, recorded", "pyro_vae, compiled", FLOOR)
 
 _BLOCK_SECONDS, _PAUSE_SECONDS = 0.3, 0.02
 _LATER_EPOCHS = 4

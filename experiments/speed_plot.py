@@ -35,8 +35,9 @@ def draw(path: Path, programs: Mapping[str, Mapping[str, Any]], curves: Mapping[
     shown = list(dict.fromkeys(name for measured in programs.values() for name in measured))
     num_rows = -(-len(programs) // _COLUMNS)
     heights = [0.9 + 0.22 * len(shown)] * num_rows + [2.8] * (2 if curves else 0)
-    figure = Figure(figsize=(3.6 * _COLUMNS + 1.5, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
+    num_columns = max(_COLUMNS, len(curves))
+    figure = Figure(figsize=(3.6 * num_columns + 1.5, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), num_columns, height_ratios=heights)
     for place, (title, measured) in enumerate(programs.items()):
         row, column = divmod(place, _COLUMNS)
         axes = figure.add_subplot(grid[row, column])

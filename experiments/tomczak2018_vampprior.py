@@ -26,14 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import static_mnist
-import torch
 from jsonargparse import auto_cli
-from study import ScaleName, Study, chosen, judge, spread
+from study import ScaleName, Study, chosen, spread
 from torch import Tensor
 
 from pyro_vae import VAE, datasets
 from pyro_vae.components import GatedMLP, MixtureOfNormals, StandardNormal, VampPrior, he
-from pyro_vae.engine import fast_arithmetic
 
 
 class Row(NamedTuple):
@@ -97,22 +95,9 @@ def program(prior: Callable[..., Any], x: Tensor, hidden: tuple[int, ...]) -> VA
 def run(row: Row, bits: datasets.Dataset, x: Tensor, study: Study[Scale]) -> dict[str, Any]:
     """Train and judge a row of the table, on the test data ``x``."""
     scale = study.scale
-    with torch.random.fork_rng():
-        torch.manual_seed(study.seed)
-        vae = program(row.prior(scale.num_components), bits.train.x.float(), scale.hidden)
-    with fast_arithmetic():
-        seconds = static_mnist.train(
-            vae,
-            bits,
-            epochs=scale.epochs,
-            warm_up=scale.warm_up,
-            patience=scale.patience,
-            learning_rate=scale.learning_rate,
-            final_rate=scale.final_rate,
-            seed=study.seed,
-        )
-        found = judge(vae, x, num_samples=scale.num_samples)
-    return {**found, "training_seconds": seconds}
+    prior = row.prior(scale.num_components)
+    build = partial(program, prior, bits.train.x.float(), scale.hidden)
+    return static_mnist.run(build, bits, x, scale, study.seed)
 
 
 def main(

@@ -6,13 +6,14 @@ They are apart from the command, so that a contender's own process can import th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from contenders import images, in_turn
+from contenders import in_turn
 from programs import Epochs, Perceptrons
+from torch import Tensor
 
 import pyro_vae.components as components
 import pyro_vae.inference as inference
@@ -28,8 +29,7 @@ class Group:
 
     Attributes:
         program: The sizes of their data and networks.
-        members: By name, what builds an object with ``model`` and ``guide``, and the objective.
-            The first is what the others are multiples of.
+        members: By name; the first is what the others are multiples of.
         engine: How their steps are run.
     """
 
@@ -40,36 +40,43 @@ class Group:
 
 @dataclass(frozen=True)
 class Member:
-    """A program, built from the sizes of its group, and the objective that it is fitted with."""
+    """A VAE with other parts than the plain ones, and the objective that it is fitted with.
 
-    build: Callable[[Perceptrons], Any]
+    Attributes:
+        parts: What ``VAE.assemble`` is given besides shapes and data.
+        objective: Builds the objective.
+    """
+
+    parts: dict[str, Any] = field(default_factory=dict)
     objective: Callable[[], Any] = inference.ELBO
 
+    def data(self, program: Perceptrons) -> Tensor:
+        """Return an epoch's images: binary ones, or draws from the likelihood if it is another."""
+        image = (1, program.side, program.side)
+        rows = torch.from_numpy(program.data()).unflatten(-1, image)
+        if "likelihood" not in self.parts:
+            return rows
+        likelihood = components.Conditional(self.parts["likelihood"](image))
+        return likelihood().expand((len(rows),)).sample().float()
 
-def assembled(program: Perceptrons, **parts: Any) -> VAE:
-    """Build a VAE of these sizes with other parts than the plain ones."""
-    network = parts.pop("network", partial(components.MLP, hidden=program.hidden))
-    image = (1, program.side, program.side)
-    data = torch.from_numpy(program.data()).unflatten(-1, image)
-    return VAE.assemble(image, (program.latents,), network=network, data=data, **parts)
+    def build(self, program: Perceptrons, data: Tensor) -> VAE:
+        """Build the VAE of these sizes."""
+        parts = {"network": partial(components.MLP, hidden=program.hidden), **self.parts}
+        image = (1, program.side, program.side)
+        return VAE.assemble(image, (program.latents,), data=data, **parts)
 
 
 def trained(engine: str, member: Member, program: Perceptrons) -> Epochs:
     """Return what steps through a program's epochs."""
-    built, rate = member.build(program), partial(adam, lr=1e-3)
+    torch.manual_seed(0)
+    data = member.data(program)
+    built, rate = member.build(program, data), partial(adam, lr=1e-3)
     svi = SVI(built.model, built.guide, rate, member.objective(), engine=engine)
-    return in_turn(svi.update, images(program), program)
-
-
-def _with(**parts: Any) -> Member:
-    return Member(partial(assembled, **parts))
+    return in_turn(svi.update, list(data.split(program.batch)), program)
 
 
 def _objectives() -> Iterator[tuple[str, Group]]:
-    plain, bits = (
-        partial(assembled),
-        partial(assembled, prior=components.Bernoulli, posterior=components.Bernoulli),
-    )
+    bits = {"prior": components.Bernoulli, "posterior": components.Bernoulli}
     normal = {
         "ELBO": partial(inference.ELBO, 8),
         "AnalyticELBO": partial(inference.AnalyticELBO, 8),
@@ -99,8 +106,8 @@ def _objectives() -> Iterator[tuple[str, Group]]:
         "TVO": partial(inference.TVO, 8),
     }
     sizes = Perceptrons(28, (200, 200), 50, 20)
-    for name, objectives, build in (("normal", normal, plain), ("binary", scored, bits)):
-        members = {title: Member(build, objective) for title, objective in objectives.items()}
+    for name, objectives, parts in (("normal", normal, {}), ("binary", scored, bits)):
+        members = {title: Member(parts, objective) for title, objective in objectives.items()}
         yield f"objectives, {name} latents, 8 particles, batch 20", Group(sizes, members)
 
 
@@ -126,16 +133,56 @@ _POSTERIORS = {
     "AffineCoupling": components.AffineCoupling,
     "NeuralSpline": components.NeuralSpline,
 }
+_LIKELIHOODS = {
+    "Bernoulli": components.Bernoulli,
+    "ContinuousBernoulli": components.ContinuousBernoulli,
+    "Normal": components.Normal,
+    "LogitNormal": components.LogitNormal,
+    "Laplace": partial(components.Automatic, distribution="Laplace"),
+    "StudentT": partial(components.Automatic, distribution="StudentT"),
+    "Poisson": partial(components.Automatic, distribution="Poisson"),
+    "NegativeBinomial": partial(components.Automatic, distribution="NegativeBinomial"),
+    "Binomial": components.Binomial,
+    "DiscretizedLogistic": components.DiscretizedLogistic,
+    "DiscretizedLogisticMixture": components.DiscretizedLogisticMixture,
+    "Categorical, 256 levels": components.Categorical,
+    "AutoregressiveBernoulli": components.AutoregressiveBernoulli,
+}
+_LATENTS = {
+    "normal": (components.StandardNormal, components.DiagonalNormal),
+    "on a sphere": (components.UniformSphere, components.VonMisesFisher),
+    "binary, by score function": (components.Bernoulli, components.Bernoulli),
+    "binary, relaxed": (components.RelaxedBernoulli, components.RelaxedBernoulli),
+    "binary, straight through": (components.StraightThroughBernoulli,) * 2,
+    "one of 40, relaxed": (components.Concrete, components.Concrete),
+    "one of 40, straight through": (components.StraightThroughCategorical,) * 2,
+    "that keep a rate": (components.AutoregressiveNormal, components.CommittedNormal),
+    "normal, of normalised means": (components.StandardNormal, components.BatchNormalizedNormal),
+}
 _NETWORKS = {
     "MLP": partial(components.MLP, hidden=(300, 300)),
+    "GatedMLP": partial(components.GatedMLP, hidden=(300, 300)),
+    "Residual": partial(components.Residual, width=300, num_blocks=2),
     "Convolutional": partial(components.Convolutional, channels=(16, 32), hidden=300),
+    "ConvolutionalResidual": partial(components.ConvolutionalResidual, channels=(16, 32)),
 }
 
 
 def _parts() -> Iterator[tuple[str, Group]]:
-    for role, parts in (("prior", _PRIORS), ("posterior", _POSTERIORS), ("network", _NETWORKS)):
-        members = {name: _with(**{role: part}) for name, part in parts.items()}
+    of_roles = {
+        "prior": _PRIORS,
+        "likelihood": _LIKELIHOODS,
+        "posterior": _POSTERIORS,
+        "network": _NETWORKS,
+    }
+    for role, parts in of_roles.items():
+        members = {name: Member({role: part}) for name, part in parts.items()}
         yield f"{role}s, MNIST 784-300-300-40, batch 100", Group(_SIZES, members)
+    pairs = {
+        name: Member({"prior": prior, "posterior": posterior})
+        for name, (prior, posterior) in _LATENTS.items()
+    }
+    yield "latents, MNIST 784-300-300-40, batch 100", Group(_SIZES, pairs)
 
 
 GROUPS: dict[str, Group] = {**dict(_objectives()), **dict(_parts())}

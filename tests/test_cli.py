@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import yaml
@@ -42,7 +43,7 @@ FLAGS = (
     "--encoder", "--engine", "--epochs",
     "--help", "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
-    "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard",
+    "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard", "--turns",
 )  # fmt: skip
 COMMANDS = ("train", "evaluate", "sample", "plot", "compare", "list")
 FILES = {"config.yaml", "metrics.jsonl", "results.json", "report.html", "checkpoints", "pictures"}
@@ -164,6 +165,14 @@ def test_list_shows_every_part_once_with_its_line(capsys):
         rows = re.findall(r"^  (\w+) +(\S.*\.)$", section, re.MULTILINE)
         assert [name for name, _ in rows] == list(parts.offered(option))
         assert all(10 < len(line) < 120 and ":math:" not in line for _, line in rows)
+
+
+def test_list_names_the_distributions_of_pyro(capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out.partition("any of Pyro's distributions:\n")[2]
+    names = listed.partition("\n\n")[0].replace("\n", " ").split(", ")
+    assert {"Laplace", "NegativeBinomial", "VonMises"} <= set(names)
+    assert all(hasattr(dist, name) for name in names)
 
 
 def test_options_are_not_abbreviated(capsys):

@@ -20,14 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import contenders
 import peers
 import speed
-from programs import PROGRAMS, Contender, Convolutions, NotHere, Perceptrons, Program
+from programs import PROGRAMS, Contender, Convolutions, Ladder, NotHere, Perceptrons, Program
 from worker import Worker
 
 TINY = {
     "MLP": Perceptrons(4, (16,), 3, 16, num_data=160),
     "IWAE": Perceptrons(4, (12, 12), 3, 16, 5, num_data=160),
     "convolutional": Convolutions(4, (4, 8), 3, 16, num_data=160),
+    "ladder": Ladder(4, (12,), 3, 16, num_data=160, layers=(4, 3)),
 }
+ONE_LATENT = {name: program for name, program in TINY.items() if name != "ladder"}
 COMPILED = [name for name, c in speed.CONTENDERS.items() if c.uncompiled is not None]
 tiny = pytest.mark.parametrize("program", TINY.values(), ids=TINY)
 
@@ -46,7 +48,7 @@ def rows_of(program: Program) -> torch.Tensor:
 # ---------------------------------------------------------------------------- the contenders
 
 
-@tiny
+@pytest.mark.parametrize("program", ONE_LATENT.values(), ids=ONE_LATENT)
 @pytest.mark.usefixtures("double")
 def test_the_bound_by_hand_is_that_of_the_distributions(program):
     bound, x = contenders.Bound(program), rows_of(program)
@@ -63,10 +65,38 @@ def test_the_bound_by_hand_is_that_of_the_distributions(program):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.usefixtures("double")
+def test_the_bound_of_a_ladder_by_hand_is_that_of_the_distributions():
+    program = TINY["ladder"]
+    bound, x = contenders.LadderBound(program), rows_of(program)
+    torch.manual_seed(1)
+    found = bound(x)
+    torch.manual_seed(1)
+    states = [x]
+    for upward in bound.upward:
+        states.append(torch.nn.functional.silu(upward(states[-1])))
+    evidence = [
+        dist.Normal(loc, log_scale.exp())
+        for linear, state in zip(bound.evidence, states[1:], strict=True)
+        for loc, log_scale in [linear(state).chunk(2, -1)]
+    ]
+    top = evidence[1].mean + evidence[1].stddev * torch.randn(1, 16, 3)
+    log_w = (dist.Normal(0.0, 1.0).log_prob(top) - evidence[1].log_prob(top)).sum(-1)
+    loc, log_scale = bound.priors[0](top).chunk(2, -1)
+    prior = dist.Normal(loc, log_scale.exp())
+    precisions = evidence[0].variance ** -1, prior.variance**-1
+    mean = evidence[0].mean * precisions[0] + prior.mean * precisions[1]
+    q = dist.Normal(mean / sum(precisions), sum(precisions) ** -0.5)
+    z = q.mean + q.stddev * torch.randn(1, 16, 4)
+    log_w = log_w + (prior.log_prob(z) - q.log_prob(z)).sum(-1)
+    log_w = log_w + dist.Bernoulli(logits=bound.decoder(z)).to_event(1).log_prob(x)
+    torch.testing.assert_close(found, -log_w.sum(), rtol=1e-12, atol=0.0)
+
+
 @tiny
 @pytest.mark.usefixtures("double")
 def test_the_step_in_one_graph_is_backward_and_adam(program):
-    one, other, x = contenders.Bound(program), contenders.Bound(program), rows_of(program)
+    one, other, x = *(contenders.bound_of(program) for _ in range(2)), rows_of(program)
     other.load_state_dict(one.state_dict())
     adam = torch.optim.Adam(other.parameters(), lr=1e-3)
     step = contenders.whole_step(one)

@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import latent_shapes
 from pyro_vae.cli.settled import BATCH_SIZE, default_arguments
+from pyro_vae.components.automatic import distribution_names
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder
@@ -114,6 +116,8 @@ def list_parts(arguments: list[str]) -> None:
         print(f"\n--{option}" + (", --encoder, --decoder" if option == "network" else ""))
         for name, part in parts.offered(option).items():
             print(f"  {name:<28}{parts.summary(part)}")
+    print("\nor, as --prior, --likelihood or --posterior, any of Pyro's distributions:")
+    print(textwrap.fill(", ".join(distribution_names()), 98, break_on_hyphens=False))
     print("\nor any of your own: an import path (my_package.MyPrior) or file (my_file.py:MyPrior)")
 
 

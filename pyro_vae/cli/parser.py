@@ -16,6 +16,7 @@ from pyro_vae.cli import messages, parts
 from pyro_vae.components import Family
 from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.data import Observation
+from pyro_vae.engine.turns import Turns
 from pyro_vae.inference import Schedule
 
 __all__ = [
@@ -183,6 +184,8 @@ def _add_training(group: Any) -> None:
     add("--lr", type=float, default=1e-3, help="Adam's learning rate")
     add("--schedule", type=Schedule, default=_part("inference.schedules.Cosine"),
         help="the learning rate's factor over the run")  # fmt: skip
+    add("--turns", type=Turns | None,
+        help="whose parameters a step moves, guide's or model's; all unless given")  # fmt: skip
     add("--clip-norm", type=float | None, help="largest gradient norm of the loss per datum")
     add("--patience", type=int | None, help="stop after so many epochs without a better ELBO")
 

@@ -23,6 +23,8 @@ from torch import nn
 import pyro_vae.components
 import pyro_vae.components.networks
 import pyro_vae.engine.data
+import pyro_vae.engine.turns
+import pyro_vae.evaluation
 import pyro_vae.inference.schedules
 import pyro_vae.models
 from pyro_vae.cli.messages import nearest
@@ -59,6 +61,7 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
     "objective": (pyro_vae.inference, ELBO),
     "observation": (pyro_vae.engine.data, pyro_vae.engine.data.Observation),
     "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
+    "turns": (pyro_vae.evaluation, pyro_vae.engine.turns.Turns),
 }
 # Where the classes that a stored configuration may name are defined.
 _TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")

@@ -116,7 +116,7 @@ def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
         epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
         patience=config.patience, engine=config.engine, precision=config.precision,
         device=run.device, seed=config.seed, out=out, resume=resume, progress=True,
-        log_tensorboard=config.tensorboard,
+        log_tensorboard=config.tensorboard, turns=instances.turns,
     )  # fmt: skip
 
 

@@ -125,11 +125,8 @@ class InverseAutoregressive(Flow):
         hidden_dims: Sequence[int] | None = None,
         num_context: int = 16,
     ) -> None:
-        num_dims, hidden = _masked_sizes(self, event_shape, num_flows, hidden_dims, num_context)
-        steps = [
-            _Autoregressive(num_dims, num_context, hidden, reverse=place % 2 == 1, inverse=False)
-            for place in range(num_flows)
-        ]
+        sizes = _masked_sizes(self, event_shape, num_flows, hidden_dims, num_context)
+        steps = _autoregressive(*sizes, num_flows, num_context, inverse=False)
         super().__init__(event_shape, layers=steps, num_context=num_context)
 
 
@@ -167,11 +164,8 @@ class MaskedAutoregressive(Flow):
         hidden_dims: Sequence[int] | None = None,
         num_context: int = 16,
     ) -> None:
-        num_dims, hidden = _masked_sizes(self, event_shape, num_flows, hidden_dims, num_context)
-        steps = [
-            _Autoregressive(num_dims, num_context, hidden, reverse=place % 2 == 1, inverse=True)
-            for place in range(num_flows)
-        ]
+        sizes = _masked_sizes(self, event_shape, num_flows, hidden_dims, num_context)
+        steps = _autoregressive(*sizes, num_flows, num_context, inverse=True)
         super().__init__(event_shape, layers=steps, num_context=num_context)
 
 
@@ -311,6 +305,16 @@ def _sizes(
             "at least one wide"
         )
     return num_dims, hidden
+
+
+def _autoregressive(
+    num_dims: int, hidden: list[int], num_flows: int, num_context: int, *, inverse: bool
+) -> list[nn.Module]:
+    """Return affine autoregressive steps whose order is reversed from one to the next."""
+    return [
+        _Autoregressive(num_dims, num_context, hidden, reverse=place % 2 == 1, inverse=inverse)
+        for place in range(num_flows)
+    ]
 
 
 class _Autoregressive(nn.Module):

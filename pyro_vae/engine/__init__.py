@@ -7,6 +7,7 @@ from pyro_vae.engine.defaults import resolve_device
 from pyro_vae.engine.loop import Fit, Interrupted, fit
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.training import TrainingError
+from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.weights import load_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Observation",
     "Rescale",
     "TrainingError",
+    "Turns",
     "fast_arithmetic",
     "fit",
     "load_weights",

@@ -209,6 +209,8 @@ def _optimizers(svis: Sequence[SVI]) -> list[torch.optim.Optimizer]:
     optimizers = [optimizer for optimizer in found if optimizer is not None]
     if len(optimizers) < len(svis):
         raise NotRecordable(f"{type(svis[0].optimizer).__name__} has no kernel for a joint step")
+    if svis[0].turns is not None:
+        raise NotRecordable("guide and model of each take turns of their own")
     if getattr(svis[0]._optim, "pt_clip_args", None):
         raise NotRecordable("the optimiser clips each parameter by itself")
     settings = [

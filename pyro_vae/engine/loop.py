@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -22,6 +23,7 @@ from pyro_vae.engine.progress import Bar, Clock, Stop, stop_requests
 from pyro_vae.engine.replicas import Given, Replica, Replicas, replicated
 from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.training import Training, cuda_index
+from pyro_vae.engine.turns import Turns
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
 
@@ -90,6 +92,7 @@ def fit(
     fast: bool = True,
     precision: str = "float32",
     num_replicas: int = 1,
+    turns: Turns | None = None,
 ) -> Fit:
     """Train a program on data: ``fit(vae, data)`` or ``fit(model, guide, data)``.
 
@@ -127,6 +130,8 @@ def fit(
         num_replicas: Train the program and so many copies less one, from the same weights, under
             the seeds ``seed``, ``seed + 1``, ...; the programs of a list take these seeds, too.
             Several have folders ``out/replica-0``, ``out/replica-1``, ...
+        turns: Which steps move the guide's parameters, and which the model's, such as
+            ``Aggressive()``; every step moves all, unless given.
 
     Raises:
         ValueError: If an argument is unusable or the data do not fit the likelihood.
@@ -154,6 +159,7 @@ def fit(
                 Program(each.model, each.guide), dataset, each.objective, optim,
                 schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
                 patience, device, seed, folder, log_tensorboard, engine,
+                copy.deepcopy(turns),
             )  # fmt: skip
 
         with closing(Replicas(start, given, seed, folder, device, engine)) as runs:

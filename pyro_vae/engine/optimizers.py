@@ -13,7 +13,16 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-__all__ = ["Optim", "TensorRates", "adam", "add_parameters", "build", "clip_as_pyro"]
+__all__ = [
+    "Optim",
+    "TensorRates",
+    "adam",
+    "add_parameters",
+    "build",
+    "clip_as_pyro",
+    "factor_of_turn",
+    "resting",
+]
 
 Optim = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
@@ -99,10 +108,15 @@ class TensorRates:
                 self.tensors[place].fill_(group["lr"])
 
     @contextmanager
-    def read_by_kernels(self, failed: Tensor | None) -> Iterator[None]:
-        """Let the optimiser read the tensors; where ``failed`` is 1 its step changes nothing."""
+    def read_by_kernels(self, failed: Tensor | None, turns: Any = None) -> Iterator[None]:
+        """Let the optimiser read the tensors.
+
+        Args:
+            failed: Where it is 1, a step changes nothing.
+            turns: Whose turn it is, where the groups take turns.
+        """
         for group, tensor in zip(self.optimizer.param_groups, self.tensors, strict=True):
-            group["lr"] = tensor
+            group["lr"] = tensor if turns is None else tensor * factor_of_turn(group, turns)
         if failed is not None:
             self.optimizer.found_inf = failed  # type: ignore[attr-defined]
         try:
@@ -122,6 +136,27 @@ class TensorRates:
         members = [id(parameter) for group in groups for parameter in group["params"]]
         states = [id(state) for state in self.optimizer.state.values() if state]
         return [settings, members, states]
+
+
+def factor_of_turn(group: dict[str, Any], turns: Any) -> Any:
+    """Return the tensor that is 1 where it is the group's turn and 0 where it rests; 1 at any."""
+    return getattr(turns, group["turn"]) if "turn" in group else 1
+
+
+@contextmanager
+def resting(optimizer: torch.optim.Optimizer, turns: Any) -> Iterator[None]:
+    """Give those groups whose turn it is not the learning rate 0."""
+    if turns is None:
+        yield
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * float(factor_of_turn(group, turns))
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _take_fused_kernels(optimizer: torch.optim.Optimizer) -> None:

@@ -33,6 +33,7 @@ class Inference(Protocol):
     failed: Tensor | None
     num_made: Tensor | None
     num_updates: int
+    turns: Any
     rare: Callable[..., bool] | None
 
     @property
@@ -48,6 +49,9 @@ class Inference(Protocol):
 
     def guard(self, loss: Any) -> None:
         """Note on the device whether a loss is finite."""
+
+    def take_note(self, loss: Tensor, *args: Any) -> None:
+        """Let whose turn it is depend on a loss."""
 
 
 class RecordedStep:
@@ -204,6 +208,7 @@ class RecordedStep:
                 *self._rates.states,
                 self.svi.failed,
                 self.svi.num_made,
+                *(self.svi.turns.buffers() if self.svi.turns is not None else ()),
             ]
         return self._rates
 
@@ -216,10 +221,11 @@ class RecordedStep:
         try:
             for parameter, gradient in zip(svi.parameters.values(), gradients, strict=True):
                 parameter.grad = gradient
-            with torch.no_grad(), rates.read_by_kernels(svi.failed):
+            with torch.no_grad(), rates.read_by_kernels(svi.failed, svi.turns):
                 svi.clip()
                 assert svi.optimizer is not None
                 svi.optimizer.step()
+            svi.take_note(loss, *args)
         finally:
             for parameter in svi.parameters.values():
                 parameter.grad = None

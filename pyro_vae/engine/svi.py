@@ -11,9 +11,10 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vae.engine.optimizers import Optim, add_parameters, build, clip_as_pyro
+from pyro_vae.engine.optimizers import Optim, add_parameters, build, clip_as_pyro, resting
 from pyro_vae.engine.replaying import ENGINES
 from pyro_vae.engine.step import RecordedStep
+from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
@@ -55,6 +56,8 @@ class SVI:
         num_made: The number of updates made since then or since the start, if ``guarded``; on the
             device.
         num_updates: The number of updates asked for; a resumed run sets it.
+        turns: Whose parameters a step moves; None: all. See ``part_in_turns``.
+        full_size: That of the data, where a loss stands for all of them, not for a batch.
 
     Raises:
         TypeError: If ``optim`` or ``loss`` is no such object.
@@ -87,6 +90,8 @@ class SVI:
         self.scheduler: Any = None
         self.prepare = prepare or _as_they_are
         self.num_updates = 0
+        self.turns: Turns | None = None
+        self.full_size: int | None = None
         self.failed = torch.zeros((), dtype=torch.float32) if guarded else None
         self.num_made = torch.zeros((), dtype=torch.int64) if guarded else None
         self._loss = loss
@@ -135,6 +140,7 @@ class SVI:
             loss = self.loss_and_grads(*args, **kwargs)
             self.guard(loss)
             self.apply_gradients()
+            self.take_note(loss, *args)
         else:
             self._was_replayed = True
             self.num_updates += 1
@@ -175,7 +181,8 @@ class SVI:
             )
         if self.failed is None or not self.failed.item():
             self.clip()
-            self.optimizer.step()
+            with resting(self.optimizer, self.turns):
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1
 
@@ -194,6 +201,12 @@ class SVI:
         finite = torch.as_tensor(value, device=self.failed.device).isfinite()
         self.failed.copy_(torch.maximum(self.failed, (~finite).to(self.failed.dtype)))
         self.num_made.add_((1 - self.failed).long())
+
+    def take_note(self, loss: Any, *args: Any) -> None:
+        """Let whose turn the next step is depend on the loss of this one, taken with ``args``."""
+        if self.turns is not None:
+            value = loss[0] if isinstance(loss, tuple) else loss
+            self.turns.observe(torch.as_tensor(value) / (self.full_size or len(args[0])))
 
     def forget(self) -> None:
         """Drop all recordings; to be called after state was replaced, not changed in place."""

@@ -37,6 +37,7 @@ from pyro_vae.engine.defaults import (
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.engine.svi import SVI
+from pyro_vae.engine.turns import Turns, part_in_turns
 from pyro_vae.engine.weights import cloned, put_weights, weights_of
 from pyro_vae.inference.program import Layout, Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
@@ -92,6 +93,7 @@ class Training:
         out: Path | None,
         log_tensorboard: bool,
         engine: str,
+        turns: Turns | None,
     ) -> None:
         for module in program.modules:
             module.to(device)
@@ -109,6 +111,7 @@ class Training:
             self.with_labels,
         )
         self.layout = program.check(*self.validation)
+        self.turns = turns
         check_support(program, self.layout, *self.validation)
         objective = objective or default_objective(program, self.layout, *self.validation)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
@@ -135,6 +138,7 @@ class Training:
             "clip_norm": clip_norm, "objective": _described(objective),
             "optimizer": type(self._optimizer).__name__, "learning_rates": self.rates,
             "schedule": getattr(schedule, "__qualname__", repr(schedule)),
+            "turns": turns and repr(turns),
             "observation": repr(observation),
             "data": data.fingerprint(),
         }  # fmt: skip
@@ -146,7 +150,8 @@ class Training:
         """Take what an objective and handlers bring with them to the device, and check the pair."""
         program = self.program
         self.moving = moving_in(program.model, program.guide, *program.reachable, objective)
-        self.beside = [*getattr(objective, "modules", {}).values(), *self.moving]
+        beside = [*getattr(objective, "modules", {}).values(), *self.moving, self.turns]
+        self.beside = [module for module in beside if module is not None]
         for module in self.beside:
             module.to(self.device)
         check_objective(objective, program, self.layout, *self.validation)
@@ -197,6 +202,10 @@ class Training:
         before = copy.deepcopy([module.state_dict() for module in modules])
         with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):
             self.svi.meet_parameters(*batch)
+            if self.turns is not None:
+                parameters = [*self.svi.parameters.values()]
+                part_in_turns(self._optimizer, parameters, self.program, self.layout, *batch)
+                self.svi.turns, self.svi.full_size = self.turns, self.layout.full_size
         for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state, strict=False)
 
@@ -260,6 +269,7 @@ class Training:
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "train_nats": self.train_nats.compute(),
             **self.validate(),
+            **(self.turns.end_epoch(self.program, *self.validation) if self.turns else {}),
         }
         if not math.isfinite(record["validation_elbo_nats"]):
             raise TrainingError(self._explain(self.validation, record["validation_elbo_nats"]))

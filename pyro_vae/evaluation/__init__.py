@@ -1,5 +1,6 @@
 """Is it good? Judges any Pyro model and guide through their sites; changes no state."""
 
+from pyro_vae.evaluation.aggressive import Aggressive
 from pyro_vae.evaluation.annealing import (
     AnnealedEstimate,
     Bracket,
@@ -47,6 +48,7 @@ from pyro_vae.evaluation.samples import (
 from pyro_vae.evaluation.verdict import verdict
 
 __all__ = [
+    "Aggressive",
     "AnnealedEstimate",
     "Bound",
     "Bracket",

@@ -30,7 +30,7 @@ from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.svi import SVI
 from pyro_vae.evaluation.batching import check_counts, checked
 from pyro_vae.inference import objectives
-from pyro_vae.inference.detached import split_terms
+from pyro_vae.inference.detached import reached
 from pyro_vae.inference.importance import Renyi
 from pyro_vae.inference.objectives import Objective, data_scale
 from pyro_vae.inference.program import Layout, Program
@@ -325,22 +325,12 @@ def _aside(program: Program, device: torch.device, seed: int) -> Iterator[None]:
 def _entries(
     program: Program, layout: Layout, args: tuple[Tensor, ...], svi: SVI
 ) -> dict[str, Tensor]:
-    """Find what reaches log p at given latents, and what log q; by the graph, not by names."""
+    """Find what reaches log p at given latents, and what log q, ``[P]`` each."""
     parameters = list(svi.parameters.values())
     with program.running():
-        terms = split_terms(program, layout, *(arg[:3] for arg in args))
-    found = {}
-    for part, table in zip(PARTS, (terms.log_p, terms.log_q), strict=True):
-        total = torch.stack([log_density.sum() for log_density in table.values()]).sum()
-        reached: tuple[Tensor | None, ...] = (None,) * len(parameters)
-        if total.requires_grad:
-            reached = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
-        flags = [
-            torch.full((p.numel(),), slope is not None)
-            for p, slope in zip(parameters, reached, strict=True)
-        ]
-        found[part] = torch.cat(flags)
-    return found
+        flags = reached(program, layout, parameters, *args)
+    sizes = torch.tensor([parameter.numel() for parameter in parameters])
+    return {part: torch.tensor(flags[part]).repeat_interleave(sizes) for part in PARTS}
 
 
 def _score(terms: SiteTerms) -> Tensor:

@@ -8,6 +8,7 @@ the model, another to the guide's density, and a third through the samples.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.distributions.transforms import _InverseTransform
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import LatentSite, SiteTerms, _per_datum, site_terms
 
-__all__ = ["Detached", "detached", "split_terms", "through_samples"]
+__all__ = ["Detached", "detached", "reached", "split_terms", "through_samples"]
 
 _DRAWN = "pyro_vae.drawn"
 
@@ -138,6 +139,34 @@ def through_samples(terms: SiteTerms, log_w: Tensor) -> Tensor:
     )
     changes = [_change(sites, [next(slopes) for _ in sites]) for sites in runs]
     return log_w.detach() + torch.cat(changes)
+
+
+def reached(
+    program: Program, layout: Layout, parameters: Sequence[Tensor], *args: Any
+) -> dict[str, list[bool]]:
+    """Say which parameters the model's log p at given values depends on, and the guide's log q.
+
+    By the graph, not by names: what a guide takes from a model's module is of both. Call inside
+    ``program.running()``.
+
+    Args:
+        program: Whose parameters they are.
+        layout: Of the program.
+        parameters: What is asked about.
+        args: Of model and guide; three rows are enough.
+
+    Returns:
+        For "model" and for "guide" whether each parameter takes part.
+    """
+    terms = split_terms(program, layout, *(arg[:3] for arg in args))
+    found = {}
+    for part, table in (("model", terms.log_p), ("guide", terms.log_q)):
+        total = torch.stack([log_density.sum() for log_density in table.values()]).sum()
+        slopes: tuple[Tensor | None, ...] = (None,) * len(parameters)
+        if total.requires_grad:
+            slopes = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+        found[part] = [slope is not None for slope in slopes]
+    return found
 
 
 def _change(sites: list[LatentSite], slopes: list[Tensor]) -> Tensor:
