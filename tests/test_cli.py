@@ -490,17 +490,26 @@ def wait_for_epoch(out: Path, epoch: int, process: subprocess.Popen) -> None:
     pytest.fail("the run did not get going")
 
 
-def test_a_stopped_and_killed_run_goes_on_to_the_same_bits(folder, tmp_path):
-    """SIGTERM, then SIGINT, then SIGKILL, each in the middle of what the one before left."""
+@pytest.mark.parametrize(
+    "signums",
+    [
+        (signal.SIGTERM, signal.SIGKILL),
+        pytest.param((signal.SIGINT, signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_and_killed_run_goes_on_to_the_same_bits(signums, folder, tmp_path):
+    """One signal after the other, each in the middle of what the one before left."""
     arguments = [*TINY, "--data", folder / "real.npy", "--epochs", "300"]
     assert main(["train", *map(str, arguments), "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "stopped"
     process = start(*arguments, "--out", out)
-    for signum, status, message in (
-        (signal.SIGTERM, 143, "stopped in epoch"),
-        (signal.SIGINT, 130, "stopped in epoch"),
-        (signal.SIGKILL, -9, None),
-    ):
+    outcomes = {
+        signal.SIGTERM: (143, "stopped in epoch"),
+        signal.SIGINT: (130, "stopped in epoch"),
+        signal.SIGKILL: (-9, None),
+    }
+    for signum in signums:
+        status, message = outcomes[signum]
         epochs = len(records(out)) if (out / "metrics.jsonl").exists() else 0
         wait_for_epoch(out, epochs + 5, process)
         process.send_signal(signum)

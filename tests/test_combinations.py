@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 from pyro_vae import SVI
 from pyro_vae.cli.combinations import (
@@ -20,6 +24,10 @@ from pyro_vae.cli.combinations import (
 )
 from pyro_vae.cli.commands import list_parts
 from pyro_vae.engine.optimizers import adam
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+
+from combinations import pair
 
 PARTS = small_parts()
 AXES = (PARTS.priors, PARTS.likelihoods, PARTS.posteriors, PARTS.objectives)
@@ -108,6 +116,58 @@ def test_the_command_offers_the_tables(monkeypatch, capsys):
     monkeypatch.setattr("pyro_vae.cli.combinations.tables", lambda parts: ["a table"])
     list_parts(["--combinations"])
     assert capsys.readouterr().out == "a table\n"
+
+
+class NotFinite(Trace_ELBO):
+    def loss_and_grads(self, *args, **kwargs) -> float:
+        super().loss_and_grads(*args, **kwargs)
+        return float("nan")
+
+
+class Raising(Trace_ELBO):
+    def loss_and_grads(self, *args, **kwargs) -> float:
+        raise RuntimeError("it breaks\nin a second line")
+
+
+def few_parts(**objectives):
+    return type(PARTS)(
+        {name: PARTS.priors[name] for name in ("StandardNormal", "Bernoulli")},
+        {name: PARTS.likelihoods[name] for name in ("Bernoulli", "Normal", "Categorical")},
+        {name: PARTS.posteriors[name] for name in ("DiagonalNormal", "Bernoulli")},
+        {name: PARTS.objectives[name] for name in ("ELBO", "IWAE")} | objectives,
+    )
+
+
+def test_the_whole_product_is_counted():
+    parts = few_parts()
+    reason = refused("Bernoulli", "Bernoulli", "IWAE")
+    assert reason is not None
+    found = pair(parts, "Bernoulli", "Bernoulli")
+    assert (found.legal, found.trained, found.failed) == (3, 3, {})
+    assert found.refused == Counter({kind_of(reason): 3})
+    whole = pair(parts, "StandardNormal", "Bernoulli")
+    assert (whole.legal, whole.trained, whole.refused.total()) == (0, 0, 6)
+    whole.add(found)
+    assert (whole.legal, whole.trained, whole.refused.total()) == (3, 3, 9)
+
+
+def test_what_fails_in_the_product_is_named():
+    found = pair(few_parts(A=NotFinite, B=Raising), "StandardNormal", "DiagonalNormal")
+    assert (found.legal, found.trained) == (12, 12)
+    assert found.failed.keys() == {
+        f"StandardNormal, {likelihood}, DiagonalNormal, {objective}"
+        for likelihood in ("Bernoulli", "Normal", "Categorical")
+        for objective in "AB"
+    }
+    assert {error for error in found.failed.values() if "RuntimeError" in error} == {
+        "RuntimeError: it breaks"
+    }
+
+
+def test_a_share_of_the_product_is_trained():
+    found = pair(few_parts(), "StandardNormal", "DiagonalNormal", share=0.4)
+    assert found.legal == 6
+    assert 0 < found.trained < 6
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ WITH_DATA = (
     cremer2018_gaps,
     topdown,
 )
+QUICK = (roeder2017_stl, burda2016_iwae)  # the others take ten seconds each
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
 Records = dict[str, dict[str, Any]]
 
@@ -131,7 +132,14 @@ def listed(folder: Path) -> dict[Path, int]:
 # ---------------------------------------------------------------------------- the runs
 
 
-@pytest.mark.parametrize("experiment", [*WITHOUT_DATA, *WITH_DATA], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(each, marks=() if each in QUICK else pytest.mark.slow)
+        for each in (*WITHOUT_DATA, *WITH_DATA)
+    ],
+    ids=lambda each: each.__name__,
+)
 def test_a_run_leaves_a_record_of_finite_numbers(experiment, records):
     found = records[experiment.__name__]
     assert found["scale"]["name"] == "smoke"
@@ -150,6 +158,7 @@ def test_a_run_leaves_a_record_of_finite_numbers(experiment, records):
     assert all(map(math.isfinite, numbers(found)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["VAE (K = 1)", "IWAE (M = 1)"])
 def test_few_estimates_already_show_the_published_rates_of_the_encoder(name, records):
     line = records["rainforth2018_tighter"]["rows"][name]["encoder"]
@@ -167,6 +176,7 @@ def test_the_noise_without_the_score_vanishes_as_in_closed_form(records):
     assert round(without["closed_form_slope"], 2) == 1.0
 
 
+@pytest.mark.slow
 def test_leaving_out_the_score_is_found_biased_and_dreg_is_not(records):
     rows = {
         name: {key: values[-1] for key, values in row.items()}
@@ -327,6 +337,7 @@ def test_priors_differ_by_their_own_parameters_alone():
     assert counts["mixture of normals"] - counts["standard normal"] == 500 * (1 + 2 * 40)
 
 
+@pytest.mark.slow
 def test_the_gap_is_between_what_stands_beside_it(records):
     for row in records["kingma2016_flows"]["rows"].values():
         assert row["gap_nats"] == pytest.approx(-row["nll_nats"] - row["elbo_nats"])
@@ -369,6 +380,7 @@ def test_the_bits_of_a_density_bound_those_of_its_bins():
     assert bits["bits_per_dim"].item() == pytest.approx(-bins.log2().mean().item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_numbers_of_another_measure_are_refused(records):
     found = records["likelihoods"]
     assert set(found["refused"]) == {"ContinuousBernoulli, rescaled", "Bernoulli, rescaled"}
@@ -603,11 +615,13 @@ def test_the_weight_is_annealed_over_ten_epochs():
     assert seen == pytest.approx([0.1, 0.55, 1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_the_prior_of_the_delta_vae_keeps_its_rate(records):
     rows = records["he2019_lagging"]["rows"]
     assert rows["delta"]["rate_nats"] > 5.0 > rows["plain"]["rate_nats"]
 
 
+@pytest.mark.slow
 def test_both_gaps_are_measured_as_in_closed_form(records):
     program = LinearGaussian()
     x = torch.randn(6, 3, dtype=torch.float64) * 1.5
@@ -669,6 +683,7 @@ def test_images_of_cifar10_are_read_as_they_are_stored(data_root):
     assert images.test.x.numpy().tolist() == colours(50, 8).transpose(0, 3, 1, 2).tolist()
 
 
+@pytest.mark.slow
 def test_colours_are_judged_in_bits_and_binary_images_in_nats(records):
     rows = records["topdown"]["rows"]
     colour, binary = rows["CIFAR-10, 3 layers"], rows["MNIST, 1 layer"]
