@@ -145,7 +145,7 @@ _LIKELIHOODS = {
     "Binomial": components.Binomial,
     "DiscretizedLogistic": components.DiscretizedLogistic,
     "DiscretizedLogisticMixture": components.DiscretizedLogisticMixture,
-    "Categorical, 256 levels": components.Categorical,
+    "Categorical, 16 levels": partial(components.Categorical, num_categories=16),
     "AutoregressiveBernoulli": components.AutoregressiveBernoulli,
 }
 _LATENTS = {
