@@ -62,7 +62,7 @@ class Program:
         """The number of batches of an epoch."""
         if self.num_data is not None:
             return self.num_data // self.batch
-        return max(8, min(40, 8192 // self.batch))
+        return max(8, min(40, 8192 // (self.batch * self.particles)))
 
     def data(self) -> np.ndarray:
         """Return an epoch's data: images whose pixels hang together, ``[N, side * side]``.

@@ -167,10 +167,10 @@ def measure(
     return {name: runner.timed for name, runner in runners.items()}, left_out
 
 
-def curves(rounds: int, threads: int) -> dict[str, Any]:
-    """Time a step, and take its memory, against the sizes of a program."""
+def curves(rounds: int, threads: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Time a step, and take its memory, against the sizes of a program; yield each axis."""
     chosen = {name: CONTENDERS[name] for name in _OF_CURVES}
-    found: dict[str, Any] = {}
+    yield "data", epoch.curve(threads)
     for axis, (title, programs) in _CURVES.items():
         lines: dict[str, Any] = {name: {"size": [], "ms": [], "peak_mib": []} for name in chosen}
         for size, program in programs.items():
@@ -180,8 +180,7 @@ def curves(rounds: int, threads: int) -> dict[str, Any]:
                 lines[name]["size"].append(size)
                 lines[name]["ms"].append(one.median_ms)
                 lines[name]["peak_mib"].append(one.peak_mib)
-        found[axis] = {"program": title, "contenders": lines}
-    return found
+        yield axis, {"program": title, "contenders": lines}
 
 
 # ---------------------------------------------------------------------------- what is told
@@ -288,9 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(record.write(options.name or "speed_epoch", {**about, "contenders": found}))
         return
     if options.curves:
-        lines = curves(options.rounds, options.threads)
-        lines["data"] = epoch.curve(options.threads)
-        print(_keep({**about, "programs": {}, "curves": lines}, options.name or "speed_curves"))
+        lines: dict[str, Any] = {}
+        for axis, line in curves(options.rounds, options.threads):
+            lines[axis] = line
+            path = _keep({**about, "programs": {}, "curves": lines}, options.name or "speed_curves")
+        print(path)
         return
     results: dict[str, Any] = {}
     left_out: dict[str, str] = {}

@@ -96,7 +96,15 @@ def test_every_option_exists():
     known |= {"--num-samples", "--num", "--mean"}  # of evaluate and sample
     known |= {"--combinations"}  # of list
     known |= {"--ais", "--gaps", "--num-temperatures", "--num-chains", "--num-data"}
-    known |= {"--scale", "--epoch", "--rounds", "--curves", "--share", "--programs", "--name"}  # of the experiments
+    known |= {
+        "--scale",
+        "--epoch",
+        "--rounds",
+        "--curves",
+        "--share",
+        "--programs",
+        "--name",
+    }  # of the experiments
     mentioned = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", TEXT))
     assert len(mentioned) > 15
     assert mentioned - known == set()

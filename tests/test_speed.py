@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import contenders
+import epoch
 import peers
 import speed
 from programs import PROGRAMS, Contender, Convolutions, Ladder, NotHere, Perceptrons, Program
@@ -158,6 +159,12 @@ def test_all_contenders_come_to_the_same_loss(program):
     expected = losses["by hand"]
     assert len(losses) >= 5
     assert all(agree(found, expected) for found in losses.values() if not math.isnan(found)), losses
+
+
+@pytest.mark.parametrize("name", [name for name in epoch.CONTENDERS if "compiled" not in name])
+def test_epochs_end_to_end_come_to_an_end(name):
+    found = epoch.CONTENDERS[name].build(TINY["MLP"])(3)
+    assert math.isfinite(found)
 
 
 def test_a_contender_without_a_kl_would_be_seen(monkeypatch):
