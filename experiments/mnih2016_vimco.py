@@ -65,7 +65,7 @@ class Scale(NamedTuple):
 
 SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale(1, 240, 20, 10),
-    "cpu": Scale(6, 50_000, 1_000, 1_000),
+    "cpu": Scale(6, 30_000, 1_000, 1_000),
     "paper": Scale(960, 50_000, 10_000, 1_000),  # 2,000,000 steps
 }
 
