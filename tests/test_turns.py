@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import VAE, fit
-from pyro_vae.components import MLP, DiagonalNormal, Normal, VampPrior
+from pyro_vae.components import MLP, DiagonalNormal, Normal, Sylvester, VampPrior
 from pyro_vae.engine import Turns
 from pyro_vae.evaluation import Aggressive, aggressive
 from pyro_vae.inference import IWAE, Constant, ProgramError
@@ -216,7 +216,7 @@ def test_a_falling_loss_keeps_the_guide_at_work_for_so_long():
 
 
 def test_it_ends_when_mutual_information_falls(monkeypatch):
-    rising = iter([0.5, 0.7, 0.6, 9.0])
+    rising = iter([9.0, 0.5, 0.7, 0.6, 9.0])  # the first of a few data, before the first step
 
     class Known:
         def __init__(self) -> None:
@@ -236,6 +236,13 @@ def test_after_its_end_all_move():
     for _ in range(3):
         turns.observe(torch.tensor(1.0))
     assert turns.guide == turns.model == 1
+
+
+def test_a_guide_that_scores_its_own_draws_alone_is_refused_before_the_first_step(tmp_path):
+    vae = build(posterior=partial(Sylvester, num_flows=1, rank=1, num_reflections=1))
+    with pytest.raises(ValueError, match="scores its own draws alone"):
+        train(vae, turns=Aggressive(), out=tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ class Training:
             if self.turns is not None:
                 parameters = [*self.svi.parameters.values()]
                 part_in_turns(self._optimizer, parameters, self.program, self.layout, *batch)
+                self.turns.check(self.program, *batch)
                 self.svi.turns, self.svi.full_size = self.turns, self.layout.full_size
         for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state, strict=False)

@@ -35,6 +35,14 @@ class Turns(nn.Module):
         self.register_buffer("guide", torch.ones(()))
         self.register_buffer("model", torch.ones(()))
 
+    def check(self, program: Program, *few: Tensor) -> None:
+        """Refuse a program that cannot be looked at after an epoch, before the first step.
+
+        Args:
+            program: To be trained.
+            few: Arguments of model and guide, a few rows.
+        """
+
     def observe(self, loss: Tensor) -> None:
         """Decide whose turn the next step is, from the loss of this one.
 

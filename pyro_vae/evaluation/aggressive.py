@@ -64,6 +64,18 @@ class Aggressive(Turns):
         self.register_buffer("before", torch.tensor(math.inf))
         self.register_buffer("information", torch.zeros(()))
 
+    def check(self, program: Program, *few: Tensor) -> None:
+        """Refuse a program whose mutual information cannot be estimated.
+
+        Args:
+            program: To be trained.
+            few: Arguments of model and guide, a few rows.
+
+        Raises:
+            ValueError: If the guide has no density at values other than its own draws.
+        """
+        mutual_information(program.model, program.guide, *few)
+
     @torch.no_grad()
     def observe(self, loss: Tensor) -> None:
         """Give the model its turn where the loss of the guide's steps has stopped falling.
