@@ -25,7 +25,7 @@ from typing import Any
 import contenders
 import numpy as np
 from programs import Contender, Epochs, Perceptrons
-from worker import Worker
+from worker import Block, Worker
 
 from pyro_vae import datasets, fit
 from pyro_vae.datasets.arrays import from_splits
@@ -109,7 +109,7 @@ def measure(data_root: Path | None, rounds: int, threads: int) -> dict[str, dict
         for number in range(rounds + 1):
             for name in random.sample(list(run), len(run)):
                 print(f"round {number}: {name}", file=sys.stderr, flush=True)
-                one, four = run[name](1), run[name](4)
+                one, four = run[name](1).seconds, run[name](4).seconds
                 if number:
                     ones[name].append(one)
                     many[name].append((four - one) / 3)
@@ -117,10 +117,10 @@ def measure(data_root: Path | None, rounds: int, threads: int) -> dict[str, dict
 
 
 def curve(threads: int) -> dict[str, Any]:
-    """Return the seconds of one of many epochs against the number of data."""
+    """Return the seconds of one of many epochs, and memory, against the number of data."""
     base = Perceptrons(28, (400,), 20, 128)
     chosen = [name for name in CONTENDERS if name != "fit"]  # its engine depends on the size
-    lines: dict[str, Any] = {name: {"size": [], "seconds": []} for name in chosen}
+    lines: dict[str, Any] = {name: {"size": [], "seconds": [], "peak_mib": []} for name in chosen}
     for size in _SIZES:
         print(f"data {size}", file=sys.stderr, flush=True)
         with ExitStack() as stack:
@@ -128,8 +128,10 @@ def curve(threads: int) -> dict[str, Any]:
             more = 4 * (_SIZES[-1] // size)  # as long for all, as starting takes seconds, too
             for name in chosen:
                 run[name](1)
+                one, many = run[name](1), run[name](1 + more)
                 lines[name]["size"].append(size)
-                lines[name]["seconds"].append((run[name](1 + more) - run[name](1)) / more)
+                lines[name]["seconds"].append((many.seconds - one.seconds) / more)
+                lines[name]["peak_mib"].append(many.peak_mib)
     return {"program": "MLP 784-400-20, batch 128", "contenders": lines}
 
 
@@ -144,12 +146,11 @@ def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def _runners(
     program: Perceptrons, threads: int, stack: ExitStack
-) -> dict[str, Callable[[int], float]]:
-    found: dict[str, Callable[[int], float]] = {}
+) -> dict[str, Callable[[int], Block]]:
+    found: dict[str, Callable[[int], Block]] = {}
     for name, contender in CONTENDERS.items():
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        worker = stack.enter_context(Worker(contender, program, threads, cache))
-        found[name] = lambda num, worker=worker: worker.run(num).seconds  # type: ignore[misc]
+        found[name] = stack.enter_context(Worker(contender, program, threads, cache)).run
     return found
 
 

@@ -167,11 +167,16 @@ def measure(
     return {name: runner.timed for name, runner in runners.items()}, left_out
 
 
-def curves(rounds: int, threads: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def curves(
+    rounds: int, threads: int, axes: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Time a step, and take its memory, against the sizes of a program; yield each axis."""
     chosen = {name: CONTENDERS[name] for name in _OF_CURVES}
-    yield "data", epoch.curve(threads)
-    for axis, (title, programs) in _CURVES.items():
+    for axis, curve in named({"data": None, **_CURVES}, axes).items():
+        if curve is None:
+            yield axis, epoch.curve(threads)
+            continue
+        title, programs = curve
         lines: dict[str, Any] = {name: {"size": [], "ms": [], "peak_mib": []} for name in chosen}
         for size, program in programs.items():
             _say(f"{axis} {size}")
@@ -288,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.curves:
         lines: dict[str, Any] = {}
-        for axis, line in curves(options.rounds, options.threads):
+        for axis, line in curves(options.rounds, options.threads, options.axes):
             lines[axis] = line
             path = _keep({**about, "programs": {}, "curves": lines}, options.name or "speed_curves")
         print(path)
@@ -325,6 +330,7 @@ def _options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--contenders", nargs="*", default=[], help="parts of names")
     parser.add_argument("--curves", action="store_true", help="a step against its sizes instead")
+    parser.add_argument("--axes", nargs="*", default=[], help="parts of the curves' names")
     parser.add_argument("--epoch", action="store_true", help="an epoch of MNIST, end to end")
     parser.add_argument("--data_root", type=Path, help="where MNIST lies, for --epoch")
     parser.add_argument("--name", help="of the record; a full path to write elsewhere")

@@ -22,7 +22,7 @@ import epoch
 import peers
 import speed
 from programs import PROGRAMS, Contender, Convolutions, Ladder, NotHere, Perceptrons, Program
-from worker import Worker
+from worker import Block, Worker
 
 TINY = {
     "MLP": Perceptrons(4, (16,), 3, 16, num_data=160),
@@ -138,6 +138,19 @@ def test_the_floor_of_a_perceptron_counts_as_on_paper():
         for product in products:
             product()
     assert counted.get_total_flops() == 2 * 128 * (3 * weights - 784 * 400)
+
+
+def test_the_curve_against_data_leaves_the_start_out(monkeypatch):
+    def runners(program, threads, stack):
+        def run(num):
+            return Block(3.0 + 1e-4 * num * program.num_data, 0.0, 0.0, program.num_data / 2)
+
+        return dict.fromkeys(epoch.CONTENDERS, run)
+
+    monkeypatch.setattr(epoch, "_runners", runners)
+    for line in epoch.curve(threads=1)["contenders"].values():
+        assert line["seconds"] == pytest.approx([1e-4 * size for size in line["size"]])
+        assert line["peak_mib"] == [size / 2 for size in line["size"]]
 
 
 def loss_after(contender: Contender, program: Program, epochs: int = 15) -> float:
@@ -342,6 +355,8 @@ def test_one_command_writes_the_record_and_draws_the_plot(fakes, tmp_path, monke
     assert found["curves"]["batch"]["contenders"][speed.PYRO]["size"] == [4, 8]
     assert found["curves"]["data"] == seconds
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+    speed.main(["--curves", "--axes", "data", "--name", str(tmp_path / "data")])
+    assert json.loads((tmp_path / "data.json").read_text())["curves"] == {"data": seconds}
 
 
 def test_a_name_that_fits_nothing_is_refused():
