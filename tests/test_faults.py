@@ -112,7 +112,7 @@ OPTIONS = {
     "--network Convolutional --network.hidden null": "hidden=None: give a positive integer",
     "--network.hidden null": "hidden=None: layer sizes are positive integers",
     "--network.hidden [8,0]": r"hidden=\(8, 0\): layer sizes are positive integers",
-    "--network Recurrent": r"got \(\d,\): give num_symbols if these are symbols, or use MLP",
+    "--network Recurrent": r"got \(\d,\): give num_symbols if these are symbols, use MLP, or name",
     "--decoder Recurent": "--decoder Recurent: no such part; did you mean RecurrentDecoder",
     "--encoder.hidden [3]": r"--encoder\.hidden: name a part that takes it",
     "--objective RenyiELBO --objective.alpha 1": "alpha should not be equal to 1",

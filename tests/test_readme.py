@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,7 @@ def own_files(folder: Path) -> None:
 def test_every_training_command_runs(line, tmp_path, monkeypatch):
     own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands.pictures, "draw", lambda *_: [])
     _, _, *arguments = shlex.split(line, comments=True)
     if "--resume" in arguments:
         assert main(["train", *SMALL, "--data", "measurements.npy", "--out", "RUN"]) == 0
@@ -167,6 +169,8 @@ def test_every_training_command_runs(line, tmp_path, monkeypatch):
 def test_every_judging_command_runs(line, tmp_path, monkeypatch):
     own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
+    few = partial(pyro_vae.evaluation.inference_gaps, num_updates=3)
+    monkeypatch.setattr(pyro_vae.evaluation, "inference_gaps", few)
     assert main(["train", *SMALL, "--data", "measurements.npy", "--out", "RUN"]) == 0
     words = " ".join(QUICK.get(word, word) for word in shlex.split(line)[1:])
     assert main(words.split()) == 0

@@ -105,6 +105,27 @@ def test_data_and_likelihood_settle_the_rest(case: str) -> None:
     assert {key: taken.get(key) for key in arguments} == arguments
 
 
+SYMBOLS = {
+    "": {"num_symbols": 13, "padding": 0},
+    "--likelihood.padding 3": {"num_symbols": 13, "padding": 3},
+    "--encoder.num_symbols 20": {"num_symbols": 20, "padding": 0},
+    "--likelihood.num_categories 15 --encoder.padding 2": {"num_symbols": 15, "padding": 2},
+}
+
+
+@pytest.mark.parametrize("reader", ["Recurrent", "Transformer"])
+@pytest.mark.parametrize("options", SYMBOLS)
+def test_an_encoder_reads_the_symbols_of_the_likelihood(options: str, reader: str) -> None:
+    parts = f"--likelihood CategoricalSequence --encoder {reader}".split()
+    found = settled("counts", *parts, *options.split())["encoder"]["init_args"]
+    assert {name: found[name] for name in SYMBOLS[options]} == SYMBOLS[options]
+
+
+def test_an_encoder_of_real_numbers_is_told_no_symbols() -> None:
+    found = settled("bytes", "--encoder", "Recurrent")["encoder"].get("init_args", {})
+    assert found.get("num_symbols") is None
+
+
 FAMILIES = {
     "real with holes": ("Normal", {}),
     "counts with holes": ("Binomial", {"total_count": 12}),

@@ -43,6 +43,7 @@ def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> li
     A likelihood that is given decides how data are observed. Densities take integers dequantised,
     to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
     ``levels``, ``num_categories``, ``columns`` and ``family`` are those of the data unless given.
+    An encoder of symbols reads the likelihood's.
 
     Args:
         parser: The command's parser.
@@ -55,9 +56,10 @@ def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> li
         settled += ["--likelihood", _default_likelihood(data)]
     given = parser.parse_args([*arguments, *settled], defaults=False).likelihood
     settled += _from_data("--likelihood", given, data)
+    chosen = parser.parse_args([*arguments, *settled])
+    settled += _symbols(chosen.encoder, chosen.likelihood)
     if config.observation is None:
-        chosen = parser.parse_args([*arguments, *settled]).likelihood
-        support = _support(chosen, data.event_shape)
+        support = _support(chosen.likelihood, data.event_shape)
         settled += ["--observation", f"pyro_vae.engine.data.{_observation(support, data)}"]
     batch_size = config.batch_size or min(BATCH_SIZE, len(data.train))
     if config.batch_size is None:
@@ -108,6 +110,19 @@ def _from_data(option: str, part: Any, data: Dataset) -> list[str]:
     for name, inner in vars(given).items():
         settled += _from_data(f"{option}.{name}", inner, data)
     return settled
+
+
+def _symbols(encoder: Any, likelihood: Any) -> list[str]:
+    """Return which symbols an encoder reads, where it asks: the categories of the likelihood."""
+    known = vars(likelihood.get("init_args") or Namespace())
+    asked = vars(encoder.get("init_args") or Namespace()) if encoder else {}
+    pairs = {"num_symbols": "num_categories", "padding": "padding"}
+    return [
+        word
+        for ours, theirs in pairs.items()
+        if ours in asked and asked[ours] is None and known.get(theirs) is not None
+        for word in (f"--encoder.{ours}", str(known[theirs]))
+    ]
 
 
 def _parameters(path: str) -> list[str]:

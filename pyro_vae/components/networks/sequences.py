@@ -45,7 +45,8 @@ class Symbols(nn.Module):
             if len(in_shape) < 2:
                 raise ValueError(
                     f"{name} reads a sequence (length, ...) of real numbers; got {in_shape}: give "
-                    "num_symbols if these are symbols, or use MLP"
+                    "num_symbols if these are symbols, use MLP, or name both sides, "
+                    "--encoder Recurrent --decoder RecurrentDecoder"
                 )
             if padding is not None:
                 raise ValueError(f"padding={padding}: only symbols are padded; give num_symbols")
