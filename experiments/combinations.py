@@ -72,8 +72,8 @@ def pair(parts: Parts, prior: str, posterior: str, share: float = 1.0, seed: int
     """
     found, dice = Found(), random.Random(f"{seed} {prior} {posterior}")
     first, able = next(iter(parts.likelihoods)), []
-    for objective in parts.objectives:
-        reason = _combined(parts, prior, first, posterior, objective).refusal()
+    plain = _combined(parts, prior, first, posterior, next(iter(parts.objectives)))
+    for objective, reason in plain.refusals(parts.objectives).items():
         if reason is None:
             able.append(objective)
         else:

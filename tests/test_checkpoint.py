@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -11,7 +10,6 @@ import random
 import resource
 import shutil
 import struct
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from bits import same
+from disk import BEYOND, child, kill, with_fault_at
 
 from pyro_vae.engine.checkpoint import CheckpointError, latest, load, save
 
@@ -33,28 +33,6 @@ def a_state(value: float = 1.0) -> dict:
         "step": int(value),
         7: (value, [None]),
     }
-
-
-def same(left: object, right: object) -> bool:
-    """Equality to the bit, of types too; written apart from the code under test."""
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, torch.Tensor):
-        alike = left.dtype == right.dtype and left.shape == right.shape
-        return alike and raw(left) == raw(right)
-    if isinstance(left, dict):
-        return len(left) == len(right) and all(
-            same(a, b) and same(left[a], right[b]) for a, b in zip(left, right, strict=True)
-        )
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, float):
-        return struct.pack("d", left) == struct.pack("d", right) or left != left != right != right
-    return left == right
-
-
-def raw(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
 
 
 def forge(path: Path, *, manifest: dict | None = None, **contents: bytes) -> None:
@@ -72,54 +50,7 @@ def forge(path: Path, *, manifest: dict | None = None, **contents: bytes) -> Non
     (path / "manifest.json").write_text(json.dumps(record))
 
 
-def child(action) -> int:
-    """Return the exit status of ``action`` in a child process; 99 for an exception."""
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            action()
-            os._exit(0)
-        os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 # Writing: killed, interrupted, out of space -------------------------------------------------------
-
-
-BEYOND = 3
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
-
-
-def with_fault_at(moment: int, fault, folder: Path, action) -> None:
-    """Run ``action`` and call ``fault(handle)`` before its ``moment``-th change of the disk.
-
-    The process ends with the status BEYOND where there are not that many.
-    """
-    seen = 0
-
-    def count(handle: int | None = None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == moment:
-            fault(handle)
-
-    def hook(event: str, args: tuple) -> None:
-        if event in EVENTS and (event != "open" or str(args[0]).startswith(str(folder))):
-            count()
-
-    fsync = os.fsync
-    os.fsync = lambda handle: (count(handle), fsync(handle))
-    sys.addaudithook(hook)
-    action()
-    if seen < moment:
-        os._exit(BEYOND)
-
-
-def kill(handle: int | None) -> None:
-    if handle is not None:  # before a sync, only half of the file may be there
-        with contextlib.suppress(OSError):
-            os.ftruncate(handle, os.fstat(handle).st_size // 2)
-    os._exit(137)
 
 
 def raises(error: BaseException):

@@ -18,8 +18,8 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
-import torch
 import yaml
+from bits import same
 from command import (
     FUNCTIONS,
     PRIOR,
@@ -78,16 +78,6 @@ def final(out: Path):
     state = load(latest(out / "checkpoints"))
     state["progress"].pop("seconds")
     return state, (out / "metrics.jsonl").read_bytes()
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def results(out: Path) -> dict:

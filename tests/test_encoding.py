@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import struct
 
 import numpy as np
 import pytest
 import torch
+from bits import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,28 +19,6 @@ DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
     *(torch.complex128, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
-
-
-def same(left: object, right: object) -> bool:
-    """Equality to the bit, of types too; written apart from the code under test."""
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, torch.Tensor):
-        alike = left.dtype == right.dtype and left.shape == right.shape
-        return alike and raw(left) == raw(right)
-    if isinstance(left, dict):
-        return len(left) == len(right) and all(
-            same(a, b) and same(left[a], right[b]) for a, b in zip(left, right, strict=True)
-        )
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, float):
-        return struct.pack("d", left) == struct.pack("d", right) or left != left != right != right
-    return left == right
-
-
-def raw(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
 
 
 @st.composite

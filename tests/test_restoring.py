@@ -8,27 +8,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from bits import same
 from torch import nn
 
 from pyro_vae.engine.checkpoint import CheckpointError, latest, load, save
 from pyro_vae.engine.restoring import load_strictly, random_state, set_random_state
-
-
-def same(left: object, right: object) -> bool:
-    """Equality to the bit, of types too; written apart from the code under test."""
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, torch.Tensor):
-        return left.dtype == right.dtype and left.shape == right.shape and raw(left) == raw(right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
-
-
-def raw(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
 
 
 def plain(value):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bits import same
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 
 from pyro_vae import VAE, fit
@@ -51,16 +52,6 @@ def final(out: Path):
     state = load(latest(out / "checkpoints"))
     state["progress"].pop("seconds")
     return state, (out / "metrics.jsonl").read_bytes()
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.fixture(scope="module")

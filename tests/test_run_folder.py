@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
 
 import pytest
+from disk import child
 
 from pyro_vae.engine import run_folder
 from pyro_vae.engine.checkpoint import load, save
 from pyro_vae.engine.run_folder import create_run_folder, lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def child(action) -> int:
-    """Return the exit status of ``action`` in a child process; 99 for an exception."""
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            action()
-            os._exit(0)
-        os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_a_second_process_is_refused_and_told_whose_the_folder_is(tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_vae.cli.parts import offered
 from pyro_vae.components import MLP, Bernoulli, Conditional, Normal
-from pyro_vae.inference import IWAE, refusal
+from pyro_vae.inference import IWAE, refusals
 from pyro_vae.models import VAE
 
 __all__ = ["Combination", "Parts", "kind_of", "matching_prior", "small_parts", "tables"]
@@ -85,12 +85,18 @@ class Combination:
 
     def refusal(self) -> str | None:
         """Say why ``fit`` refuses the combination; None if it does not."""
+        name, objective = self.objective
+        return self.refusals({name: objective})[name]
+
+    def refusals(self, objectives: Mapping[str, Callable[[], Any]]) -> dict[str, str | None]:
+        """Say the same of each objective, in place of its own."""
         with torch.random.fork_rng(devices=[]):
             try:
                 vae, x = self.program()
             except ValueError as reason:
-                return str(reason)
-            return refusal(vae.model, vae.guide, x, objective=self.objective[1]())
+                return dict.fromkeys(objectives, str(reason))
+            built = {name: objective() for name, objective in objectives.items()}
+            return refusals(vae.model, vae.guide, x, objectives=built)
 
 
 def small_parts() -> Parts:
@@ -118,7 +124,7 @@ def matching_prior(parts: Parts, posterior: str) -> str:
 
 
 def tables(parts: Parts) -> Iterator[str]:
-    """Return the lines of two tables, which ask every pair: it takes a minute or two.
+    """Return the lines of two tables, which ask every pair: it takes a minute.
 
     Posteriors against priors; and objectives against posteriors, each with the first prior that it
     goes with. Likelihoods are in neither, since none refuses another part: it is the data that
@@ -128,10 +134,13 @@ def tables(parts: Parts) -> Iterator[str]:
     def latents(posterior: Any, prior: Any) -> str | None:
         return _plain(parts, prior[0], posterior[0]).refusal()
 
-    priors = {name: matching_prior(parts, name) for name in parts.posteriors}
+    @cache
+    def of_objectives(posterior: str) -> dict[str, str | None]:
+        prior = matching_prior(parts, posterior)
+        return _plain(parts, prior, posterior).refusals(parts.objectives)
 
     def objective(chosen: Any, posterior: Any) -> str | None:
-        return _plain(parts, priors[posterior[0]], posterior[0], chosen[0]).refusal()
+        return of_objectives(posterior[0])[chosen[0]]
 
     yield "posteriors (rows) with priors (columns); a dot: they go together"
     yield from _matrix(parts.posteriors, parts.priors, latents)

@@ -16,11 +16,12 @@ from pyro.infer import ELBO
 
 from pyro_vae.datasets import Dataset, from_arrays
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
+from pyro_vae.engine.copies import Given, replicated
 from pyro_vae.engine.data import AsFloat, Observation
 from pyro_vae.engine.defaults import resolve_device
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.progress import Bar, Clock, Stop, stop_requests
-from pyro_vae.engine.replicas import Given, Replica, Replicas, replicated
+from pyro_vae.engine.replicas import Replica, Replicas
 from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.engine.turns import Turns

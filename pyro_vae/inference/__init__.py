@@ -6,7 +6,7 @@ from pyro_vae.inference.handlers import Frozen, KLWeight, StickingTheLanding, Te
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
 from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Objective
 from pyro_vae.inference.program import Layout, Program, ProgramError
-from pyro_vae.inference.refusals import check_objective, refusal
+from pyro_vae.inference.refusals import check_objective, refusal, refusals
 from pyro_vae.inference.regularized import BetaVAE, Capacity, FreeBits, Groups, Layers, Units
 from pyro_vae.inference.schedules import (
     Constant,
@@ -77,5 +77,6 @@ __all__ = [
     "detached",
     "moving_in",
     "refusal",
+    "refusals",
     "site_terms",
 ]

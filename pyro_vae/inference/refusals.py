@@ -6,7 +6,7 @@ a number that is no bound. Ours say so themselves, by ``Objective.refusal``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -32,7 +32,7 @@ from pyro_vae.inference.program import (
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
-__all__ = ["check_objective", "refusal"]
+__all__ = ["check_objective", "refusal", "refusals"]
 
 _Rule = Callable[[Any, SiteTerms, Trace], str | None]
 
@@ -80,14 +80,37 @@ def refusal(
         data: Observations, ``[N, *event_shape]``, and labels where the program takes them.
         objective: What it would be fitted with; the program alone is looked at if there is none.
     """
+    return refusals(model, guide, *data, objectives={"": objective})[""]
+
+
+def refusals(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *data: Tensor,
+    objectives: Mapping[str, Any],
+) -> dict[str, str | None]:
+    """Say of each objective what ``refusal`` says, but look at the program once.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        data: As in ``refusal``.
+        objectives: What it might be fitted with, by name.
+    """
     program = Program(model, guide)
     try:
         layout = program.check(*data)
         check_support(program, layout, *data)
-        check_objective(objective, program, layout, *data)
     except ValueError as reason:
-        return str(reason)
-    return None
+        return dict.fromkeys(objectives, str(reason))
+    found: dict[str, str | None] = {}
+    for name, objective in objectives.items():
+        try:
+            check_objective(objective, program, layout, *data)
+            found[name] = None
+        except ValueError as reason:
+            found[name] = str(reason)
+    return found
 
 
 def _reason_of_pyros(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:

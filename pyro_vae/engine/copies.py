@@ -1,0 +1,121 @@
+"""Programs that are to be trained side by side: copies or a list, of one structure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_vae.engine.training import Training
+from pyro_vae.files import reason
+
+__all__ = ["Given", "check_apart", "check_structure", "replicated"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What one replica is made of: a program, and an objective that no other replica changes."""
+
+    program: Any
+    objective: ELBO | None
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """Declares p(x, z)."""
+        whole = not isinstance(self.program, tuple)
+        return getattr(self.program, "model", self.program) if whole else self.program[0]
+
+    @property
+    def guide(self) -> Any:
+        """Declares q(z | x)."""
+        whole = not isinstance(self.program, tuple)
+        return getattr(self.program, "guide", None) if whole else self.program[1]
+
+
+def replicated(program: Any, objective: ELBO | None, num_replicas: int) -> list[Given]:
+    """Return the programs to be trained: those of a list, or one and its copies.
+
+    Args:
+        program: An object with ``model`` and ``guide``, a pair of them, or a list of such.
+        objective: Copied for all but the first, as it may hold tensors that move.
+        num_replicas: How many copies, the program itself included.
+
+    Raises:
+        ValueError: If there are none, too many or too few, or they cannot be copied.
+    """
+    if isinstance(num_replicas, bool) or not isinstance(num_replicas, int) or num_replicas < 1:
+        raise ValueError(f"num_replicas={num_replicas!r}: give an integer of 1 or more")
+    if not isinstance(program, list):
+        given = (program, objective)
+        copies = [_copied(given, num_replicas) for _ in range(1, num_replicas)]
+        return [Given(*each) for each in (given, *copies)]
+    if not program:
+        raise ValueError("the list of programs is empty: give one or more")
+    if num_replicas not in (1, len(program)):
+        raise ValueError(
+            f"num_replicas={num_replicas} with a list of {len(program)} programs: leave it out"
+        )
+    others = [_copied((objective,), len(program))[0] for _ in program[1:]]
+    return [Given(*each) for each in zip(program, (objective, *others), strict=True)]
+
+
+def _copied(given: tuple[Any, ...], num_replicas: int) -> tuple[Any, ...]:
+    try:
+        return copy.deepcopy(given)
+    except Exception as error:
+        raise ValueError(
+            f"num_replicas={num_replicas}: the program or its objective cannot be copied "
+            f"({reason(error)}); give a list of programs, each built anew"
+        ) from error
+
+
+def check_structure(first: Training, other: Training, number: int) -> None:
+    """Refuse a program whose parameters, tensors or latents are not shaped as the first's."""
+    for what, one, its in (
+        ("parameters", _shapes(first.svi.parameters), _shapes(other.svi.parameters)),
+        ("tensors", _shapes(_state(first)), _shapes(_state(other))),
+        ("sites", {"latent": str(first.layout)}, {"latent": str(other.layout)}),
+    ):
+        differing = [name for name in {**one, **its} if one.get(name) != its.get(name)]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"programs 0 and {number} differ in their {what}: {name!r} is "
+                f"{one.get(name, 'missing')} in one and {its.get(name, 'missing')} in the other; "
+                "replicas differ only in what their tensors hold"
+            )
+
+
+def _state(run: Training) -> dict[str, Any]:
+    return {
+        f"{place}.{name}": tensor
+        for place, module in enumerate([*run.program.modules, *run.beside])
+        for name, tensor in module.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    # In Pyro's store, a name that another program has taken gets a number.
+    return {
+        name.partition("#")[0]: f"{list(tensor.shape)} of {tensor.dtype}"
+        for name, tensor in tensors.items()
+    }
+
+
+def check_apart(runs: Sequence[Training]) -> None:
+    """Refuse programs that share a parameter."""
+    owners: dict[int, int] = {}
+    for number, run in enumerate(runs):
+        for name, parameter in run.svi.parameters.items():
+            owner = owners.setdefault(parameter.untyped_storage()._cdata, number)
+            if owner != number:
+                raise ValueError(
+                    f"replicas {owner} and {number} share the parameter {name!r}, which the "
+                    "program keeps outside of itself: make it one object with model and guide, or "
+                    "give a list of programs, each built anew"
+                )
