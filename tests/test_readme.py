@@ -23,7 +23,7 @@ from pyro_vae.cli.parser import training_parser
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-INDENTED = re.findall(r"^ {4}(pyro-vae .*)$", TEXT, re.MULTILINE)
+INDENTED = re.findall(r"^ {4}(pyro-vae .*)$", re.sub(r"\\\n +", "", TEXT), re.MULTILINE)
 INLINE = re.findall(r"`(pyro-vae [^`]+)`", TEXT)
 TABLE = re.findall(r"^\|[^|]+\| `(--[^`]+)` ", TEXT, re.MULTILINE)
 # What the README's examples are given instead of hours and gigabytes.
@@ -103,6 +103,8 @@ def test_every_option_exists():
         "--rounds",
         "--curves",
         "--share",
+        "--processes",
+        "--groups",
         "--programs",
         "--name",
     }  # of the experiments
@@ -138,6 +140,8 @@ def own_files(folder: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(folder / "measurements.npy", rng.normal(size=(40, 3)))
     np.savez(folder / "counts.npz", x=rng.poisson(3.0, (40, 3)))
+    words = rng.integers(1, 9, (40, 6)) * (np.arange(6) < rng.integers(1, 7, (40, 1)))
+    np.save(folder / "sentences.npy", words)
     (folder / "folder_of_images").mkdir()
     for i in range(30):
         pixels = rng.integers(0, 256, (6, 6)).astype("u1")
