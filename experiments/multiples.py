@@ -1,12 +1,13 @@
 """What a part costs: the time and memory of a step with it, as a multiple of the plain one's.
 
     python experiments/multiples.py --rounds 5
-    python experiments/multiples.py --groups objectives "VampPrior"
+    python experiments/multiples.py --groups priors --fast --name multiples_fast
 
 Each group is one program in which one part changes; its first row is what the others are multiples
-of. All are recorded, with float32 products as torch finds them. Contenders have processes of their
-own and are timed as ``speed.py`` does: interleaved blocks, medians over rounds.
-one particle, or for the number that the row names.
+of. All are recorded, with float32 products as torch finds them or, with ``--fast``, with the
+arithmetic that ``fit`` chooses for larger programs: oneDNN's products where they are true float32,
+and numbers below 1e-38 taken for zero. Contenders have processes of their own and are timed as
+``speed.py`` does: interleaved blocks, medians over rounds.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from variants import GROUPS, Group, trained
 __all__ = ["main", "measure", "table"]
 
 
-def measure(group: Group, rounds: int, threads: int) -> dict[str, dict[str, Any]]:
+def measure(
+    group: Group, rounds: int, threads: int, *, fast: bool = False
+) -> dict[str, dict[str, Any]]:
     """Time the members of a group in turn; return a row for each, and why one has none."""
     chosen = {
-        name: Contender(partial(trained, group.engine, member), (Perceptrons,))
+        name: Contender(partial(trained, group.engine, member), (Perceptrons,), fast=fast)
         for name, member in group.members.items()
     }
     timed, left_out = speed.measure(group.program, chosen, rounds, threads)
@@ -66,17 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="processors of each contender")
     parser.add_argument("--groups", nargs="*", default=[], help="parts of names; all unless given")
+    parser.add_argument("--fast", action="store_true", help="with the arithmetic of fit")
     parser.add_argument("--name", default="multiples", help="of the record")
     options = parser.parse_args(arguments)
     found: dict[str, Any] = {
-        "protocol": " ".join(__doc__.partition('VampPrior"\n\n')[2].split()),
+        "protocol": " ".join(__doc__.partition("multiples_fast\n\n")[2].split()),
         "command": " ".join(["python", *sys.argv]),
         "rounds": options.rounds,
         "threads_of_each": options.threads,
         "groups": {},
     }
     for title, group in speed.named(GROUPS, options.groups).items():
-        found["groups"][title] = rows = measure(group, options.rounds, options.threads)
+        rows = measure(group, options.rounds, options.threads, fast=options.fast)
+        found["groups"][title] = rows
         print("\n".join(["", title, "", *table(rows)]), flush=True)
         record.write(options.name, found)
 

@@ -110,14 +110,15 @@ class DiagonalNormalMixture(TorchDistribution):
         z, loc, scale = (self._flat(x).to(wide) for x in (value, self.loc, self.scale))
         # A common centre takes away what all terms share.
         centre = loc.mean(-2, keepdim=True)
-        z, loc, precision = z - centre.squeeze(-2), loc - centre, scale**-2
-        products = _rows_times(
-            torch.cat([z * z, z], -1), torch.cat([precision, -2 * loc * precision], -1)
+        z, loc, precision = z - centre.squeeze(-2), loc - centre, scale.reciprocal().square()
+        of_components = (
+            self.logits.to(wide).log_softmax(-1) - scale.log().sum(-1)
+            - 0.5 * (z.shape[-1] * math.log(2 * math.pi) + (loc * loc * precision).sum(-1))
+        )  # fmt: skip
+        of_pairs = _rows_times(
+            torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, loc * precision], -1)
         )
-        squares = products + (loc * loc * precision).sum(-1)
-        log_volume = scale.log().sum(-1) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
-        log_weights = self.logits.to(wide).log_softmax(-1)
-        log_p = (log_weights - log_volume - 0.5 * squares).logsumexp(-1).to(value.dtype)
+        log_p = (of_pairs + of_components).logsumexp(-1).to(value.dtype)
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
     def _flat(self, x: Tensor) -> Tensor:
