@@ -20,15 +20,18 @@ class Aggressive(Turns):
     A posterior that lags behind its model makes the latents look useless early in training, and
     the decoder learns to do without them. So the guide is trained until the mean loss of
     ``window`` steps is no lower than that of the ``window`` before, or for ``longest`` steps; then
-    the model takes a single step. When, after an epoch, the mutual information
+    the model takes a single step. Each time that the model has taken as many steps as an epoch has,
+    the mutual information
 
     .. math:: I_q(x; z) = E_x KL(q(z \mid x) \,\|\, p(z)) - KL(q(z) \,\|\, p(z))
 
-    of validation data has fallen, it ends: from then on all parameters move in every step.
+    of validation data is held against the last such time. When it has fallen, it ends: from then
+    on all parameters move in every step.
 
-    Other than in the paper, every step takes the next batch of the epoch, so that an epoch has
-    fewer steps of the model and costs the same; and the optimiser of the part that rests still
-    takes note of its gradients.
+    Other than in the paper, every step takes the next batch of the epoch: an epoch costs the same,
+    and an epoch's steps of the model are spread over as many epochs as the guide has steps in a
+    row, and one. So a run needs so many times more epochs. And the optimiser of the part that rests
+    still takes note of its gradients.
 
     Args:
         window: How many losses are averaged.
@@ -48,6 +51,8 @@ class Aggressive(Turns):
     total: Tensor
     before: Tensor
     information: Tensor
+    num_steps: Tensor
+    num_of_model: Tensor
 
     def __init__(self, window: int = 10, longest: int = 100, num_judged: int = 500) -> None:
         for name, number in (("window", window), ("num_judged", num_judged)):
@@ -63,6 +68,8 @@ class Aggressive(Turns):
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("before", torch.tensor(math.inf))
         self.register_buffer("information", torch.zeros(()))
+        self.register_buffer("num_steps", torch.zeros(()))  # of this epoch
+        self.register_buffer("num_of_model", torch.zeros(()))  # since it was last judged
 
     def check(self, program: Program, *few: Tensor) -> None:
         """Refuse a program whose mutual information cannot be estimated.
@@ -83,6 +90,8 @@ class Aggressive(Turns):
         Args:
             loss: In nats per datum, a 0-d tensor.
         """
+        self.num_steps += 1
+        self.num_of_model += self.model
         of_guide = self.model == 0
         num_in_row = self.num_in_row + 1
         total = self.total + loss.to(self.total)
@@ -98,7 +107,7 @@ class Aggressive(Turns):
         self.guide.copy_((~to_model | (self.aggressive == 0)).to(self.guide))
 
     def end_epoch(self, program: Program, *validation: Tensor) -> dict[str, float]:
-        """End it where the mutual information has fallen since the epoch before.
+        """End it where the mutual information has fallen, once the model has taken an epoch.
 
         Args:
             program: In training.
@@ -109,14 +118,21 @@ class Aggressive(Turns):
         """
         if not self.aggressive.item():
             return {}
+        is_due = bool(self.num_of_model >= self.num_steps)
+        self.num_steps.zero_()
         rows = (argument[: self.num_judged] for argument in validation)
         nats = mutual_information(program.model, program.guide, *rows).nats
+        if is_due:
+            self._judge(nats)
+        return {"mutual_information_nats": nats}
+
+    def _judge(self, nats: float) -> None:
         if nats < self.information.item():
             self.aggressive.zero_()
             self.guide.fill_(1.0)
             self.model.fill_(1.0)
         self.information.fill_(nats)
-        return {"mutual_information_nats": nats}
+        self.num_of_model.zero_()
 
     def extra_repr(self) -> str:
         """Show the numbers."""
