@@ -22,6 +22,8 @@ from pyro_vae.components import (
     LogitNormal,
     Multinomial,
     Normal,
+    StraightThroughBernoulli,
+    StraightThroughCategorical,
 )
 from pyro_vae.inference import Program, check_support
 from pyro_vae.inference import support as support_module
@@ -116,6 +118,17 @@ def test_the_index_is_right_in_a_later_chunk(monkeypatch: pytest.MonkeyPatch, va
     monkeypatch.setattr(support_module, "_CHUNK_ELEMENTS", 4)
     with pytest.raises(ValueError, match=r"index \(3, 1\)"):
         check(Bernoulli, with_value(BITS, value))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_latents_that_fit_the_prior_by_chance_are_refused(seed: int) -> None:
+    """One draw of four bits is one of four categories once in four times."""
+    torch.manual_seed(seed)
+    parts = {"prior": StraightThroughCategorical, "posterior": StraightThroughBernoulli}
+    vae = VAE.assemble((4,), (4,), network=partial(MLP, hidden=(4,)), **parts)
+    program = Program(vae.model, vae.guide)
+    with pytest.raises(ValueError, match="whose values a StraightThroughCategorical"):
+        check_support(program, program.check(binary(30, 4).float()), binary(30, 4).float())
 
 
 @pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys())

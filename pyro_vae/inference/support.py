@@ -17,6 +17,8 @@ from pyro_vae.inference.terms import site_terms
 __all__ = ["check_support"]
 
 _CHUNK_ELEMENTS = 2**24
+# Of bits, a single draw may be one of categories by chance.
+_ROWS_WITH_LATENTS = 64
 
 
 def check_support(program: Program, layout: Layout, *data: Tensor, first: int = 0) -> None:
@@ -35,11 +37,12 @@ def check_support(program: Program, layout: Layout, *data: Tensor, first: int = 
     """
     x, *rest = data
     _check_precision(program, layout, x[:2], *(r[:2] for r in rest))
+    few = tuple(argument[:_ROWS_WITH_LATENTS] for argument in data)
     # Validation would stop at the encoder's NaN, before the data that caused it are named.
     with program.evaluating(seed=0), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(program.guide).get_trace(x[:1], *(r[:1] for r in rest))
+        guide_trace = poutine.trace(program.guide).get_trace(*few)
         replayed = poutine.replay(program.model, trace=guide_trace)
-        site = poutine.trace(replayed).get_trace(x[:1], *(r[:1] for r in rest)).nodes
+        site = poutine.trace(replayed).get_trace(*few).nodes
     _check_data(layout.observed, site[layout.observed]["fn"], x, first)
     for name in layout.latents:
         if name in site:
