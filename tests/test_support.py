@@ -24,6 +24,7 @@ from pyro_vae.components import (
     Normal,
     StraightThroughBernoulli,
     StraightThroughCategorical,
+    VampPrior,
 )
 from pyro_vae.inference import Program, check_support
 from pyro_vae.inference import support as support_module
@@ -129,6 +130,14 @@ def test_latents_that_fit_the_prior_by_chance_are_refused(seed: int) -> None:
     program = Program(vae.model, vae.guide)
     with pytest.raises(ValueError, match="whose values a StraightThroughCategorical"):
         check_support(program, program.check(binary(30, 4).float()), binary(30, 4).float())
+
+
+def test_a_prior_of_components_with_bounds_of_their_own_passes() -> None:
+    x = binary(30, 4).float()
+    prior, network = partial(VampPrior, num_pseudo_inputs=3), partial(MLP, hidden=(4,))
+    vae = VAE.assemble((4,), (4,), prior=prior, posterior=Binomial, network=network, data=x)
+    program = Program(vae.model, vae.guide)
+    check_support(program, program.check(x), x)
 
 
 @pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys())

@@ -88,7 +88,7 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
         same_kind = all(
             trait(prior.support) == trait(posterior.support) for trait in (_is_discrete, _surface)
         )
-        inside = same_kind and bool(prior.support.check(guide_site["value"]).all())
+        inside = same_kind and bool(_inside(prior.support, guide_site["value"]).all())
     except (AttributeError, NotImplementedError):
         return
     if not inside:
@@ -98,6 +98,13 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
             f"{_family(prior)}, its distribution in the model, does not have: give both the same "
             f"values ({_fitting(prior, posterior)})"
         )
+
+
+def _inside(support: Any, value: Tensor) -> Tensor:
+    try:
+        return support.check(value)
+    except RuntimeError:  # a mixture's bounds are those of its components, one for each
+        return _of_one_datum(support).check(value)
 
 
 def _is_discrete(support: Any) -> bool:
