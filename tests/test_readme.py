@@ -104,7 +104,7 @@ def test_every_option_exists():
         "--curves",
         "--share",
         "--processes",
-        "--groups",
+        "--axes",
         "--programs",
         "--name",
     }  # of the experiments
