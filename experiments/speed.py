@@ -278,6 +278,8 @@ def _say(what: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for; print the table, write the record, draw the plot."""
     options = _options().parse_args(arguments)
+    if options.axes and not options.curves:
+        raise SystemExit(f"--axes {' '.join(options.axes)}: these are of --curves; give that, too")
     about = {
         "protocol": " ".join(__doc__.partition("FOLDER\n\n")[2].split()),
         "command": " ".join(["python", *sys.argv]),

@@ -362,5 +362,7 @@ def test_one_command_writes_the_record_and_draws_the_plot(fakes, tmp_path, monke
 def test_a_name_that_fits_nothing_is_refused():
     with pytest.raises(SystemExit, match="no name has any of cifar"):
         speed.main(["--programs", "cifar"])
+    with pytest.raises(SystemExit, match="--axes data: these are of --curves"):
+        speed.main(["--axes", "data"])
     with pytest.raises(SystemExit, match="--data_root FOLDER"):
         speed.main(["--epoch"])
