@@ -35,7 +35,7 @@ def draw(path: Path, programs: Mapping[str, Mapping[str, Any]], curves: Mapping[
     shown = list(dict.fromkeys(name for measured in programs.values() for name in measured))
     num_rows = -(-len(programs) // _COLUMNS)
     heights = [0.9 + 0.22 * len(shown)] * num_rows + [2.8] * (2 if curves else 0)
-    num_columns = max(_COLUMNS, len(curves))
+    num_columns = max(min(_COLUMNS, len(programs)), len(curves))
     figure = Figure(figsize=(3.6 * num_columns + 1.5, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), num_columns, height_ratios=heights)
     for place, (title, measured) in enumerate(programs.items()):
@@ -78,6 +78,7 @@ def _lines(axes: Axes, size: str, measure: str, lines: Mapping[str, Any]) -> Non
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         _plain(axis)
+    axes.set_xticks(sorted({number for line in lines.values() for number in line["size"]}))
     axes.set_xlabel(size, fontsize=8)
     axes.set_ylabel(_MEASURES[measure], fontsize=8)
     axes.legend(fontsize=7, frameon=False)

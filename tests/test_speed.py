@@ -348,13 +348,13 @@ def test_one_command_writes_the_record_and_draws_the_plot(fakes, tmp_path, monke
     assert 0.2 < found["programs"]["tiny"][speed.PYRO]["median_ms"] < 2.0  # 2 ms are 10 batches
     assert found["left_out"] == {"pixyz": "no module named fake"}
     assert found["environment"]["torch"] == torch.__version__
-    assert (tmp_path / "speed.png").stat().st_size > 10_000
+    assert (tmp_path / "speed.png").stat().st_size > 5_000
     assert "left out: pixyz" in capsys.readouterr().out
     speed.main(["--rounds", "2", "--curves", "--name", str(tmp_path / "curves")])
     found = json.loads((tmp_path / "curves.json").read_text())
     assert found["curves"]["batch"]["contenders"][speed.PYRO]["size"] == [4, 8]
     assert found["curves"]["data"] == seconds
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
     speed.main(["--curves", "--axes", "data", "--name", str(tmp_path / "data")])
     assert json.loads((tmp_path / "data.json").read_text())["curves"] == {"data": seconds}
 
