@@ -28,6 +28,7 @@ from command import (
     SCALE,
     SCRIPT,
     TINY,
+    draw_none,
     environment,
     script,
     train,
@@ -249,7 +250,7 @@ def offered_once() -> Iterator[Any]:
 def test_every_offered_part_trains_by_its_name(option, name, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     if (option, name) not in DRAWN:  # most of the time goes into pictures
-        monkeypatch.setattr(commands.pictures, "draw", lambda *_: [])
+        monkeypatch.setattr(commands.pictures, "draw", draw_none)
     companions = COMPANIONS.get((option, name), "").split()
     # The last --network wins, and MLP's argument goes with it.
     tiny = [f"--{option}", name, *companions, "--out", tmp_path / "run"]
@@ -319,7 +320,7 @@ PROGRAMS = {
 def test_a_users_own_file(kind, folder, tmp_path, capsys, monkeypatch):
     """It trains; afterwards it has to be named again, and is then the program that was trained."""
     if kind != "class":  # most of the time goes into pictures
-        monkeypatch.setattr(commands.pictures, "draw", lambda *_: [])
+        monkeypatch.setattr(commands.pictures, "draw", draw_none)
     source, option, name, arguments = PROGRAMS[kind]
     file = tmp_path / f"own_{kind}.py"
     file.write_text(source)

@@ -89,6 +89,8 @@ CASES = {
     **{f"{name}, normal latents": (StandardNormal, build) for name, build in NORMAL.items()},
     **{f"{name}, bits": (Bernoulli, build) for name, build in BITS.items()},
 }
+# Each shape of a batch is recorded anew, which takes most of the time.
+SMALLER_LAST = {"ELBO, normal latents", "BetaTCVAE, normal latents", "RWS, bits"}
 
 
 def trained(prior: Any, objective: Any, engine: str, **settings: Any) -> tuple[Any, ...]:
@@ -102,7 +104,7 @@ def trained(prior: Any, objective: Any, engine: str, **settings: Any) -> tuple[A
     if prior is Bernoulli:
         parts["posterior"] = Bernoulli
     vae = VAE.assemble((4,), (3,), **parts)
-    settings = {"epochs": 3, "batch_size": 7, "engine": engine, **settings}
+    settings = {"epochs": 3, "batch_size": 8, "engine": engine, **settings}
     history = fit(vae, x, objective=objective, **settings).history
     modules = getattr(objective, "modules", {})
     return history, dict(vae.state_dict()), [dict(m.state_dict()) for m in modules.values()]
@@ -111,7 +113,10 @@ def trained(prior: Any, objective: Any, engine: str, **settings: Any) -> tuple[A
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_runs_have_the_bits_of_eager_ones(name: str) -> None:
     prior, build = CASES[name]
-    found, expected = (trained(prior, build(), engine) for engine in ("recorded", "eager"))
+    size = 7 if name in SMALLER_LAST else 8
+    found, expected = (
+        trained(prior, build(), engine, batch_size=size) for engine in ("recorded", "eager")
+    )
     assert same(found, expected)
     assert len({record["train_nats"] for record in expected[0]}) == 3
 

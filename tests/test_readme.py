@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import FUNCTIONS, PROGRAM, write_data
+from command import FUNCTIONS, PROGRAM, draw_none, write_data
 from PIL import Image
 
 import pyro_vae
@@ -130,7 +130,7 @@ COMPANIONS = {
 def test_every_swap_of_the_table_trains(options, tmp_path, monkeypatch):
     write_data(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands.pictures, "draw", lambda *_: [])
+    monkeypatch.setattr(commands.pictures, "draw", draw_none)
     needed = next((COMPANIONS[word] for word in options.split() if word in COMPANIONS), [])
     arguments = ["--data", "real.npy", *needed, *options.split(), "--out", "run"]
     assert main(["train", *SMALL, *arguments]) == 0
@@ -152,7 +152,7 @@ def own_files(folder: Path) -> None:
 def test_every_training_command_runs(line, tmp_path, monkeypatch):
     own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands.pictures, "draw", lambda *_: [])
+    monkeypatch.setattr(commands.pictures, "draw", draw_none)
     _, _, *arguments = shlex.split(line, comments=True)
     if "--resume" in arguments:
         assert main(["train", *SMALL, "--data", "measurements.npy", "--out", "RUN"]) == 0

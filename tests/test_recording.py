@@ -91,10 +91,16 @@ PYRO_REFUSES = {
 
 # ---------------------------------------------------------------------------- the same bits
 
+CASES = [
+    pytest.param(name, objective, marks=pytest.mark.slow if slow else ())
+    for name in [*PROGRAMS, *RECORDED]
+    for objective in OBJECTIVES
+    for slow in [name in RECORDED and objective in ("looped", "mean field")]
+]
+
 
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", [*PROGRAMS, *RECORDED])
+@pytest.mark.parametrize(("name", "objective"), CASES)
 def test_bits_are_those_of_the_eager_step(name: str, objective: str) -> None:
     if (name, objective) in PYRO_REFUSES:
         pytest.skip("eager Pyro refuses, too")
