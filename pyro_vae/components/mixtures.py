@@ -108,21 +108,31 @@ class DiagonalNormalMixture(TorchDistribution):
             self._validate_sample(value)
         wide = value.dtype if value.device.type == "mps" else torch.float64
         z, loc, scale = (self._flat(x).to(wide) for x in (value, self.loc, self.scale))
-        # A common centre takes away what all terms share.
-        centre = loc.mean(-2, keepdim=True)
+        # A common centre takes away what all terms share; the density does not depend on it.
+        centre = loc.detach().mean(-2, keepdim=True)
         z, loc, precision = z - centre.squeeze(-2), loc - centre, scale.reciprocal().square()
+        weighted = loc * precision
         of_components = (
             self.logits.to(wide).log_softmax(-1) - scale.log().sum(-1)
-            - 0.5 * (z.shape[-1] * math.log(2 * math.pi) + (loc * loc * precision).sum(-1))
+            - 0.5 * (z.shape[-1] * math.log(2 * math.pi) + (loc * weighted).sum(-1))
         )  # fmt: skip
         of_pairs = _rows_times(
-            torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, loc * precision], -1)
+            torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, weighted], -1)
         )
-        log_p = (of_pairs + of_components).logsumexp(-1).to(value.dtype)
+        narrow = torch.promote_types(value.dtype, torch.float32)
+        log_p = _logsumexp(of_pairs + of_components, narrow).to(value.dtype)
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.flatten(x.dim() - self.event_dim)
+
+
+def _logsumexp(terms: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum the exponentials of the last axis in ``dtype``, whatever the width of ``terms``."""
+    largest = terms.detach().amax(-1, keepdim=True)
+    # Weights below e^-80 change no digit, and would be slow to compute with as denormal numbers.
+    below = (terms - largest).to(dtype).clamp(min=-80)
+    return largest.squeeze(-1).to(dtype) + below.exp().sum(-1).log()
 
 
 def _rows_times(rows: Tensor, columns: Tensor) -> Tensor:
@@ -273,7 +283,7 @@ class VampPrior(Family):
 
     def pseudo_inputs(self) -> Tensor:
         """Return the pseudo-inputs, ``[K, *data_shape]``, in the range of the data."""
-        return self.low + self.width * self.raw_inputs.sigmoid()
+        return torch.addcmul(self.low, self.width, self.raw_inputs.sigmoid())
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the average of the K posteriors; there are no raw numbers."""
