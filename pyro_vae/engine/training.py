@@ -7,14 +7,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
@@ -36,6 +36,7 @@ from pyro_vae.engine.defaults import (
 )
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.replaying import Replayed
+from pyro_vae.engine.sameness import check_settings, described, environment, warn_if_other
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.turns import Turns, part_in_turns
 from pyro_vae.engine.weights import cloned, put_weights, weights_of
@@ -100,19 +101,8 @@ class Training:
             module.train()
         self.program, self.schedule, self.epochs = program, schedule, epochs
         self.patience, self.out, self.device, self.seed = patience, out, device, seed
-        self.with_labels = takes_labels(program.model)
-        check_labels(self.with_labels, data)
-        self.batches = Batches(
-            data.train, observation, batch_size=batch_size, seed=seed, device=device,
-            with_labels=self.with_labels,
-        )  # fmt: skip
-        self.validation = arguments(
-            observe_once(data.validation, observation, seed=OBSERVATION_SEED + 1, device=device),
-            self.with_labels,
-        )
-        self.layout = program.check(*self.validation)
         self.turns = turns
-        check_support(program, self.layout, *self.validation)
+        self._meet_data(data, observation, batch_size)
         objective = objective or default_objective(program, self.layout, *self.validation)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
         self.svi = SVI(
@@ -133,18 +123,43 @@ class Training:
         self.first_step = 0
         self.train_nats = metrics.Mean()
         self.best: dict[str, Any] | None = None
-        self.settings = {
-            "epochs": epochs, "batch_size": batch_size, "seed": seed, "patience": patience,
-            "clip_norm": clip_norm, "objective": _described(objective),
+        self.settings = self._settings(data, observation, objective, batch_size, clip_norm)
+        self.environment = environment(device, engine)
+        self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
+        self.board = metrics.tensorboard(out / "tensorboard") if out and log_tensorboard else None
+
+    def _meet_data(self, data: Dataset, observation: Observation, batch_size: int) -> None:
+        """Make batches, and run the program once on the validation rows."""
+        self.with_labels = takes_labels(self.program.model)
+        check_labels(self.with_labels, data)
+        self.batches = Batches(
+            data.train, observation, batch_size=batch_size, seed=self.seed, device=self.device,
+            with_labels=self.with_labels,
+        )  # fmt: skip
+        seed = OBSERVATION_SEED + 1
+        observed = observe_once(data.validation, observation, seed=seed, device=self.device)
+        self.validation = arguments(observed, self.with_labels)
+        self.layout = self.program.check(*self.validation)
+        check_support(self.program, self.layout, *self.validation)
+
+    def _settings(
+        self,
+        data: Dataset,
+        observation: Observation,
+        objective: ELBO,
+        batch_size: int,
+        clip_norm: float | None,
+    ) -> dict[str, Any]:
+        """Return what a run that goes on has to have in common with the one that stopped."""
+        return {
+            "epochs": self.epochs, "batch_size": batch_size, "seed": self.seed,
+            "patience": self.patience, "clip_norm": clip_norm, "objective": described(objective),
             "optimizer": type(self._optimizer).__name__, "learning_rates": self.rates,
-            "schedule": getattr(schedule, "__qualname__", repr(schedule)),
-            "turns": turns and repr(turns),
+            "schedule": getattr(self.schedule, "__qualname__", repr(self.schedule)),
+            "turns": self.turns and repr(self.turns),
             "observation": repr(observation),
             "data": data.fingerprint(),
         }  # fmt: skip
-        self.environment = _environment(device, engine)
-        self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
-        self.board = metrics.tensorboard(out / "tensorboard") if out and log_tensorboard else None
 
     def _taken(self, objective: ELBO) -> ELBO:
         """Take what an objective and handlers bring with them to the device, and check the pair."""
@@ -349,8 +364,8 @@ class Training:
             self._rewrite_metrics()
             return
         state = checkpoint.load(path)
-        _check_same("settings", state["settings"], self.settings, path)
-        _warn_if_other(state["environment"], self.environment)
+        check_settings(state["settings"], self.settings, path)
+        warn_if_other(state["environment"], self.environment)
         put_weights(self.svi, state["weights"])
         for module, saved in zip(self.beside, state["beside"], strict=True):
             restoring.load_strictly(module, saved)
@@ -411,39 +426,3 @@ def _non_finite_sites(program: Program, layout: Layout, batch: tuple[Tensor, ...
 
 def cuda_index(device: torch.device) -> list[int]:
     return [device.index or 0] if device.type == "cuda" else []
-
-
-def _environment(device: torch.device, engine: str) -> dict[str, Any]:
-    return {
-        "compiled": engine == "compiled",
-        "torch": torch.__version__,
-        "device": device.type,
-        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
-        "products": "bfloat16"
-        if torch.is_autocast_enabled(device.type)
-        else torch.get_float32_matmul_precision(),
-    }
-
-
-def _check_same(what: str, saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    differing = [key for key in now if saved.get(key) != now[key]]
-    if differing:
-        pairs = "; ".join(f"{key}: {saved.get(key)!r} then, {now[key]!r} now" for key in differing)
-        raise checkpoint.CheckpointError(
-            f"{path} is of a run with other {what} ({pairs}): repeat them, or start a new run"
-        )
-
-
-def _described(objective: ELBO) -> str:
-    told = {
-        name: value
-        for name, value in vars(objective).items()
-        if isinstance(value, (int, float, str, tuple, nn.Module)) or is_dataclass(value)
-    }
-    return f"{type(objective).__name__}({', '.join(f'{n}={v}' for n, v in told.items())})"
-
-
-def _warn_if_other(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    pairs = [f"{k}: {saved.get(k)} then, {now[k]} now" for k in now if saved.get(k) != now[k]]
-    if pairs:
-        warnings.warn(f"resuming, but not to the same bits ({'; '.join(pairs)})", stacklevel=3)
