@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import random
-import sys
 import time
 import warnings
 from collections import Counter
@@ -153,7 +152,7 @@ def main(processes: int = 2, share: float = 1.0, seed: int = 0, name: str = "com
         name,
         {
             "protocol": " ".join(__doc__.partition("1.0\n\n")[2].split()),
-            "command": " ".join(["python", *sys.argv]),
+            "command": record.command(),
             "share": share,
             "seed": seed,
             **counts,

@@ -49,7 +49,7 @@ def accuracy(
         name,
         {
             "protocol": "MNIST 50,000/10,000/10,000, dynamic binarisation, test set drawn once",
-            "command": " ".join(["python", *sys.argv]),
+            "command": record.command(),
             "epochs": epochs,
             "seed": seed,
             "test_elbo_nats": bound.elbo_nats,
@@ -117,7 +117,7 @@ def cost(data_root: Path, rounds: int = 5, seed: int = 0, name: str = "mnist_epo
             "protocol": "an epoch of fit (four epochs less one, over three; validation on 10,000 "
             "images included) against as many SVI steps on 40 batches that are ready in memory, "
             "both recorded and with fast arithmetic; interleaved, medians",
-            "command": " ".join(["python", *sys.argv]),
+            "command": record.command(),
             "rounds": rounds,
             "epoch_seconds": statistics.median(end_to_end),
             "steps_alone_seconds": statistics.median(steps_alone),

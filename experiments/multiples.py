@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     found: dict[str, Any] = {
         "protocol": " ".join(__doc__.partition("multiples_fast\n\n")[2].split()),
-        "command": " ".join(["python", *sys.argv]),
+        "command": record.command(),
         "rounds": options.rounds,
         "threads_of_each": options.threads,
         "groups": {},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 
 from pyro_vae.files import replace_file
 
-__all__ = ["path", "write"]
+__all__ = ["command", "path", "write"]
 
 _FOLDER = Path(__file__).parent / "results"
 
@@ -21,6 +23,11 @@ _FOLDER = Path(__file__).parent / "results"
 def path(name: str) -> Path:
     """Return where the record of this name lies; a whole path is its own place."""
     return _FOLDER / f"{name}.json"
+
+
+def command() -> str:
+    """Return the command that is running, quoted as a shell reads it."""
+    return shlex.join(["python", *sys.argv])
 
 
 def write(name: str, record: dict[str, Any]) -> Path:

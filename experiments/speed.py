@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--axes {' '.join(options.axes)}: these are of --curves; give that, too")
     about = {
         "protocol": " ".join(__doc__.partition("FOLDER\n\n")[2].split()),
-        "command": " ".join(["python", *sys.argv]),
+        "command": record.command(),
         "rounds": options.rounds,
         "threads_of_each": options.threads,
         "peers": _versions(),

@@ -95,7 +95,7 @@ class Study(Generic[Scale]):
         self._record: dict[str, Any] = {
             "question": " ".join(question.split()),
             "protocol": " ".join(protocol),
-            "command": " ".join(["python", *sys.argv]),
+            "command": record.command(),
             "scale": {"name": scale, **self.scale._asdict()},
             "shortened": _shortened(self.scale, scales["paper"]),
             "seed": seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -239,3 +240,12 @@ def test_what_no_row_has_is_not_shown(results, capsys):
         run.keep("a", {"x": 1.0})
         run.show({"x": "x", "y": "y"})
     assert capsys.readouterr().out.startswith("| | x |\n")
+
+
+def test_a_records_command_can_be_pasted_into_a_shell(results, monkeypatch):
+    arguments = ["one.py", "--rows", "VAE, k = 50", "--data_root", "a folder/o'clock"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with study(scale="cpu") as open_study:
+        open_study.keep("a", {"nll_nats": 1.0})
+    found = json.loads((results / "one.json").read_text())["command"]
+    assert shlex.split(found) == ["python", *arguments]
