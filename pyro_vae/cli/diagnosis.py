@@ -55,12 +55,7 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
         "sampled_log_likelihood_standard_error": sampled.standard_error,
     }
     if options.ais:
-        num_simulated = max(1, len(args[0]) // _SIMULATED_SHARE)
-        bracket = evaluation.bidirectional(model, start, *args, num_data=num_simulated, **annealing)
-        results |= {
-            "bracket_nats": bracket.width_nats,
-            "bracket_standard_error": bracket.standard_error,
-            "num_simulated": num_simulated,
+        results |= _bracket(model, start, args, annealing) | {
             "annealing_acceptance": annealed.acceptance.mean().item(),
             "annealing_effective_sample_size": annealed.effective_sample_size.median().item(),
             "annealing_seconds": seconds,
@@ -69,10 +64,26 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
         }
     if options.gaps:
         log_p = best_estimate(sampled, annealed).log_p
-        gaps = evaluation.inference_gaps(model, guide, *args, log_p=log_p, **shown)
-        for name in ("inference", "approximation", "amortization"):
-            mean, error = getattr(gaps, name)
-            results |= {f"{name}_gap_nats": mean, f"{name}_gap_standard_error": error}
+        results |= _gaps(model, guide, args, log_p=log_p, **shown)
+    return results
+
+
+def _bracket(model: Any, start: Any, args: tuple[Any, ...], annealing: Any) -> dict[str, Any]:
+    num_simulated = max(1, len(args[0]) // _SIMULATED_SHARE)
+    bracket = evaluation.bidirectional(model, start, *args, num_data=num_simulated, **annealing)
+    return {
+        "bracket_nats": bracket.width_nats,
+        "bracket_standard_error": bracket.standard_error,
+        "num_simulated": num_simulated,
+    }
+
+
+def _gaps(model: Any, guide: Any, args: tuple[Any, ...], **options: Any) -> dict[str, Any]:
+    gaps = evaluation.inference_gaps(model, guide, *args, **options)
+    results: dict[str, Any] = {}
+    for name in ("inference", "approximation", "amortization"):
+        mean, error = getattr(gaps, name)
+        results |= {f"{name}_gap_nats": mean, f"{name}_gap_standard_error": error}
     return results
 
 
