@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.evaluation.batching import batches, check_counts, checked, double, pairs_at_once
-from pyro_vae.evaluation.hmc import adapted, first_step_sizes, transition
+from pyro_vae.evaluation.hmc import Density, adapted, first_step_sizes, transition
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.offsets import Offsets, free_offsets
 from pyro_vae.inference.program import Layout, Program
@@ -196,18 +197,12 @@ def sample_posterior(
         for batch in batches(args, rows):
             repeated = tuple(arg.repeat_interleave(num_chains, 0) for arg in batch)
             density = path.density(torch.ones(()), repeated)
-            point = density(space.draw(*repeated))
-            size, total = first_step_sizes(point.position), torch.zeros_like(point.log_density)
-            for number in range(num_transitions):
-                point, acceptance = transition(density, point, size, num_steps=num_steps)
-                if number < num_transitions // 2:
-                    size = adapted(
-                        size, acceptance, target=target_acceptance, rate=_ADAPTATION_RATE
-                    )
-                total = total + acceptance
-                bar.update(len(batch[0]))
-            values = space.values(point.position, *repeated)
-            found.append((values, total / num_transitions))
+            position, acceptance = _moved(
+                density, space.draw(*repeated), num_transitions=num_transitions,
+                num_steps=num_steps, target=target_acceptance,
+                after_each=partial(bar.update, len(batch[0])),
+            )  # fmt: skip
+            found.append((space.values(position, *repeated), acceptance))
     by_chain = (-1, num_chains)
     chains = [
         {name: value.unflatten(0, by_chain).transpose(0, 1) for name, value in values.items()}
@@ -215,6 +210,27 @@ def sample_posterior(
     ]
     acceptance = torch.cat([acceptance.unflatten(0, by_chain).mean(1) for _, acceptance in found])
     return PosteriorSamples(_joined(chains), acceptance)
+
+
+def _moved(
+    density: Density,
+    position: Tensor,
+    *,
+    num_transitions: int,
+    num_steps: int,
+    target: float,
+    after_each: Callable[[], Any],
+) -> tuple[Tensor, Tensor]:
+    """Return where chains end that start at ``position``, and the acceptance of each."""
+    point = density(position)
+    size, total = first_step_sizes(point.position), torch.zeros_like(point.log_density)
+    for number in range(num_transitions):
+        point, acceptance = transition(density, point, size, num_steps=num_steps)
+        if number < num_transitions // 2:
+            size = adapted(size, acceptance, target=target, rate=_ADAPTATION_RATE)
+        total = total + acceptance
+        after_each()
+    return point.position, total / num_transitions
 
 
 class _Refiner:
