@@ -117,7 +117,7 @@ class DiagonalNormalMixture(TorchDistribution):
             - 0.5 * (z.shape[-1] * math.log(2 * math.pi) + (loc * weighted).sum(-1))
         )  # fmt: skip
         of_pairs = _rows_times(
-            torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, weighted], -1)
+            torch.cat([-0.5 * z * z, z], -1), torch.cat([precision, weighted], -1)
         )
         narrow = torch.promote_types(value.dtype, torch.float32)
         log_p = _logsumexp(of_pairs + of_components, narrow).to(value.dtype)
