@@ -283,7 +283,7 @@ class VampPrior(Family):
 
     def pseudo_inputs(self) -> Tensor:
         """Return the pseudo-inputs, ``[K, *data_shape]``, in the range of the data."""
-        return torch.addcmul(self.low, self.width, self.raw_inputs.sigmoid())
+        return self.low + self.width * self.raw_inputs.sigmoid()
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the average of the K posteriors; there are no raw numbers."""
