@@ -105,6 +105,7 @@ def test_every_option_exists():
         "--share",
         "--processes",
         "--axes",
+        "--groups",
         "--programs",
         "--name",
     }  # of the experiments
