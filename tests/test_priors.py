@@ -111,6 +111,19 @@ def test_a_mixtures_gradients_are_those_of_torch() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_components_far_away_leave_the_near_one_as_if_alone(dtype) -> None:
+    loc = torch.tensor([[0.0], [1e4]], dtype=dtype, requires_grad=True)
+    logits = torch.zeros(2, dtype=dtype, requires_grad=True)
+    z = torch.tensor([[0.5], [1e4 - 3]], dtype=dtype)
+    log_p = DiagonalNormalMixture(logits, loc, torch.ones(2, 1, dtype=dtype)).log_prob(z)
+    alone = dist.Normal(loc.flatten(), 1.0).log_prob(z.flatten()) - math.log(2)
+    torch.testing.assert_close(log_p, alone)
+    found = torch.autograd.grad(log_p.sum(), [loc, logits])
+    torch.testing.assert_close(found[0].flatten(), torch.tensor([0.5, -3.0], dtype=dtype))
+    torch.testing.assert_close(found[1], torch.zeros(2, dtype=dtype))
+
+
 def test_components_start_apart_and_stay_where_a_checkpoint_puts_them() -> None:
     prior = learned(MixtureOfNormals((2,), num_components=4))
     assert prior().loc.unique(dim=0).shape == (4, 2)
