@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pyro_vae"
 FILES = {
@@ -35,7 +34,6 @@ MAY_IMPORT = {
 }
 TOP = {"", "cli", "commands", "parts", "runs"}  # the package itself and the command: may all
 MATPLOTLIB = {"pyro_vae.evaluation.plots", "pyro_vae.evaluation.image_grids"}
-modules = pytest.mark.parametrize("module", FILES)
 
 
 def part_of(module: str) -> str:
@@ -45,6 +43,7 @@ def part_of(module: str) -> str:
     return max(parts, key=len)
 
 
+@functools.cache
 def imports(module: str) -> set[str]:
     """Return the full names of all that a module imports, anywhere in it."""
     found = set()
@@ -70,15 +69,15 @@ def test_the_files_are_found() -> None:
     assert "pyro_vae.components.conditional" in edges("pyro_vae.components.priors")
 
 
-@modules
-def test_imports_point_down(module: str) -> None:
-    part = part_of(module)
-    for imported in edges(module):
-        target = part_of(imported)
-        if part in TOP:
-            assert module != "pyro_vae" or target not in TOP - {""}, f"{module} -> {imported}"
-        else:
-            assert target in {part, *MAY_IMPORT[part]}, f"{module} -> {imported}"
+def test_imports_point_down() -> None:
+    for module in FILES:
+        part = part_of(module)
+        for imported in edges(module):
+            target = part_of(imported)
+            if part in TOP:
+                assert module != "pyro_vae" or target not in TOP - {""}, f"{module} -> {imported}"
+            else:
+                assert target in {part, *MAY_IMPORT[part]}, f"{module} -> {imported}"
 
 
 def test_there_is_no_cycle() -> None:
@@ -98,58 +97,65 @@ def test_there_is_no_cycle() -> None:
         visit(module)
 
 
-@modules
-def test_matplotlib_is_imported_where_figures_are_drawn(module: str) -> None:
-    if any(name.split(".")[0] == "matplotlib" for name in imports(module)):
-        assert module in MATPLOTLIB
+def test_matplotlib_is_imported_where_figures_are_drawn() -> None:
+    for module in FILES:
+        if any(name.split(".")[0] == "matplotlib" for name in imports(module)):
+            assert module in MATPLOTLIB
 
 
-@modules
-def test_nothing_is_unpickled(module: str) -> None:
-    foreign = {name.split(".")[0] for name in imports(module)}
-    assert not foreign & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-    for node in ast.walk(TREES[module]):
-        if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
-            called = ast.unparse(node.value)
-            assert called not in ("torch", "optim", "optimizer", "store"), ast.unparse(node)
-            assert "get_param_store" not in called, ast.unparse(node)
-        if isinstance(node, ast.keyword):
-            assert node.arg != "weights_only", module
-            if node.arg == "allow_pickle":
-                assert ast.unparse(node.value) == "False", module
+def test_nothing_is_unpickled() -> None:
+    for module in FILES:
+        foreign = {name.split(".")[0] for name in imports(module)}
+        assert not foreign & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, (
+            module
+        )
+        for node in ast.walk(TREES[module]):
+            if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
+                called = ast.unparse(node.value)
+                assert called not in ("torch", "optim", "optimizer", "store"), ast.unparse(node)
+                assert "get_param_store" not in called, ast.unparse(node)
+            if isinstance(node, ast.keyword):
+                assert node.arg != "weights_only", module
+                if node.arg == "allow_pickle":
+                    assert ast.unparse(node.value) == "False", module
 
 
-@modules
-def test_every_module_says_what_it_is_and_what_is_public(module: str) -> None:
-    tree = TREES[module]
-    assert ast.get_docstring(tree), f"{module} has no docstring"
-    is_package = FILES[module].name == "__init__.py"
-    has_contents = any(not isinstance(node, ast.Expr) for node in tree.body)
-    if is_package and not has_contents:
-        return
-    names = [
-        ast.unparse(t) for node in tree.body if isinstance(node, ast.Assign) for t in node.targets
-    ]
-    assert "__all__" in names, f"{module} has no __all__"
+def test_every_module_says_what_it_is_and_what_is_public() -> None:
+    for module in FILES:
+        tree = TREES[module]
+        assert ast.get_docstring(tree), f"{module} has no docstring"
+        is_package = FILES[module].name == "__init__.py"
+        has_contents = any(not isinstance(node, ast.Expr) for node in tree.body)
+        if is_package and not has_contents:
+            continue
+        names = [
+            ast.unparse(t)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for t in node.targets
+        ]
+        assert "__all__" in names, f"{module} has no __all__"
 
 
-@modules
-def test_public_names_exist_and_are_documented(module: str) -> None:
-    imported = importlib.import_module(module)
-    for name in getattr(imported, "__all__", []):
-        member = getattr(imported, name)
-        home = getattr(member, "__module__", "")
-        if (inspect.isclass(member) or inspect.isfunction(member)) and home == module:
-            assert inspect.getdoc(member), f"{module}.{name} has no docstring"
+def test_public_names_exist_and_are_documented() -> None:
+    for module in FILES:
+        imported = importlib.import_module(module)
+        for name in getattr(imported, "__all__", []):
+            member = getattr(imported, name)
+            home = getattr(member, "__module__", "")
+            if (inspect.isclass(member) or inspect.isfunction(member)) and home == module:
+                assert inspect.getdoc(member), f"{module}.{name} has no docstring"
 
 
-@modules
-def test_functions_stay_short(module: str) -> None:
-    for node in ast.walk(TREES[module]):
-        if isinstance(node, ast.FunctionDef):
-            first = node.body[1] if len(node.body) > 1 and ast.get_docstring(node) else node.body[0]
-            length = (node.end_lineno or 0) - first.lineno + 1
-            assert length <= 60, f"{module}.{node.name} has {length} lines"
+def test_functions_stay_short() -> None:
+    for module in FILES:
+        for node in ast.walk(TREES[module]):
+            if isinstance(node, ast.FunctionDef):
+                first = (
+                    node.body[1] if len(node.body) > 1 and ast.get_docstring(node) else node.body[0]
+                )
+                length = (node.end_lineno or 0) - first.lineno + 1
+                assert length <= 60, f"{module}.{node.name} has {length} lines"
 
 
 GLOBALS = """
