@@ -62,9 +62,7 @@ class Run:
 
     def training_rows(self, num_rows: int) -> Data:
         """Return the first training rows, observed once."""
-        train = self.data.train
-        labels = None if train.labels is None else train.labels[:num_rows]
-        return self._observed(Data(train.x[:num_rows], labels), OBSERVATION_SEED + 3)
+        return self._observed(self.data.train[:num_rows], OBSERVATION_SEED + 3)
 
     def _observed(self, data: Data, seed: int) -> Data:
         return observe_once(data, self.observation, seed=seed, device=self.device)

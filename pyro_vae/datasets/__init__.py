@@ -32,8 +32,9 @@ def load(name: str | Path, *, root: Path | None = None) -> Dataset:
       published ones; no other file is ever unpickled.
     * a `.npy` file of one array, split as in `from_arrays`. Above `MAPPED_BYTES` it stays on disk
       (mapped) and is split in file order, 80/10/10, which a warning says.
-    * a `.npz` file: `train`, `validation` (or `valid`), `test` with optional `train_labels` ...;
-      or `x` (or `images`, `data`) with optional `y` (or `labels`); or one array of any name.
+    * a `.npz` file: `train`, `validation` (or `valid`), `test` with optional `train_labels` ... and
+      `train_weights`; or `x` (or `images`, `data`) with optional `y` (or `labels`) and `weights`;
+      or one array of any name.
     * a folder of images of one size and mode, in sorted order; subfolders are class labels, unless
       they are named `train`, `validation` (or `valid`) and `test`: then they are the splits.
 

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "Dataset", "Shape", "checked_labels", "from_arrays", "from_splits"]
+__all__ = [
+    "Data",
+    "Dataset",
+    "Shape",
+    "checked_labels",
+    "checked_weights",
+    "from_arrays",
+    "from_splits",
+]
 
 Shape = tuple[int, ...]
 _CHANNELS = (1, 3, 4)
@@ -28,13 +36,23 @@ class Data:
         x: `[N, *event_shape]`; uint8, int16 or int32 for integer data, else float32. Data with
             missing values, which are NaN, are float32 in any case.
         labels: `[N]` int64 class labels, or None.
+        weights: `[N]` float32, what each row counts in training; None: 1 each. What is measured on
+            validation and test rows is an unweighted mean in any case.
     """
 
     x: Tensor
     labels: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __getitem__(self, index: Any) -> Data:
+        """Rows by a slice or by a tensor of indices, with all that belongs to them."""
+        labels, weights = (
+            None if held is None else held[index] for held in (self.labels, self.weights)
+        )
+        return Data(self.x[index], labels, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +80,11 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
     def fingerprint(self) -> str:
-        """SHA-256 over the dtype, shape and bytes of the rows and labels of the three parts."""
+        """SHA-256 over dtype, shape and bytes of the three parts' rows, labels and weights."""
         digest = hashlib.sha256()
         for part in (self.train, self.validation, self.test):
-            for tensor in (part.x, part.labels):
+            weights = [] if part.weights is None else [part.weights]
+            for tensor in (part.x, part.labels, *weights):
                 if tensor is None:
                     digest.update(b"none")
                     continue
@@ -79,6 +98,7 @@ def from_arrays(
     x: Any,
     labels: Any | None = None,
     *,
+    weights: Any | None = None,
     name: str = "array",
     levels: int | None = None,
     seed: int = 0,
@@ -96,16 +116,19 @@ def from_arrays(
         x: numpy array, tensor or nested list: `(N, D)`, `(N, H, W)` or `(N, C, H, W)` with 1, 3
             or 4 channels. It is neither modified nor shared. `(N, H, W)` becomes `(N, 1, H, W)`.
         labels: `(N,)` integers `>= 0`.
+        weights: `(N,)` numbers `>= 0`, what each row counts in training: an objective is maximised
+            as the sum over rows of weight times bound. They are taken as they are, not normalised.
         name: what messages and tables call it.
         levels: the largest value that the data can take; found from the data if not given.
         seed: of the permutation.
 
     Raises:
         ValueError: text or objects, a wrong shape, no or too few rows, infinite values, nothing
-            but missing values, values outside `0..levels`, labels that do not fit.
+            but missing values, values outside `0..levels`, labels or weights that do not fit.
     """
     rows = _rows(x, name)
     classes = checked_labels(labels, len(rows), name)
+    counts = checked_weights(weights, len(rows), name)
     if len(rows) < 3:
         count = "one datum" if len(rows) == 1 else f"{len(rows)} data"
         raise ValueError(
@@ -113,9 +136,7 @@ def from_arrays(
         )
     (stored,), found = _store(name, {name: rows}, levels)
     parts = _split(len(rows), seed, in_order=isinstance(rows, np.memmap))
-    train, validation, test = (
-        Data(stored[part], None if classes is None else classes[part]) for part in parts
-    )
+    train, validation, test = (Data(stored, classes, counts)[part] for part in parts)
     return Dataset(name, train, validation, test, found)
 
 
@@ -131,20 +152,24 @@ def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
 
 
 def from_splits(
-    name: str, parts: Mapping[str, tuple[Any, Any | None]], levels: int | None = None
+    name: str, parts: Mapping[str, tuple[Any, ...]], levels: int | None = None
 ) -> Dataset:
-    """A data set from given `train`, `validation` and `test` pairs of rows and labels."""
-    rows = {f"{name} {part}": _rows(x, f"{name} {part}") for part, (x, _) in parts.items()}
-    classes = [
-        checked_labels(labels, len(array), where)
-        for (where, array), (_, labels) in zip(rows.items(), parts.values(), strict=True)
-    ]
+    """A data set from given `train`, `validation` and `test`: rows, labels and weights of each.
+
+    Labels and weights may be None, or left out.
+    """
+    rows = {f"{name} {part}": _rows(x, f"{name} {part}") for part, (x, *_) in parts.items()}
+    classes, counts = [], []
+    for (where, array), (_, *beside) in zip(rows.items(), parts.values(), strict=True):
+        labels, weights, *_ = *beside, None, None
+        classes.append(checked_labels(labels, len(array), where))
+        counts.append(checked_weights(weights, len(array), where))
     shapes = {where: array.shape[1:] for where, array in rows.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{where} {shape}" for where, shape in shapes.items())
         raise ValueError(f"{name}: the splits differ in shape: {listed}; make them the same")
     stored, found = _store(name, rows, levels)
-    train, validation, test = map(Data, stored, classes)
+    train, validation, test = map(Data, stored, classes, counts)
     return Dataset(name, train, validation, test, found)
 
 
@@ -205,6 +230,27 @@ def checked_labels(labels: Any | None, num_rows: int, where: str) -> Tensor | No
             "expected integers >= 0; number the classes from 0"
         )
     return torch.from_numpy(array.astype(np.int64))
+
+
+def checked_weights(weights: Any | None, num_rows: int, where: str) -> Tensor | None:
+    """Weights of rows as float32 `(N,)`, or None; ValueError where they do not fit the rows."""
+    if weights is None:
+        return None
+    array = _array(weights, f"weights of {where}")
+    if array.shape != (num_rows,):
+        raise ValueError(
+            f"weights of {where}: shape {array.shape}, expected ({num_rows},): one weight a row"
+        )
+    array = array.astype(np.float32)
+    unusable = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if len(unusable):
+        raise ValueError(
+            f"weights of {where}: {array[unusable[0]]:g} at row {unusable[0]} ({len(unusable)} in "
+            "all), expected finite numbers >= 0; 0 leaves a row out of training"
+        )
+    if not array.any():
+        raise ValueError(f"weights of {where}: all are 0, which trains nothing; give some > 0")
+    return torch.from_numpy(array)
 
 
 class _Range(NamedTuple):

@@ -88,17 +88,18 @@ def _from_npz(path: Path, arrays: dict[str, np.ndarray]) -> Dataset:
         labels = {part: _first(arrays, f"{key}_labels", f"{key}_y") for part, key in parts.items()}
         if len({key is None for key in labels.values()}) > 1:
             raise ValueError(f"{path}: labels for some splits only; give all three or none")
-        pairs = {p: (arrays[k], arrays.get(labels[p] or "")) for p, k in parts.items()}
-        return from_splits(path.name, pairs)
-    key = _first(arrays, "x", "images", "data") or (
-        next(iter(arrays)) if len(arrays) == 1 else None
-    )
+        weights = {part: arrays.get(f"{key}_weights") for part, key in parts.items()}
+        splits = {p: (arrays[k], arrays.get(labels[p] or ""), weights[p]) for p, k in parts.items()}
+        return from_splits(path.name, splits)
+    others = [name for name in arrays if name != "weights"]
+    key = _first(arrays, "x", "images", "data") or (others[0] if len(others) == 1 else None)
     if key is None:
         raise ValueError(
             f"{path}: holds {', '.join(arrays) or 'no arrays'}; expected train, validation and "
-            "test, or x (images, data) with y (labels), or a single array"
+            "test, or x (images, data) with y (labels) and weights, or a single array"
         )
-    return from_arrays(arrays[key], arrays.get(_first(arrays, "y", "labels") or ""), name=path.name)
+    classes = arrays.get(_first(arrays, "y", "labels") or "")
+    return from_arrays(arrays[key], classes, weights=arrays.get("weights"), name=path.name)
 
 
 def _part_names(found: Collection[str], where: str) -> dict[str, str] | None:

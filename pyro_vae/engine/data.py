@@ -171,7 +171,7 @@ def observe_once(
         dtype: type to keep them in; the observation's own if not given.
 
     Returns:
-        Rows `[N, *event_shape]`, which share no memory with `data.x`, and the same labels.
+        Rows `[N, *event_shape]`, which share no memory with `data.x`; the same labels and weights.
 
     Raises:
         ValueError: rows outside the levels of the observation.
@@ -190,7 +190,10 @@ def observe_once(
             observed[begin : begin + len(rows)] = chunk
             begin += len(rows)
     assert observed is not None
-    return Data(observed.to(device), None if data.labels is None else data.labels.to(device))
+    labels, weights = (
+        None if held is None else held.to(device) for held in (data.labels, data.weights)
+    )
+    return Data(observed.to(device), labels, weights)
 
 
 def _check_levels(x: Tensor, observation: Observation) -> None:

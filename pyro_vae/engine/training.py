@@ -205,8 +205,7 @@ class Training:
     def _observed_rows(
         self, train: Data, observation: Observation, rows: slice
     ) -> tuple[Tensor, ...]:
-        few = Data(train.x[rows], None if train.labels is None else train.labels[rows])
-        observed = observe_once(few, observation, seed=self.seed, device=self.device)
+        observed = observe_once(train[rows], observation, seed=self.seed, device=self.device)
         return arguments(observed, self.with_labels)
 
     def _find_parameters(self, train: Data, observation: Observation) -> None:

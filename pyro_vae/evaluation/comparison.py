@@ -209,8 +209,7 @@ class _Laboratory:
         return arguments(seen, takes_labels(self.program.model))
 
     def _first(self, num_rows: int) -> Data:
-        x, labels = self.data.train.x, self.data.train.labels
-        return Data(x[:num_rows], None if labels is None else labels[:num_rows])
+        return self.data.train[:num_rows]
 
     def _parameters(self) -> list[Tensor]:
         svi = SVI(self.program.model, self.program.guide, adam, pyro.infer.Trace_ELBO())
