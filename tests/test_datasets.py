@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_vae import datasets
+from pyro_vae import datasets, memory
 from pyro_vae.datasets import Data, Dataset, from_arrays, load
+from pyro_vae.engine.data import AsFloat, observe_once
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "torchvision"
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte")
@@ -436,23 +437,86 @@ def test_npy_equals_its_array(tmp_path):
     assert load(str(tmp_path / "x.npy")).name == "x.npy"
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.int64])
-def test_a_large_npy_is_mapped_and_split_in_order(tmp_path, monkeypatch, dtype):
-    x = np.arange(200).reshape(20, 10).astype(dtype)
+def is_mapped(x: torch.Tensor, where: str) -> bool:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return True
+    lines = [line for line in maps.read_text().splitlines() if where in line]
+    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    return any(low <= x.data_ptr() < high for low, high in spans)
+
+
+ORDER = "split in file order"
+MAPPED_TYPES = [np.uint8, np.int8, np.int16, np.int64, np.float16, np.float32, np.float64, bool]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", MAPPED_TYPES)
+def test_a_large_npy_is_mapped_and_split_in_order(tmp_path, monkeypatch, dtype, order):
+    x = np.asarray(np.arange(200).reshape(20, 10) % 120, dtype, order=order)
     np.save(tmp_path / "x.npy", x)
-    monkeypatch.setattr(datasets.files, "MAPPED_BYTES", 100)
-    with pytest.warns(UserWarning, match="split in file order") as caught:
+    monkeypatch.setattr(memory, "MAPPED_BYTES", 100)
+    with pytest.warns(UserWarning, match=ORDER) as caught:
         dataset = load(tmp_path / "x.npy")
     assert len(caught) == 1, "torch's warning about read-only arrays came through"
     assert [len(part) for part in parts(dataset)] == [16, 2, 2]
     assert np.array_equal(all_rows(dataset).numpy(), x)
-    maps = Path("/proc/self/maps")
-    if maps.exists() and dtype != np.int64:
-        spans = [
-            line.split()[0].split("-") for line in maps.read_text().splitlines() if "x.npy" in line
-        ]
-        where = dataset.train.x.data_ptr()
-        assert any(int(low, 16) <= where < int(high, 16) for low, high in spans), "it was copied"
+    assert is_mapped(dataset.train.x, "x.npy"), "it was copied"
+    observed = observe_once(dataset.train, AsFloat(dataset.levels), seed=0, device="cpu").x
+    assert observed.dtype == torch.float32
+    assert np.array_equal(observed.numpy(), x[:16].astype("f4"))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i8", "u2", "u4"])
+def test_a_large_npy_of_a_type_that_torch_lacks_is_converted_into_a_file(
+    tmp_path, monkeypatch, dtype
+):
+    x = np.arange(200).reshape(20, 10).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(memory, "MAPPED_BYTES", 100)
+    with pytest.warns(UserWarning, match=ORDER):
+        dataset = load(tmp_path / "x.npy")
+    assert np.array_equal(all_rows(dataset).numpy(), x.astype("f4"))
+    assert is_mapped(dataset.train.x, "(deleted)")
+
+
+def test_views_of_mapped_arrays_with_labels_stay_mapped(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(200.0).reshape(20, 10) / 7)
+    x = np.asarray(np.load(tmp_path / "x.npy", mmap_mode="r"))[::2]
+    dataset = from_arrays(x, np.arange(10))
+    assert is_mapped(dataset.train.x, "x.npy")
+    assert dataset.validation.labels.tolist() == [8]
+    assert np.array_equal(all_rows(dataset).numpy(), x)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "i8", "u1"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_large_arrays_of_archives_stay_on_disk(tmp_path, monkeypatch, save, dtype):
+    x = np.asfortranarray(np.arange(200).reshape(20, 10).astype(dtype))
+    save(tmp_path / "x.npz", y=np.arange(4).repeat(5), x=x)
+    monkeypatch.setattr(memory, "MAPPED_BYTES", 196)
+    with pytest.warns(UserWarning, match=ORDER):
+        dataset = load(tmp_path / "x.npz")
+    assert np.array_equal(all_rows(dataset).numpy(), x)
+    assert dataset.test.labels.tolist() == [3, 3]
+    if dtype != "u1":
+        assert is_mapped(dataset.train.x, "x.npz" if save is np.savez else "(deleted)")
+
+
+def test_a_flipped_bit_of_a_mapped_archive_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "MAPPED_BYTES", 100)
+    flipped = bytearray(npz_bytes(x=npy_bytes(np.ones((20, 10)))))
+    flipped[700] ^= 1
+    (tmp_path / "x.npz").write_bytes(flipped)
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        load(tmp_path / "x.npz")
+
+
+def test_an_archive_beyond_memory_is_refused_with_the_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 2**20)
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((2**18, 5), "u1"))
+    with pytest.raises(ValueError, match=r"takes 1\.3 MiB, and 1\.0 MiB are free"):
+        load(tmp_path / "x.npz")
 
 
 def npy_bytes(array: np.ndarray, **options: bool) -> bytes:

@@ -19,7 +19,13 @@ import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
 from pyro_vae.datasets import Data, Dataset
-from pyro_vae.engine.data import OBSERVATION_SEED, Dequantize, Observation, observe_once
+from pyro_vae.engine.data import (
+    OBSERVATION_SEED,
+    Dequantize,
+    Observation,
+    in_chunks,
+    observe_once,
+)
 from pyro_vae.engine.defaults import resolve_device, takes_labels
 from pyro_vae.engine.loop import Fit, fit
 from pyro_vae.engine.optimizers import adam
@@ -204,8 +210,7 @@ def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
 
 
 def _has_missing(run: Run) -> bool:
-    x = run.data.test.x
-    return x.is_floating_point() and bool(x.isnan().any())
+    return any(bool(x.isnan().any()) for x in in_chunks(run.data.test.x))
 
 
 def _support(run: Run) -> Any:

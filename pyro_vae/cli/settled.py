@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from pyro_vae.components import Family
 from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
+from pyro_vae.engine.data import in_chunks
 
 __all__ = ["BATCH_SIZE", "default_arguments", "single_numbers"]
 
@@ -145,7 +146,7 @@ def _facts(data: Dataset, wanted: set[str]) -> dict[str, str]:
             if name in wanted:
                 facts[name] = str(max(2, value) if name == "num_categories" else value)
     if "columns" in wanted and len(data.event_shape) == 1:
-        facts["columns"] = json.dumps([_column(x) for x in _all_rows(data).unbind(1)])
+        facts["columns"] = json.dumps(_columns(data))
     return facts
 
 
@@ -153,28 +154,38 @@ def _largest(data: Dataset) -> int | None:
     """Return the largest of the integers that the data are, if they are integers from 0 on."""
     if data.levels is not None:
         return data.levels
-    x = _all_rows(data)
-    seen = x[~x.isnan()]
-    if len(seen) == 0 or bool((seen < 0).any()) or not bool((seen == seen.round()).all()):
-        return None
-    return max(1, int(seen.max()))
+    largest = 1
+    for x in _rows(data):
+        numbers = x.nan_to_num(0.0)
+        if bool((numbers < 0).any()) or not bool((numbers == numbers.round()).all()):
+            return None
+        largest = max(largest, int(numbers.max()))
+    return largest
 
 
-def _all_rows(data: Dataset) -> Tensor:
-    return torch.cat([part.x.float() for part in (data.train, data.validation, data.test)])
+def _rows(data: Dataset) -> Iterator[Tensor]:
+    """All rows, some at a time: they may be more than memory holds."""
+    for part in (data.train, data.validation, data.test):
+        yield from (x.float() for x in in_chunks(part.x))
 
 
-def _column(x: Tensor) -> dict[str, Any]:
-    """Return the family of a column: bits, a few categories, counts or real numbers."""
-    seen = x[~x.isnan()]
-    whole = bool((seen == seen.round()).all()) and bool((seen >= 0).all())
+def _columns(data: Dataset) -> list[dict[str, Any]]:
+    """Return the family of each column: bits, a few categories, counts or real numbers."""
+    whole = torch.ones(data.event_shape, dtype=torch.bool)
+    largest = torch.full(data.event_shape, -math.inf)
+    for x in _rows(data):
+        whole &= (x.isnan() | ((x == x.round()) & (x >= 0))).all(0)
+        largest = torch.maximum(largest, x.nan_to_num(-math.inf).amax(0))
+    return [_column(*column) for column in zip(whole.tolist(), largest.tolist(), strict=True)]
+
+
+def _column(whole: bool, largest: float) -> dict[str, Any]:
     if not whole:
         return {"class_path": f"{_COMPONENTS}.Normal"}
-    largest = int(seen.max()) if len(seen) else 1
     if largest <= 1:
         return {"class_path": f"{_COMPONENTS}.Bernoulli"}
     if largest < _MOST_CATEGORIES:
-        arguments = {"num_categories": largest + 1}
+        arguments = {"num_categories": int(largest) + 1}
         return {"class_path": f"{_COMPONENTS}.Categorical", "init_args": arguments}
     return {"class_path": class_path("NegativeBinomial")}
 

@@ -13,8 +13,9 @@ import difflib
 from pathlib import Path
 
 from pyro_vae.datasets.arrays import Data, Dataset, Shape, from_arrays
-from pyro_vae.datasets.files import MAPPED_BYTES, load_file, load_folder
+from pyro_vae.datasets.files import load_file, load_folder
 from pyro_vae.datasets.published import NAMES, load_named
+from pyro_vae.memory import MAPPED_BYTES
 
 __all__ = ["MAPPED_BYTES", "NAMES", "Data", "Dataset", "Shape", "from_arrays", "load"]
 
@@ -35,6 +36,7 @@ def load(name: str | Path, *, root: Path | None = None) -> Dataset:
     * a `.npz` file: `train`, `validation` (or `valid`), `test` with optional `train_labels` ... and
       `train_weights`; or `x` (or `images`, `data`) with optional `y` (or `labels`) and `weights`;
       or one array of any name.
+      An array above `MAPPED_BYTES` stays on disk: in the archive, or unfolded beside it.
     * a folder of images of one size and mode, in sorted order; subfolders are class labels, unless
       they are named `train`, `validation` (or `valid`) and `test`: then they are the splits.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_vae.memory import room
 
 __all__ = [
     "Data",
@@ -26,6 +29,8 @@ __all__ = [
 Shape = tuple[int, ...]
 _CHANNELS = (1, 3, 4)
 _CHUNK_BYTES = 2**24
+# Types of mapped files that torch computes with as they are; others are copied.
+_OF_TORCH = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,8 @@ class Data:
 
     Attributes:
         x: `[N, *event_shape]`; uint8, int16 or int32 for integer data, else float32. Data with
-            missing values, which are NaN, are float32 in any case.
+            missing values, which are NaN, are float32 in any case. Rows of a mapped file stay in
+            it, of the type that they have there.
         labels: `[N]` int64 class labels, or None.
         weights: `[N]` float32, what each row counts in training; None: 1 each. What is measured on
             validation and test rows is an unweighted mean in any case.
@@ -134,9 +140,11 @@ def from_arrays(
         raise ValueError(
             f"{name}: {count}, but training, validation and test need a row each: give 3 or more"
         )
-    (stored,), found = _store(name, {name: rows}, levels)
-    parts = _split(len(rows), seed, in_order=isinstance(rows, np.memmap))
-    train, validation, test = (Data(stored, classes, counts)[part] for part in parts)
+    dtype, found = _stored_as(name, {name: rows}, levels)
+    train, validation, test = (
+        Data(_tensor(rows, dtype, part), *(y if y is None else y[part] for y in (classes, counts)))
+        for part in _split(len(rows), seed, in_order=_is_mapped(rows))
+    )
     return Dataset(name, train, validation, test, found)
 
 
@@ -147,7 +155,7 @@ def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
     if in_order:
         return [slice(first), slice(first, second), slice(second, None)]
     # The legacy generator: numpy promises that its stream never changes, so splits do not either.
-    order = torch.from_numpy(np.random.RandomState(seed).permutation(num_rows))
+    order = np.random.RandomState(seed).permutation(num_rows)
     return [order[:first], order[first:second], order[second:]]
 
 
@@ -168,7 +176,8 @@ def from_splits(
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{where} {shape}" for where, shape in shapes.items())
         raise ValueError(f"{name}: the splits differ in shape: {listed}; make them the same")
-    stored, found = _store(name, rows, levels)
+    dtype, found = _stored_as(name, rows, levels)
+    stored = [_tensor(array, dtype, slice(None)) for array in rows.values()]
     train, validation, test = map(Data, stored, classes, counts)
     return Dataset(name, train, validation, test, found)
 
@@ -295,10 +304,10 @@ def _scan(array: np.ndarray, where: str) -> _Range:
     return _Range(low, high, whole, missing)
 
 
-def _store(
+def _stored_as(
     name: str, arrays: Mapping[str, np.ndarray], levels: int | None
-) -> tuple[list[Tensor], int | None]:
-    """The arrays as tensors of one dtype, and the levels that they take together."""
+) -> tuple[np.dtype, int | None]:
+    """The one dtype that holds the arrays, and the levels that they take together."""
     scans = [_scan(array, where) for where, array in arrays.items()]
     lows, highs, whole, missing = zip(*scans, strict=True)
     span = _Range(min(lows), max(highs), all(whole), any(missing))
@@ -309,8 +318,7 @@ def _store(
             "rescale them"
         )
     integer = "u1" if (levels or 0) <= 255 else "i2" if (levels or 0) <= 32767 else "i4"
-    dtype = np.dtype("f4" if levels is None or span.missing else integer)
-    return [_tensor(array, dtype) for array in arrays.values()], levels
+    return np.dtype("f4" if levels is None or span.missing else integer), levels
 
 
 def _levels(name: str, arrays: list[np.ndarray], span: _Range, levels: int | None) -> int | None:
@@ -333,12 +341,33 @@ def _levels(name: str, arrays: list[np.ndarray], span: _Range, levels: int | Non
     return max(1, int(span.high))
 
 
-def _tensor(array: np.ndarray, dtype: np.dtype) -> Tensor:
-    """The array as a tensor, shared where it can be; a mapped file stays on disk if torch can."""
-    if isinstance(array, np.memmap) and array.dtype in map(np.dtype, ("u1", "i2", "i4", "f4")):
-        dtype = array.dtype
+def _is_mapped(array: np.ndarray) -> bool:
+    """Whether an array, or what it is a view of, lies in a file."""
+    seen: Any = array
+    while isinstance(seen, np.ndarray):
+        if isinstance(seen, np.memmap):
+            return True
+        seen = seen.base
+    return isinstance(seen, mmap.mmap)
+
+
+def _tensor(array: np.ndarray, dtype: np.dtype, rows: Any) -> Tensor:
+    """Some rows as a tensor; those of a mapped file stay there in any type that torch has."""
+    types = map(np.dtype, _OF_TORCH if _is_mapped(array) else (dtype,))
+    if isinstance(rows, slice) and array.dtype in types:
+        return _shared(array[rows])
+    index = np.arange(len(array))[rows]
+    filled = room((len(index), *array.shape[1:]), dtype)
+    step = max(1, _CHUNK_BYTES * len(array) // max(1, array.nbytes))
+    for begin in range(0, len(index), step):
+        filled[begin : begin + step] = array[index[begin : begin + step]]
+    return _shared(filled)
+
+
+def _shared(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         # Rows are only ever read. A copy-on-write map, which torch would not warn about, is
         # refused by Linux for files larger than memory.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
+        # A byte of 0 or 1 is a boolean to numpy; as bytes, levels are counted like others'.
+        return torch.from_numpy(array.view("u1") if array.dtype.kind == "b" else array)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_vae import memory
+from pyro_vae.datasets import archives
 from pyro_vae.datasets.arrays import Dataset, from_arrays, from_splits
 
-__all__ = ["MAPPED_BYTES", "load_file", "load_folder"]
-
-MAPPED_BYTES = 256 * 2**20
-"""Size in bytes above which a `.npy` file is mapped into memory rather than read."""
+__all__ = ["load_file", "load_folder"]
 
 _IMAGE_SUFFIXES = set(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .ppm .pgm".split())  # noqa: SIM905
 _PARTS = {
@@ -41,6 +40,8 @@ def load_file(path: Path) -> Dataset:
         # A hostile header can overflow numpy's own size arithmetic, which only warns.
         with np.errstate(over="ignore"):
             arrays = read(path)
+    except memory.TooLargeError:
+        raise
     except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
         raise ValueError(_damage(path, error)) from None
     return (
@@ -66,20 +67,22 @@ def _read_npy(path: Path) -> dict[str, np.ndarray]:
     # Mapping first, whatever the size: the header's claim is then held against the file's length
     # before anything is allocated.
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.nbytes <= MAPPED_BYTES:
+    if array.nbytes <= memory.MAPPED_BYTES:
         return {"x": np.array(array)}
-    warnings.warn(
-        f"{path.name} ({array.nbytes / 2**30:.1f} GiB) stays on disk and is split in file order "
-        "(first 80 % training, last 10 % test): shuffle its rows once if they are sorted",
-        stacklevel=5,
-    )
+    _warn_of_order(path, array)
     return {"x": array}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    # Opened here, since numpy does not close a file that it fails to read.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+    return archives.arrays(path)
+
+
+def _warn_of_order(path: Path, array: np.ndarray) -> None:
+    warnings.warn(
+        f"{path.name} ({array.nbytes / 2**30:.1f} GiB) stays on disk and is split in file order "
+        "(first 80 % training, last 10 % test): shuffle its rows once if they are sorted",
+        stacklevel=6,
+    )
 
 
 def _from_npz(path: Path, arrays: dict[str, np.ndarray]) -> Dataset:
@@ -98,6 +101,8 @@ def _from_npz(path: Path, arrays: dict[str, np.ndarray]) -> Dataset:
             f"{path}: holds {', '.join(arrays) or 'no arrays'}; expected train, validation and "
             "test, or x (images, data) with y (labels) and weights, or a single array"
         )
+    if isinstance(arrays[key], np.memmap):
+        _warn_of_order(path, arrays[key])
     classes = arrays.get(_first(arrays, "y", "labels") or "")
     return from_arrays(arrays[key], classes, weights=arrays.get("weights"), name=path.name)
 

@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Rows
 
 from pyro_vae.datasets import Data
+from pyro_vae.memory import room
 
 __all__ = [
     "OBSERVATION_SEED",
@@ -27,6 +29,7 @@ __all__ = [
     "Dequantize",
     "Observation",
     "Rescale",
+    "in_chunks",
     "observe_once",
 ]
 
@@ -160,8 +163,8 @@ def observe_once(
     """All rows, observed once and moved to a device.
 
     Drawn on the CPU from a generator state of its own, so the result depends on the rows and the
-    seed alone, not on the device, and no global generator moves. Beside the result, memory stays
-    bounded, also for rows that are mapped from disk.
+    seed alone, not on the device, and no global generator moves. Memory stays bounded, also for
+    rows that are mapped from disk: a large result lies in a temporary file.
 
     Args:
         data: the stored rows.
@@ -177,16 +180,15 @@ def observe_once(
         ValueError: rows outside the levels of the observation.
     """
     _check_levels(data.x, observation)
-    row_bytes = max(1, data.x[0].numel() * 8)
     observed: Tensor | None = None
     begin = 0
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the accelerators, which fork_rng does not restore.
         torch.default_generator.manual_seed(seed)
-        for rows in data.x.split(max(1, _CHUNK_BYTES // row_bytes)):
+        for rows in in_chunks(data.x):
             chunk = observation(rows.cpu())
             if observed is None:
-                observed = torch.empty(data.x.shape, dtype=dtype or chunk.dtype)
+                observed = _room(data.x.shape, dtype or chunk.dtype)
             observed[begin : begin + len(rows)] = chunk
             begin += len(rows)
     assert observed is not None
@@ -196,14 +198,23 @@ def observe_once(
     return Data(observed.to(device), labels, weights)
 
 
+def in_chunks(x: Tensor) -> Iterator[Tensor]:
+    """Some rows at a time, so that mapped ones are looked at without filling memory."""
+    return iter(x.split(max(1, _CHUNK_BYTES // max(1, x[:1].numel() * 8))))
+
+
+def _room(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    filled = room((shape.numel() * dtype.itemsize,), np.dtype("u1"))
+    return torch.from_numpy(filled).view(dtype).view(shape)
+
+
 def _check_levels(x: Tensor, observation: Observation) -> None:
     levels = getattr(observation, "levels", None)
     if levels is None:
         return
-    seen = x[~x.isnan()] if x.is_floating_point() else x
-    if not seen.numel():
-        return
-    low, high = seen.min().item(), seen.max().item()
+    seen = (rows[~rows.isnan()] if x.is_floating_point() else rows for rows in in_chunks(x))
+    ranges = [(rows.min().item(), rows.max().item()) for rows in seen if rows.numel()]
+    low, high = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0, 0)
     if low < 0 or high > levels:
         raise ValueError(
             f"{observation} takes values from 0 to {levels}, the data go from {low} to {high}; "
@@ -256,7 +267,7 @@ class Batches:
         if with_labels and data.labels is None:
             raise ValueError("labels are asked for, but the data have none")
         if observation.once:
-            missing = data.x.is_floating_point() and bool(data.x.isnan().any())
+            missing = any(bool(rows.isnan().any()) for rows in in_chunks(data.x))
             dtype = torch.uint8 if isinstance(observation, Binarize) and not missing else None
             data, observation = (
                 observe_once(data, observation, seed=OBSERVATION_SEED, device="cpu", dtype=dtype),
