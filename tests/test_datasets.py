@@ -718,3 +718,16 @@ def test_importing_does_not_import_torchvision_or_sklearn():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(50)])
+def test_every_part_knows_its_rows_of_the_users_array(labels) -> None:
+    x = torch.arange(100.0).reshape(50, 2) - 0.5
+    data = from_arrays(x, labels)
+    for part in (data.train, data.validation, data.test):
+        assert torch.equal(x[part.rows], part.x)
+        assert torch.equal(x[part[2:4].rows], part.x[2:4])
+        assert torch.equal(x[part[torch.tensor([3, 0])].rows], part.x[[3, 0]])
+    alone = Data(x)
+    assert alone.rows is None
+    assert torch.equal(x[list(alone[7:9][1:].rows)], x[8:9])

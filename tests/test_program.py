@@ -24,7 +24,7 @@ programs = pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys
 def test_layout(build) -> None:
     pair = build()
     layout = Program(pair.model, pair.guide).check(*pair.args)
-    assert layout == Layout(pair.latents, "x", pair.nesting, pair.vectorizes)
+    assert layout == Layout(pair.latents, ("x",), pair.nesting, pair.vectorizes)
 
 
 def snapshot(modules) -> dict:
@@ -356,4 +356,4 @@ def test_a_parameter_as_initial_value_is_made_once() -> None:
 
 def test_a_vae_without_data_checks_too() -> None:
     vae = VAE.assemble((NUM_DIMS,), (NUM_LATENTS,))
-    assert Program(vae.model, vae.guide).check(X().float()).observed == "x"
+    assert Program(vae.model, vae.guide).check(X().float()).observed == ("x",)

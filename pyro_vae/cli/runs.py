@@ -221,7 +221,7 @@ def _support(run: Run) -> Any:
     with program.evaluating(seed=0):
         model_trace, _ = program.traces(*few)
     try:
-        return model_trace.nodes[layout.observed]["fn"].support
+        return model_trace.nodes[layout.observed[0]]["fn"].support
     except (AttributeError, NotImplementedError):
         return None
 

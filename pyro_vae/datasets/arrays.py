@@ -44,11 +44,13 @@ class Data:
         labels: `[N]` int64 class labels, or None.
         weights: `[N]` float32, what each row counts in training; None: 1 each. What is measured on
             validation and test rows is an unweighted mean in any case.
+        rows: which rows of the user's array or file these are, `[N]`; None: all of them, in order.
     """
 
     x: Tensor
     labels: Tensor | None = None
     weights: Tensor | None = None
+    rows: range | Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -58,7 +60,10 @@ class Data:
         labels, weights = (
             None if held is None else held[index] for held in (self.labels, self.weights)
         )
-        return Data(self.x[index], labels, weights)
+        rows = range(len(self)) if self.rows is None else self.rows
+        if isinstance(rows, range) and not isinstance(index, slice):
+            rows = torch.arange(rows.start, rows.stop, rows.step)
+        return Data(self.x[index], labels, weights, rows[index])
 
 
 @dataclass(frozen=True, eq=False)

@@ -195,7 +195,7 @@ def observe_once(
     labels, weights = (
         None if held is None else held.to(device) for held in (data.labels, data.weights)
     )
-    return Data(observed.to(device), labels, weights)
+    return Data(observed.to(device), labels, weights, data.rows)
 
 
 def in_chunks(x: Tensor) -> Iterator[Tensor]:

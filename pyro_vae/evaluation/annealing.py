@@ -34,9 +34,9 @@ from pyro_vae.evaluation.batching import (
 )
 from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
-from pyro_vae.evaluation.latents import rows_first
 from pyro_vae.evaluation.likelihood import importance_estimate
 from pyro_vae.evaluation.substitution import alone, substituted
+from pyro_vae.inference.observed import dreamt
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
 
@@ -397,10 +397,12 @@ def _simulated(
     program, layout = alone(model, args)
     rows = cycled(args, num_data)
     with program.evaluating(seed=seed):
-        nodes = substituted(program.model, {}, layout, rows, stochastic=True).nodes
-    observed = nodes[layout.observed]
-    x = rows_first(observed["value"], len(observed["fn"].event_shape))
-    return (x, *rows[1:]), {name: nodes[name]["value"] for name in layout.latents}
+        trace = substituted(program.model, {}, layout, rows, stochastic=True)
+    x = dreamt(
+        trace, layout, rows, what="the bracket is that of data which the model has drawn",
+        mend="estimate without it (annealed_importance_sampling)",
+    )  # fmt: skip
+    return x, {name: trace.nodes[name]["value"] for name in layout.latents}
 
 
 def _resampled(values: Tensor, num: int) -> Tensor:

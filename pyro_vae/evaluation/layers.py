@@ -1,7 +1,8 @@
 """What each layer of a hierarchy decides: the upper ones stay as they are, the others are redrawn.
 
 Layers are in the order of the model, the uppermost first, as it declares z_L before z_1. Pictures
-are the mean of the likelihood, as in ``samples``.
+are the mean of the likelihood, and those of several observed sites are told apart by name, as in
+``samples``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.batching import check_counts, checked, cycled
-from pyro_vae.evaluation.samples import codes, generate
+from pyro_vae.evaluation.samples import Generated, codes, generate, generated
 from pyro_vae.evaluation.substitution import alone
 from pyro_vae.inference.program import Layout, Program
 
@@ -26,7 +27,7 @@ def resample_below(
     *labels: Tensor,
     num_samples: int = 8,
     seed: int = 0,
-) -> Tensor:
+) -> Generated:
     """Return data of one draw of the latents, redrawn below each layer, ``[L, S, *event_shape]``.
 
     In row l, the l + 1 uppermost layers are the same for all samples, and the others are drawn
@@ -60,7 +61,7 @@ def reconstruct_from_top(
     x: Tensor,
     *labels: Tensor,
     seed: int = 0,
-) -> Tensor:
+) -> Generated:
     """Return the data as the uppermost layers alone see them, ``[L, N, *event_shape]``.
 
     In row l, the l + 1 uppermost layers are drawn from the guide, and the others from the model
@@ -92,10 +93,11 @@ def _by_layer(
     names: tuple[str, ...],
     values: dict[str, Tensor],
     rows: tuple[Tensor, ...],
-) -> Tensor:
+) -> Generated:
     """Return the data of the first, the first two, ... of these layers, ``[L, N, ...]``."""
     found = []
     for number in range(len(names)):
         kept = {name: values[name] for name in names[: number + 1]}
         found.append(generate(program, layout, kept, rows, center=False))
-    return torch.stack(found)
+    stacked = {name: torch.stack([each[name] for each in found]) for name in layout.observed}
+    return generated(stacked)

@@ -2,6 +2,8 @@
 
 A picture is the mean of the likelihood, or a draw of it where ``stochastic`` or where it has no
 mean. Functions of the model alone take ``x_like``: data whose rows tell shape, type and device.
+A program that observes one site gives one tensor, one that observes several a dictionary of them
+by site; each has the event shape of its site, and a plate inside the datum comes before it.
 """
 
 from __future__ import annotations
@@ -18,15 +20,20 @@ from pyro_vae.evaluation.substitution import NUM_DRAWS, alone, site_rows, substi
 from pyro_vae.inference.program import Layout, Program
 
 __all__ = [
+    "Generated",
     "codes",
     "decode",
     "generate",
+    "generated",
     "interpolate",
     "manifold",
     "prior_samples",
     "reconstruct",
     "traverse",
 ]
+
+# A tensor, or a dictionary of them by site; a caller of a program of one site may take it for one.
+Generated = Tensor | Any
 
 
 def reconstruct(
@@ -36,7 +43,7 @@ def reconstruct(
     *labels: Tensor,
     stochastic: bool = False,
     seed: int = 0,
-) -> Tensor:
+) -> Generated:
     """Return the data as the program sees them through its latents, ``[N, *event_shape]``.
 
     Args:
@@ -56,7 +63,7 @@ def reconstruct(
     layout = program.check(*args)
     with program.evaluating(seed=seed):
         values = codes(program, layout, args, stochastic=stochastic)
-        return generate(program, layout, values, args, stochastic=stochastic)
+        return generated(generate(program, layout, values, args, stochastic=stochastic))
 
 
 def prior_samples(
@@ -67,7 +74,7 @@ def prior_samples(
     stochastic: bool = False,
     temperature: float = 1.0,
     seed: int = 0,
-) -> Tensor:
+) -> Generated:
     """Return data of latents drawn from the prior, ``[num_samples, *event_shape]``.
 
     Args:
@@ -96,7 +103,9 @@ def prior_samples(
         if temperature < 1:
             cooled = substituted(program.model, {}, layout, rows, temperature=temperature)
             drawn = {name: site_rows(cooled.nodes[name]) for name in layout.latents}
-        return generate(program, layout, drawn, rows, stochastic=stochastic, center=False)
+        return generated(
+            generate(program, layout, drawn, rows, stochastic=stochastic, center=False)
+        )
 
 
 def decode(
@@ -106,7 +115,7 @@ def decode(
     *labels: Tensor,
     stochastic: bool = False,
     seed: int = 0,
-) -> Tensor:
+) -> Generated:
     """Return the data of given latents, ``[N, *event_shape]``.
 
     Args:
@@ -135,7 +144,9 @@ def decode(
     placed = {name: value.to(x_like.device) for name, value in values.items()}
     with program.evaluating(seed=seed):
         rows = cycled(args, num_rows)
-        return generate(program, layout, placed, rows, stochastic=stochastic, center=not stochastic)
+        return generated(
+            generate(program, layout, placed, rows, stochastic=stochastic, center=not stochastic)
+        )
 
 
 def interpolate(
@@ -146,7 +157,7 @@ def interpolate(
     *labels: Tensor,
     num_steps: int = 8,
     seed: int = 0,
-) -> Tensor:
+) -> Generated:
     """Return the way between pairs of data, ``[num_pairs, num_steps, *event_shape]``.
 
     Every latent site goes on a line from the posterior mean of one to that of the other; the ends
@@ -176,7 +187,7 @@ def interpolate(
         values = {name: _line(both[0][name], both[1][name], num_steps) for name in both[0]}
         rows = tuple(arg.repeat_interleave(num_steps, 0) for arg in start)
         path = generate(program, layout, values, rows)
-    return path.unflatten(0, (len(x_start), num_steps))
+    return generated(path, (len(x_start), num_steps))
 
 
 def traverse(
@@ -190,7 +201,7 @@ def traverse(
     span: float = 3.0,
     num_steps: int = 8,
     seed: int = 0,
-) -> Tensor:
+) -> Generated:
     """Return what each unit does to the first datum, ``[num_units, num_steps, *event_shape]``.
 
     One unit at a time goes from ``-span`` to ``span`` standard deviations of its prior around the
@@ -233,12 +244,12 @@ def traverse(
         values = {name: part.expand(len(moved), *part.shape[1:]) for name, part in code.items()}
         rows = cycled(first, len(moved))
         path = generate(program, layout, {**values, site: moved}, rows)
-    return path.unflatten(0, (len(units), num_steps))
+    return generated(path, (len(units), num_steps))
 
 
 def manifold(
     model: Callable[..., Any], x_like: Tensor, *labels: Tensor, num_steps: int = 20
-) -> Tensor:
+) -> Generated:
     """Return the plane of a two-dimensional latent, ``[num_steps, num_steps, *event_shape]``.
 
     The centres of a grid of equal squares on the unit square, mapped through the inverse
@@ -269,7 +280,7 @@ def manifold(
         grid = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)
         values = _inverse_cdf({name: nodes[name] for name in layout.latents}, grid)
         rows = cycled(args, len(grid))
-        return generate(program, layout, values, rows).unflatten(0, (num_steps, num_steps))
+        return generated(generate(program, layout, values, rows), (num_steps, num_steps))
 
 
 def codes(
@@ -292,18 +303,25 @@ def generate(
     *,
     stochastic: bool = False,
     center: bool = True,
-) -> Tensor:
-    """Return the data of latents ``[N, ...]``; those not given are centred, or drawn."""
+) -> dict[str, Tensor]:
+    """Return the data of latents ``[N, ...]`` by site; those not given are centred, or drawn."""
     names = list(values)
-    parts = []
+    parts: dict[str, list[Tensor]] = {name: [] for name in layout.observed}
     for batch in batches((*args, *values.values()), pairs_at_once(program, layout, *args)):
         given = dict(zip(names, batch[len(args) :], strict=True))
         rows = batch[: len(args)]
         nodes = substituted(
             program.model, given, layout, rows, center=center, stochastic=stochastic
-        )
-        parts.append(site_rows(nodes.nodes[layout.observed]).cpu())
-    return torch.cat(parts)
+        ).nodes
+        for name, found in parts.items():
+            found.append(site_rows(nodes[name]).cpu())
+    return {name: torch.cat(found) for name, found in parts.items()}
+
+
+def generated(by_site: Mapping[str, Tensor], rows: tuple[int, ...] = (-1,)) -> Generated:
+    """Return the data of one site as they are, those of several by site; rows take a shape."""
+    shaped = {name: part.unflatten(0, rows) for name, part in by_site.items()}
+    return shaped if len(shaped) > 1 else next(iter(shaped.values()))
 
 
 def _line(start: Tensor, end: Tensor, num_steps: int) -> Tensor:

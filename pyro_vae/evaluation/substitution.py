@@ -55,11 +55,11 @@ def site_rows(site: Any) -> Tensor:
 
 
 class _Substitute(Messenger):
-    """Set latents to given values, and generate the data site instead of observing it.
+    """Set latents to given values, and generate the data instead of observing them.
 
     Args:
         values: Of latent sites, ``[N, ...]``.
-        data_site: The observed site to generate; None generates none.
+        observed: The observed sites to generate; what they observe is kept as ``infer["obs"]``.
         center: Set the other latents to their centres instead of drawing them.
         stochastic: Draw the data instead of taking their mean.
         temperature: What the distance of the latents that are drawn from their mean is scaled by.
@@ -68,7 +68,7 @@ class _Substitute(Messenger):
     def __init__(
         self,
         values: Mapping[str, Tensor],
-        data_site: str | None,
+        observed: tuple[str, ...],
         *,
         center: bool,
         stochastic: bool,
@@ -76,7 +76,7 @@ class _Substitute(Messenger):
     ) -> None:
         super().__init__()
         self.values = values
-        self.data_site = data_site
+        self.observed = observed
         self.center = center
         self.stochastic = stochastic
         self.temperature = temperature
@@ -85,8 +85,9 @@ class _Substitute(Messenger):
         name, fn = msg["name"], msg["fn"]
         if poutine.util.site_is_subsample(msg):
             return
-        if name == self.data_site:
+        if name in self.observed:
             msg["is_observed"] = False
+            msg["infer"] = {**msg["infer"], "obs": msg["value"]}
             mean = None if self.stochastic else mean_of(fn)
             msg["value"] = fn.sample() if mean is None else mean
         elif not msg["is_observed"] and msg["value"] is None:

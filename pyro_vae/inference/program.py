@@ -38,7 +38,7 @@ class Layout:
 
     Attributes:
         latents: The latent sites, in the order of the guide.
-        observed: The observed site that holds the data.
+        observed: The sites that observe data, in the order of the model.
         max_plate_nesting: The depth of the innermost plate, 1 where "data" is the only one.
         vectorizes: Whether an extra dimension of particles on the left leaves every
             log-density what it is one particle at a time.
@@ -47,7 +47,7 @@ class Layout:
     """
 
     latents: tuple[str, ...]
-    observed: str
+    observed: tuple[str, ...]
     max_plate_nesting: int
     vectorizes: bool
     full_size: int | None = None
@@ -163,7 +163,7 @@ class Program:
         with self.evaluating(seed=0), pyro.validation_enabled(False):
             with _Lines():
                 model_trace, guide_trace = self._first_traces(rows)
-            observed = _data_site(model_trace)
+            observed = _data_sites(model_trace)
             _check_sites(model_trace, guide_trace)
             latents = tuple(name for name, _ in _latent_sites(guide_trace))
             for trace in (guide_trace, model_trace):
@@ -268,7 +268,9 @@ def _latent_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
 
 def _observed_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site["is_observed"] and not _is_subsample(site):
+        if site["type"] != "sample" or not site["is_observed"] or _is_subsample(site):
+            continue
+        if not site["infer"].get("_deterministic"):  # a record of a value, of density one
             yield name, site
 
 
@@ -293,19 +295,19 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             )
 
 
-def _data_site(trace: Trace) -> str:
-    observed = dict(_observed_sites(trace))
+def _data_sites(trace: Trace) -> tuple[str, ...]:
+    # `pyro.factor` observes nothing, at a site of no size.
+    observed = {name: site for name, site in _observed_sites(trace) if site["value"].numel()}
     if not observed:
         latents = ", ".join(f"{name!r}{line_of(site)}" for name, site in _latent_sites(trace))
         raise ProgramError(
             f"the model observes nothing (it samples {latents or 'nothing'}): give the data to "
             'their site, as in pyro.sample("x", ..., obs=x)'
         )
-    in_plate = [name for name, site in observed.items() if _data_frame(site)]
-    if not in_plate:
+    if not any(_data_frame(site) for site in observed.values()):
         name, site = next(iter(observed.items()))
         raise ProgramError(_outside(name, site))
-    return "x" if "x" in in_plate else in_plate[0]
+    return tuple(observed)
 
 
 def _data_frame(site: Any) -> Any:

@@ -43,7 +43,8 @@ def check_support(program: Program, layout: Layout, *data: Tensor, first: int = 
         guide_trace = poutine.trace(program.guide).get_trace(*few)
         replayed = poutine.replay(program.model, trace=guide_trace)
         site = poutine.trace(replayed).get_trace(*few).nodes
-    _check_data(layout.observed, site[layout.observed]["fn"], x, first)
+    name = "x" if "x" in layout.observed else layout.observed[0]
+    _check_data(name, site[name]["fn"], x, first)
     for name in layout.latents:
         if name in site:
             _check_latent(name, site[name]["fn"], guide_trace.nodes[name])

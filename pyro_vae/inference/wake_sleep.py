@@ -24,6 +24,7 @@ from pyro_vae.inference.objectives import (
     unreparameterised,
     weighed,
 )
+from pyro_vae.inference.observed import dreamt
 from pyro_vae.inference.program import Layout, Program, ProgramError
 from pyro_vae.inference.terms import SiteTerms, log_densities
 
@@ -223,7 +224,11 @@ def _log_q_dreamt(program: Program, layout: Layout, args: tuple[Any, ...]) -> Te
     with torch.no_grad():
         dream = poutine.trace(poutine.uncondition(program.model)).get_trace(*args)
     guide = poutine.replay(program.guide, trace=dream)
-    trace = poutine.trace(guide).get_trace(*_dreamt(dream, layout, args))
+    sampled = dreamt(
+        dream, layout, args, what="the sleep phase gives dreamt data to the guide",
+        mend="use RWS(insomnia=1.0)",
+    )  # fmt: skip
+    trace = poutine.trace(guide).get_trace(*sampled)
     try:
         log_q = log_densities(trace, (1, len(args[0])), layout.max_plate_nesting)
     except (KeyError, NotImplementedError) as error:
@@ -232,19 +237,3 @@ def _log_q_dreamt(program: Program, layout: Layout, args: tuple[Any, ...]) -> Te
             "inverse cannot do: use RWS(insomnia=1.0), or another flow"
         ) from error
     return torch.stack(list(log_q.values())).sum(0)[0]
-
-
-def _dreamt(dream: Any, layout: Layout, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments with what the model has sampled in the place of what it observes."""
-    sampled = {
-        id(site["infer"]["obs"]): site["value"]
-        for site in dream.nodes.values()
-        if site["type"] == "sample" and site["infer"].get("was_observed")
-    }
-    if id(dream.nodes[layout.observed]["infer"]["obs"]) not in map(id, args):
-        raise ProgramError(
-            f"the sleep phase gives dreamt data to the guide, but what the model observes at "
-            f"{layout.observed!r} is made of its argument, not the argument itself: write obs=x, "
-            "or use RWS(insomnia=1.0)"
-        )
-    return tuple(sampled.get(id(arg), arg) for arg in args)

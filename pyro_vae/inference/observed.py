@@ -1,0 +1,100 @@
+"""What the sites of a program observe, and where in its arguments that lies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.inference.program import Layout, ProgramError, line_of
+
+__all__ = ["View", "dreamt", "view_of"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Where in an argument of a program the value of a site lies, for any number of rows.
+
+    Attributes:
+        argument: Which of the arguments.
+        size: Of the value; the rows of the data are its dimension ``dim``.
+        stride: Of each dimension, in numbers of the argument.
+        offset: Of the first number, likewise.
+        dim: The dimension of the data.
+    """
+
+    argument: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dim: int
+
+    def of(self, arg: Tensor) -> Tensor:
+        """Return the value that a contiguous argument ``[N, ...]`` gives, as a view of it."""
+        size = (*self.size[: self.dim], len(arg), *self.size[self.dim + 1 :])
+        return arg.as_strided(size, self.stride, arg.storage_offset() + self.offset)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a number of the argument stands at several places of the value."""
+        return any(step == 0 and n > 1 for n, step in zip(self.size, self.stride, strict=True))
+
+
+def view_of(site: Any, args: tuple[Tensor, ...]) -> View | None:
+    """Return where in the arguments the value of a site lies; None where it is computed.
+
+    Args:
+        site: Of a trace.
+        args: What the program was called with, contiguous.
+    """
+    value = site["infer"].get("obs", site["value"])
+    for number, arg in enumerate(args):
+        if value.dtype != arg.dtype or not _share(value, arg):
+            continue
+        dim = value.dim() - 1 - len(site["fn"].event_shape)
+        offset = value.storage_offset() - arg.storage_offset()
+        by_rows = value.shape[dim] == len(arg) and value.stride(dim) == arg.stride(0)
+        inside = 0 <= offset < max(1, math.prod(arg.shape[1:]))
+        if by_rows and inside:
+            return View(number, tuple(value.shape), value.stride(), offset, dim)
+    return None
+
+
+def _share(value: Tensor, arg: Tensor) -> bool:
+    return value is arg or value.untyped_storage()._cdata == arg.untyped_storage()._cdata
+
+
+def dreamt(dream: Any, layout: Layout, args: tuple[Any, ...], *, what: str, mend: str) -> Any:
+    """Return the arguments with what a model has sampled in the place of what it observes.
+
+    Args:
+        dream: The trace of a model whose observed sites were sampled, with what they observe at
+            ``site["infer"]["obs"]``, as ``poutine.uncondition`` leaves it.
+        layout: What ``program.check`` found.
+        args: What the model was called with.
+        what: Who needs the data, for the message.
+        mend: What does without.
+
+    Raises:
+        ProgramError: If what a site observes is computed from the arguments.
+    """
+    found = list(args)
+    for name in layout.observed:
+        site = dream.nodes[name]
+        whole = [number for number, arg in enumerate(args) if site["infer"]["obs"] is arg]
+        if whole:
+            found[whole[0]] = site["value"]
+            continue
+        view = view_of(site, args)
+        if view is None or view.repeats:
+            raise ProgramError(
+                f"{what}, but what the model observes at {name!r}{line_of(site)} is made of its "
+                f"argument, not the argument itself: write obs=x, or a part of it such as "
+                f"obs=x[:, :2], or {mend}"
+            )
+        if found[view.argument] is args[view.argument]:
+            found[view.argument] = args[view.argument].clone()
+        view.of(found[view.argument]).copy_(site["value"])
+    return tuple(found)
