@@ -187,6 +187,7 @@ def train(
         optim=optim,
         schedule=Stages(scale.stages),
         observation=Binarize(255),
+        weights="last",
         epochs=sum(scale.stages),
         batch_size=20,
         seed=seed,

@@ -126,6 +126,7 @@ def train(row: Row, bits: datasets.Dataset, scale: Scale, seed: int) -> tuple[VA
         objective=BetaVAE(Scheduled(Linear(0.0, 1.0, until=scale.warm_up_epochs / epochs))),
         optim=partial(torch.optim.Adam, lr=1e-3, eps=1e-4),
         schedule=Stages(scale.stages),
+        weights="last",
         epochs=epochs,
         batch_size=100,
         seed=seed,

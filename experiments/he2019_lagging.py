@@ -196,6 +196,7 @@ def run(row: Row, images: datasets.Dataset, x: Tensor, study: Study[Scale]) -> d
         schedule=Constant(),
         observation=Binarize(255),
         turns=turns,
+        weights="last",
         epochs=scale.epochs + (scale.aggressive_epochs if turns else 0),
         batch_size=50,
         seed=study.seed,

@@ -103,6 +103,7 @@ def run(
         bits,
         objective=objective(),
         optim=partial(adam, lr=1e-3),
+        weights="last",
         epochs=scale.epochs,
         batch_size=24,
         seed=seed,

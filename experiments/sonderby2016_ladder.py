@@ -179,6 +179,7 @@ def run(row: Row, mnist: datasets.Dataset, x: Tensor, study: Study[Scale]) -> di
         optim=partial(adam, lr=1e-3),
         schedule=Constant(),
         observation=Binarize(255),
+        weights="last",
         epochs=scale.epochs,
         batch_size=256,
         seed=study.seed,

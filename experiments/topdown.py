@@ -183,6 +183,7 @@ def run(row: Row, images: datasets.Dataset, study: Study[Scale]) -> dict[str, An
         objective=ELBO(),
         optim=partial(torch.optim.Adam, lr=1e-3),
         observation=AsFloat(images.levels),
+        weights="last",
         epochs=scale.epochs,
         batch_size=64,
         clip_norm=100.0,

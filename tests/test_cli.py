@@ -47,6 +47,7 @@ FLAGS = (
     "--help", "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
     "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard", "--turns",
+    "--weights",
 )  # fmt: skip
 COMMANDS = ("train", "evaluate", "sample", "plot", "compare", "list")
 FILES = {"config.yaml", "metrics.jsonl", "results.json", "report.html", "checkpoints", "pictures"}

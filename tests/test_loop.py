@@ -257,10 +257,11 @@ def _history(**options):
     return fit(small_vae(), normal_data(), epochs=4, batch_size=16, **options).history
 
 
-def test_patience_stops_early_and_goes_back_to_the_best_weights():
-    def climbing_then_falling(progress):
-        return 1.0 if progress < 0.05 else -1.0
+def climbing_then_falling(progress):
+    return 1.0 if progress < 0.05 else -1.0
 
+
+def test_patience_stops_early_and_goes_back_to_the_best_weights():
     options = {"batch_size": 5, "optim": partial(torch.optim.SGD, lr=1e-3)}
     vae = small_vae()
     done = fit(
@@ -278,11 +279,42 @@ def test_patience_stops_early_and_goes_back_to_the_best_weights():
     assert torch.equal(bits(vae), bits(shorter))
 
 
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_run_keeps_its_best_weights_and_its_last(tmp_path, num_replicas):
+    def trained(**options):
+        vae, options = small_vae(), {"epochs": 9, "num_replicas": num_replicas, **options}
+        done = fit(
+            vae, normal_data(), batch_size=5, optim=partial(torch.optim.SGD, lr=1e-3), engine="eager",
+            schedule=lambda t: climbing_then_falling(t * options["epochs"] / 100), **options,
+        )  # fmt: skip
+        return vae, done
+
+    (best, done), (last, ends) = trained(out=tmp_path), trained(weights="last")
+    assert (done.weights, done.judged_epoch) == ("best", done.best_epoch)
+    assert (ends.weights, ends.judged_epoch) == ("last", 9)
+    assert done.history == ends.history
+    assert done.best_epoch < 9
+    shorter, _ = trained(epochs=done.best_epoch, weights="last")
+    assert torch.equal(bits(best), bits(shorter))
+    assert not torch.equal(bits(best), bits(last))
+    folder = tmp_path if num_replicas == 1 else tmp_path / "replica-0"
+    for name, expected in (("best", best), ("last", last)):
+        found = small_vae()
+        progress = load_weights(found.model, found.guide, folder, normal_data(3), weights=name)
+        assert progress["weights"] == name
+        assert torch.equal(bits(found), bits(expected))
+
+
+def test_weights_that_no_run_has_are_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match=r"weights='newest': choose from 'best', 'last'"):
+        fit(small_vae(), normal_data(), weights="newest")
+
+
 def test_no_epochs_train_nothing():
     vae = small_vae()
     before = bits(vae)
     done = fit(vae, normal_data(), epochs=0, batch_size=16)
-    assert (done.epochs, done.steps, done.history) == (0, 0, [])
+    assert (done.epochs, done.steps, done.history, done.weights) == (0, 0, [], "last")
     assert torch.equal(bits(vae), before)
 
 
@@ -321,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
         fit(program, normal_data(), epochs=9, batch_size=16, out=tmp_path, checkpoint_seconds=0)
     assert torch.isfinite(program.weight).all()
     kept = Exploding()
-    progress = load_weights(kept.model, kept.guide, tmp_path, normal_data(3))
+    progress = load_weights(kept.model, kept.guide, tmp_path, normal_data(3), weights="last")
     assert progress["step"] == 4
     assert torch.equal(kept.weight, program.weight)
 

@@ -153,6 +153,32 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
     assert same(final(tmp_path), uninterrupted)
 
 
+def test_tensorboard_shows_what_the_resumed_run_did_and_nothing_that_was_abandoned(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # Killed before its first checkpoint, as all epochs are in the records already.
+    options = {"log_tensorboard": True, "checkpoint_seconds": 1e9}
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, resume=False, **options)
+    abandoned = (tmp_path / "metrics.jsonl").read_bytes()
+    _, done = train(tmp_path, resume=True, optim=partial(torch.optim.Adam, lr=0.01), **options)
+    assert abandoned != (tmp_path / "metrics.jsonl").read_bytes()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    shown = board.Scalars("train_nats")
+    assert [event.step for event in shown] == [record["step"] for record in done.history]
+    assert [event.value for event in shown] == pytest.approx(
+        [record["train_nats"] for record in done.history]
+    )
+
+
 VARIANTS = {
     "several particles": {"objective": Trace_ELBO(num_particles=3, vectorize_particles=True)},
     "renyi": {"objective": RenyiELBO(num_particles=2, vectorize_particles=True)},

@@ -12,7 +12,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import Namespace
@@ -167,6 +167,8 @@ def _run_parser(command: str, description: str) -> Parser:
     parser.add_argument("--data-root", help="where named data sets lie; the run's own unless given")
     parser.add_argument("--model", help="your file and class again, if the run's program is yours")
     parser.add_argument("--seed", type=int, help="of draws")
+    help_ = "best (by validation) or last; as the run was told unless given"
+    parser.add_argument("--weights", type=Literal["best", "last"] | None, help=help_)
     return parser
 
 
@@ -184,7 +186,9 @@ def _opened(parser: Parser, arguments: list[str]) -> tuple[runs.Run, Fit, Path, 
     ]
     config, data = _parsed(["--config", str(path), *extra, *overrides])
     run = runs.open_run(config, training_parser().build(config), data)
-    return run, runs.load(run, options.run), options.run, options, path.read_text()
+    weights = options.weights or config.weights
+    done = runs.load(run, options.run, weights=weights)
+    return run, done, options.run, options, path.read_text()
 
 
 def _split_model_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -193,6 +193,8 @@ def _add_training(group: Any) -> None:
 def _add_run(group: Any) -> None:
     add = group.add_argument
     add("--num-samples", type=int, default=1000, help="importance samples a datum for log p(x)")
+    add("--weights", type=Literal["best", "last"], default="best",
+        help="which are judged: those of the best validation ELBO, or the last")  # fmt: skip
     engines = Literal["auto", "eager", "recorded", "compiled"]
     help_ = "how a step is run: by Pyro, replayed, or compiled; auto replays in longer runs"
     add("--engine", type=engines, default="auto", help=help_)

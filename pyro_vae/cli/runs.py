@@ -31,6 +31,7 @@ from pyro_vae.engine.loop import Fit, fit
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.weights import load_weights
 from pyro_vae.evaluation import report
+from pyro_vae.files import replace_file
 from pyro_vae.inference import Program
 
 __all__ = ["Run", "judge", "load", "open_run", "tell", "train"]
@@ -120,7 +121,7 @@ def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
         epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
         patience=config.patience, engine=config.engine, precision=config.precision,
         device=run.device, seed=config.seed, out=out, resume=resume, progress=True,
-        log_tensorboard=config.tensorboard, turns=instances.turns,
+        log_tensorboard=config.tensorboard, turns=instances.turns, weights=config.weights,
     )  # fmt: skip
 
 
@@ -130,12 +131,13 @@ def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
     return lambda parameters: adam(parameters, lr=learning_rate)
 
 
-def load(run: Run, folder: Path) -> Fit:
-    """Load the newest checkpoint of a run folder into the run's program."""
+def load(run: Run, folder: Path, *, weights: str) -> Fit:
+    """Load the best or the last weights of a run folder into the run's program."""
     run.program.to(run.device)
     few = tuple(argument[:3] for argument in run.test())
-    done = load_weights(run.program.model, run.program.guide, folder, *few)
-    return Fit(done["history"], done["epoch"], done["step"], done["seconds"], done["best_epoch"])
+    done = load_weights(run.program.model, run.program.guide, folder, *few, weights=weights)
+    counts = (done["epoch"], done["step"], done["seconds"], done["best_epoch"])
+    return Fit(done["history"], *counts, weights=done["weights"])
 
 
 def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
@@ -165,6 +167,8 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "epochs": done.epochs,
         "steps": done.steps,
         "seconds": done.seconds,
+        "weights": done.weights,
+        "judged_epoch": done.judged_epoch,
         "num_test": len(x),
         "verdict": evaluation.verdict(activity, bound.kl_nats),
     }
@@ -253,7 +257,7 @@ def tell(
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in results.items()
     }
-    (out / "results.json").write_text(json.dumps(finite, indent=2) + "\n")
+    replace_file(out / "results.json", (json.dumps(finite, indent=2) + "\n").encode())
     report.write_report(
         out / "report.html",
         title=f"{type(run.program).__name__} on {run.data.name}",

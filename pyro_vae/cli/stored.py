@@ -16,7 +16,7 @@ CONFIG = "config.yaml"
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
 # What may differ when a run goes on: the checkpoint knows the data by their fingerprint.
-_MAY_CHANGE = {"config", "data", "data_root", "device", "num_samples", "out", "resume"}
+_MAY_CHANGE = {"config", "data", "data_root", "device", "num_samples", "out", "resume", "weights"}
 
 
 def run_config(folder: Path, modules: set[str]) -> Path:

@@ -25,6 +25,7 @@ from pyro_vae.engine.replicas import Replica, Replicas
 from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.engine.turns import Turns
+from pyro_vae.engine.weights import check_weights
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
 
@@ -59,6 +60,7 @@ class Fit:
         seconds: Time spent training, over all resumptions.
         best_epoch: The epoch whose validation ELBO was the largest.
         replicas: The same for each program, where several were trained; all else is the first's.
+        weights: Which weights the program has: the "best" by validation or the "last".
     """
 
     history: list[dict[str, Any]]
@@ -67,6 +69,12 @@ class Fit:
     seconds: float
     best_epoch: int
     replicas: list[Replica] = field(default_factory=list)
+    weights: str = "last"
+
+    @property
+    def judged_epoch(self) -> int:
+        """The epoch after which the program had the weights that it has."""
+        return self.best_epoch if self.weights == "best" else self.epochs
 
 
 def fit(
@@ -82,6 +90,7 @@ def fit(
     batch_size: int = 128,
     clip_norm: float | None = None,
     patience: int | None = None,
+    weights: str = "best",
     device: str | torch.device = "auto",
     seed: int = 0,
     out: Path | str | None = None,
@@ -113,8 +122,9 @@ def fit(
         epochs: Passes over the training data; 0 trains nothing.
         batch_size: Data per step; the last batch of an epoch may be smaller.
         clip_norm: The largest gradient norm of the loss per datum.
-        patience: Stop after so many epochs without a better validation ELBO, and go back to the
-            best weights.
+        patience: Stop after so many epochs without a better validation ELBO.
+        weights: Which the program has afterwards: the "best" by validation, since test data are
+            held out from that choice, or the "last". A checkpoint holds both.
         device: "auto" takes CUDA, then Apple's MPS, then the CPU.
         seed: Of permutations and noise. The global random state is left as it was.
         out: A folder for checkpoints and ``metrics.jsonl``; nothing is written unless given.
@@ -142,6 +152,7 @@ def fit(
     """
     program, data = (model, guide) if data is None else ((model, guide), data)
     _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
+    check_weights(weights)
     given = replicated(program, objective, num_replicas)
     device = resolve_device(device)
     folder = None if out is None else Path(out)
@@ -167,9 +178,10 @@ def fit(
             if resume:
                 runs.restore()
             _train(runs, stop, checkpoint_seconds, progress)
+            replicas = runs.taken(weights)
     done = runs.first.progress
     counts = (done.epoch, done.step, done.seconds, done.best_epoch)
-    return Fit(done.history, *counts, runs.replicas)
+    return Fit(done.history, *counts, replicas, replicas[0].weights)
 
 
 def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool) -> None:

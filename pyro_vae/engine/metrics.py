@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,25 @@ class MetricsFile:
         Raises:
             OSError: the disk is full or read-only; records before this one are as they were.
         """
-        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        line = _line(record)
         try:
             with self.path.open("ab") as file:
-                file.write(line.encode())
+                file.write(line)
         except OSError as error:
             message = f"cannot write {show(self.path)}: {reason(error)}"
             raise explained(error, message) from error
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the file by these records, in one move.
+
+        Raises:
+            OSError: the disk is full or read-only; the file is as it was.
+        """
+        replace_file(self.path, b"".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -156,10 +169,30 @@ class Mean:
 
 
 class TensorBoard:
-    """Writes the numbers of each record as TensorBoard scalars at the record's ``"step"``."""
+    """Writes the numbers of each record as TensorBoard scalars at the record's ``"step"``.
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    Args:
+        open_writer: Opens the file, at the first record, given ``purge_step``.
+        resumed_at: See ``resume``.
+    """
+
+    def __init__(self, open_writer: Callable[..., Any], resumed_at: int | None = None) -> None:
+        self._open_writer = open_writer
+        self._purge_step: int | None = None
+        self._opened: Any = None
+        if resumed_at is not None:
+            self.resume(resumed_at)
+
+    def resume(self, step: int) -> None:
+        """Hide the scalars after ``step``, of a run that was stopped and goes on there."""
+        self.close()
+        self._opened, self._purge_step = None, step + 1
+
+    @property
+    def _writer(self) -> Any:
+        if self._opened is None:
+            self._opened = self._open_writer(purge_step=self._purge_step)
+        return self._opened
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write every number of ``record``; booleans, strings and None are left out."""
@@ -171,7 +204,8 @@ class TensorBoard:
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        self._writer.close()
+        if self._opened is not None:
+            self._opened.close()
 
 
 def tensorboard(folder: Path, *, resumed_at: int | None = None) -> TensorBoard:
@@ -189,5 +223,4 @@ def tensorboard(folder: Path, *, resumed_at: int | None = None) -> TensorBoard:
             "TensorBoard logging needs a package that is not installed: "
             "pip install 'pyro-vae[tensorboard]'"
         ) from error
-    purge_step = None if resumed_at is None else resumed_at + 1
-    return TensorBoard(SummaryWriter(str(folder), purge_step=purge_step))
+    return TensorBoard(partial(SummaryWriter, str(folder)), resumed_at)

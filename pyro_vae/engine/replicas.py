@@ -42,6 +42,7 @@ class Replica:
         seconds: Time spent training all replicas, over all resumptions.
         best_epoch: The epoch whose validation ELBO was the largest.
         seed: Of its permutations and noise.
+        weights: Which weights the program has: the "best" by validation or the "last".
     """
 
     program: Any
@@ -51,6 +52,7 @@ class Replica:
     seconds: float
     best_epoch: int
     seed: int
+    weights: str
 
 
 class Replicas:
@@ -108,15 +110,14 @@ class Replicas:
         """Whether no replica has anything left to train."""
         return not self._active
 
-    @property
-    def replicas(self) -> list[Replica]:
-        """What was done to each program."""
+    def taken(self, weights: str) -> list[Replica]:
+        """Leave the "best" or the "last" weights in the programs; return what was done to each."""
         found = []
         for each, run in zip(self.given, self.runs, strict=True):
             done = run.progress
             seconds = self.first.progress.seconds
             counts = (done.history, done.epoch, done.step, seconds, done.best_epoch)
-            found.append(Replica(each.program, *counts, run.seed))
+            found.append(Replica(each.program, *counts, run.seed, run.take(weights)))
         return found
 
     @contextmanager
@@ -184,7 +185,7 @@ class Replicas:
         self._part_with_finished()
 
     def finish(self) -> None:
-        """Go back to the best weights where patience asks for them, and write the last states."""
+        """Write the last states."""
         self.close()
         self._finish(list(range(len(self.runs))))
 

@@ -301,8 +301,7 @@ class Training:
         state.waited += 1
         if elbo_nats > state.best_nats:
             state.best_nats, state.best_epoch, state.waited = elbo_nats, state.epoch, 0
-            if self.patience is not None:
-                self.best = cloned(weights_of(self.svi))
+            self.best = cloned(weights_of(self.svi))
 
     def validate(self) -> dict[str, float]:
         """Return the ELBO on the validation set, split into rate and distortion."""
@@ -326,12 +325,17 @@ class Training:
         return terms.rate.mean(), terms.distortion.mean()
 
     def finish(self) -> None:
-        """Go back to the best weights where patience asks for them, and write the last state."""
-        if self.best is not None:
-            put_weights(self.svi, self.best)
+        """Write the last state."""
         if self.board is not None:
             self.board.close()
         self.save()
+
+    def take(self, weights: str) -> str:
+        """Leave the "best" or the "last" weights in the program; return which they are."""
+        if weights == "last" or self.best is None:
+            return "last"
+        put_weights(self.svi, self.best)
+        return "best"
 
     def save(self) -> None:
         """Write a checkpoint, if there is a folder for it and all losses were finite."""
@@ -378,11 +382,11 @@ class Training:
         self._rewrite_metrics()
 
     def _rewrite_metrics(self) -> None:
-        """Leave in the file what the restored history holds: later epochs are run again."""
+        """Leave in the files what the restored history holds: later epochs are run again."""
         if self.metrics is not None:
-            metrics.truncate(self.metrics.path, step=-1)
-            for record in self.progress.history:
-                self.metrics.append(record)
+            self.metrics.rewrite(self.progress.history)
+        if self.board is not None:
+            self.board.resume(self.progress.step)
 
     def goodbye(self) -> str:
         """Say where an interrupted run stands."""

@@ -14,7 +14,16 @@ from pyro_vae.engine import checkpoint, restoring
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.svi import SVI
 
-__all__ = ["cloned", "load_weights", "put_weights", "weights_of"]
+__all__ = ["WEIGHTS", "check_weights", "cloned", "load_weights", "put_weights", "weights_of"]
+
+WEIGHTS = ("best", "last")
+"""The weights that a checkpoint holds: of the epoch with the largest validation ELBO, and now."""
+
+
+def check_weights(weights: str) -> None:
+    """Refuse a name that is none of weights."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r}: choose from {', '.join(map(repr, WEIGHTS))}")
 
 
 def weights_of(svi: SVI) -> dict[str, Any]:
@@ -25,7 +34,9 @@ def weights_of(svi: SVI) -> dict[str, Any]:
     }
 
 
-def load_weights(model: Any, guide: Any, run: Path | str, *args: Tensor) -> dict[str, Any]:
+def load_weights(
+    model: Any, guide: Any, run: Path | str, *args: Tensor, weights: str = "best"
+) -> dict[str, Any]:
     """Load the newest checkpoint's weights of a run folder into a program.
 
     Args:
@@ -33,14 +44,18 @@ def load_weights(model: Any, guide: Any, run: Path | str, *args: Tensor) -> dict
         guide: The guide that was trained.
         run: The run folder.
         args: A batch; one gradient is taken on it to meet parameters that appear late.
+        weights: The "best" by validation, or the "last".
 
     Returns:
-        The checkpoint's progress: epoch, step, seconds and history.
+        The checkpoint's progress: epoch, step, seconds and history; and under "weights" which were
+        loaded: a run without an epoch has the last alone.
 
     Raises:
+        ValueError: If there are no weights of that name.
         FileNotFoundError: If the run has no checkpoint.
         CheckpointError: If it is damaged or of another model.
     """
+    check_weights(weights)
     path = checkpoint.latest(Path(run) / "checkpoints")
     if path is None:
         raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
@@ -48,8 +63,9 @@ def load_weights(model: Any, guide: Any, run: Path | str, *args: Tensor) -> dict
     svi = SVI(model, guide, adam, Trace_ELBO())
     with torch.random.fork_rng():
         svi.meet_parameters(*args)
-    put_weights(svi, state["weights"])
-    return state["progress"]
+    chosen = "last" if state["best"] is None else weights
+    put_weights(svi, state["best" if chosen == "best" else "weights"])
+    return {**state["progress"], "weights": chosen}
 
 
 def cloned(weights: Any) -> Any:

@@ -317,7 +317,7 @@ class _Laboratory:
         setting = {**self.setting, "device": self.device, "seed": self.seed}
         fit(
             self.program.model, self.program.guide, self.data, objective=copy.deepcopy(objective),
-            schedule=watch, observation=self.observation, epochs=epochs, **setting,
+            schedule=watch, observation=self.observation, epochs=epochs, weights="last", **setting,
         )  # fmt: skip
         return {**watch.taken, num_steps: self.weights.copy()}
 

@@ -239,6 +239,12 @@ NUMBERS = {
     "num_simulated": _Number("data simulated for the bracket", _count, "By the model."),
     "num_test": _Number("test data", _count, "Data behind every test number, never trained on."),
     "num_parameters": _Number("trainable parameters", _count, "Of model and guide together."),
+    "weights": _Number(
+        "weights that are judged",
+        _count,
+        "The best by the ELBO of the validation data, or the last; test data choose nothing.",
+    ),
+    "judged_epoch": _Number("their epoch", _count, "After which the program had these weights."),
     "epochs": _Number("epochs", _count, "Passes over the training data."),
     "steps": _Number("steps", _count, "Updates of the parameters."),
     "seconds": _Number("training time (seconds)", lambda value: f"{value:,.1f}", "Wall clock."),
