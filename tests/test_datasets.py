@@ -388,7 +388,14 @@ BAD_ARRAYS = {
     "labels nan": (FLOATS, {"labels": np.full(30, np.nan)}, "expected integers >= 0"),
     "labels negative": (FLOATS, {"labels": np.arange(30) - 1}, "from -1 to 28"),
     "labels one-hot": (FLOATS, {"labels": np.ones((30, 2), int)}, "shape (30, 2), expected (30,)"),
-    "labels text": (FLOATS, {"labels": ["a"] * 30}, "labels of array: dtype <U1 is not numeric"),
+    "labels of dates": (FLOATS, {"labels": np.zeros(30, "M8[D]")}, "dtype datetime64[D] names no"),
+    "labels mixed": (FLOATS, {"labels": np.array(["a", 1] * 15, object)}, "objects of int, str"),
+    "labels masked": (
+        FLOATS,
+        {"labels": np.ma.array(np.arange(30), mask=np.arange(30) == 7)},
+        "labels of array: 1 missing, the first in row 7",
+    ),
+    "labels None": (FLOATS, {"labels": [*range(29), None]}, "1 missing, the first in row 29"),
 }
 
 
@@ -426,6 +433,61 @@ def test_missing_values_stay_and_the_others_say_what_the_data_are(kind):
     assert parts.dtype == torch.float32
     assert int(parts.isnan().sum()) == np.isnan(x).sum() == 5
     assert parts.nansum().item() == pytest.approx(np.nansum(x.astype("f4")), rel=1e-5)
+
+
+class Nullable(list):
+    """A column as pandas gives it to numpy: objects."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(list(self), object)
+
+
+LABELS = {
+    # labels in turn -> the names of the classes
+    "gaps": ([0, 1000, 2000], ("0", "1000", "2000")),
+    "from one": ([3, 1, 2], ("1", "2", "3")),
+    "text": (["dog", "cat", "cow"], ("cat", "cow", "dog")),
+    "bytes": ([b"b", b"a"], ("a", "b")),
+    "booleans": ([True, False], ("False", "True")),
+    "whole floats": ([2.0, 10.0], ("2", "10")),
+    "large": ([2**62 + 5, 1], ("1", str(2**62 + 5))),
+    "objects": (Nullable(["b", "a", "c"]), ("a", "b", "c")),
+    "nullable integers": (Nullable([7, 5]), ("5", "7")),
+    "one class": (["a"], ("a",)),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_classes_are_numbered_by_what_occurs_and_keep_their_names(kind):
+    values, names = LABELS[kind]
+    given = type(values)([values[row % len(values)] for row in range(30)])
+    found = from_arrays(np.arange(30).reshape(30, 1), given)
+    assert found.classes == names
+    for part in parts(found):
+        assert part.labels.dtype == torch.int64
+        texts = [given[row] for row in part.x[:, 0].tolist()]
+        texts = [t.decode() if isinstance(t, bytes) else f"{t:g}" if isinstance(t, float) else t
+                 for t in texts]  # fmt: skip
+        assert [names[label] for label in part.labels.tolist()] == [str(text) for text in texts]
+
+
+def test_labels_as_a_column_or_a_tensor_are_labels():
+    x = np.arange(30).reshape(30, 1)
+    want = from_arrays(x, x[:, 0]).fingerprint()
+    assert from_arrays(x, x).fingerprint() == want
+    assert from_arrays(x, torch.arange(30)).fingerprint() == want
+    assert from_arrays(x).classes is None
+
+
+def test_other_names_of_the_same_numbers_are_other_data():
+    x = np.arange(30).reshape(30, 1)
+    prints = {from_arrays(x, np.array(names)[x[:, 0] % 2]).fingerprint()
+              for names in (["a", "b"], ["a", "c"], [0, 1], [0, 9])}  # fmt: skip
+    assert len(prints) == 4
+
+
+def test_published_sets_name_their_classes():
+    assert load("digits").classes == tuple("0123456789")
 
 
 # --------------------------------------------------------------------------------------- files
@@ -661,6 +723,18 @@ def test_image_folders_named_as_splits_are_the_splits(tmp_path):
     dataset = load(tmp_path)
     assert [len(part) for part in parts(dataset)] == [4, 2, 3]
     assert dataset.train.labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("absent", ["train", "validation", "test"])
+def test_a_class_that_is_missing_in_one_split_renumbers_nothing(tmp_path, absent):
+    for part in ("train", "validation", "test"):
+        for value, name in enumerate("abc"):
+            for row in range(3) if (part, name) != (absent, "a") else ():
+                save_image(tmp_path / part / name / f"{row}.png", 60 * value + row)
+    found = load(tmp_path)
+    assert found.classes == ("a", "b", "c")
+    for part in parts(found):
+        assert part.labels.tolist() == (part.x[:, 0, 0, 0] // 60).tolist()
 
 
 def empty(folder):

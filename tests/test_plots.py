@@ -413,3 +413,16 @@ def test_rows_of_another_width_are_refused():
         plots.rows(torch.rand(2, 3), {"mean": torch.rand(2, 4)}, title="t")
     with pytest.raises(ValueError, match="at least one row"):
         plots.rows(torch.rand(0, 3), title="t")
+
+
+def test_classes_are_called_by_name_whatever_the_name() -> None:
+    names = ("cat", "_dog", "$x", "\x1b[31m" + "z" * 40)
+    points, labels = torch.rand(8, 2), torch.arange(8) % 4
+    figure = plots.latent_scatter(points, labels, title="t", classes=names)
+    plots.png(figure)
+    legend = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["cat", "_dog", "$x", "[31m" + "z" * 15 + "…"]
+    # A class without a point here renumbers no other.
+    figure = plots.latent_scatter(points[:2], torch.tensor([1, 2]), title="t", classes=names)
+    legend = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["_dog", "$x"]

@@ -274,9 +274,10 @@ def _announce(run: runs.Run, out: Path) -> None:
     sizes = " / ".join(str(len(part)) for part in (data.train, data.validation, data.test))
     observed = f"{type(run.observation).__name__}({run.observation.levels})"
     likelihood = run.config.likelihood.class_path.rpartition(".")[2]
+    classes = f" in {len(data.classes)} classes" if data.classes else ""
     print(
-        f"{data.name}: {sizes} (train / validation / test), {data.event_shape}, {observed} under "
-        f"{likelihood}, on {run.device}; into {shlex.quote(str(out))}",
+        f"{data.name}: {sizes} (train / validation / test){classes}, {data.event_shape}, "
+        f"{observed} under {likelihood}, on {run.device}; into {shlex.quote(str(out))}",
         file=sys.stderr,
     )
 

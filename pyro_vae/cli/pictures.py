@@ -167,4 +167,5 @@ def _scatter(run: Run, test: tuple[Tensor, ...]) -> Any:
         None if labels is None else labels[:_DRAWN_ROWS],
         title="Posterior means" if plane else "Posterior means (t-SNE)",
         axis_labels=("unit 0", "unit 1") if plane else ("", ""),
+        classes=run.data.classes,
     )

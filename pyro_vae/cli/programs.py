@@ -142,15 +142,14 @@ def _by_name(
 
 
 def _classes(data: Dataset, name: str) -> dict[str, Any]:
-    """Return how many classes the labels of all parts count from 0 to, and the first labels."""
-    labels: list[Any] = [part.labels for part in (data.train, data.validation, data.test)]
-    if any(y is None or y.is_floating_point() or y.dim() != 1 or y.min() < 0 for y in labels):
+    """Return how many classes all parts have together, and the first labels."""
+    labels = data.train.labels
+    if labels is None or data.classes is None:
         raise ValueError(
             f"--model {name}: it takes a class for each datum, 0, 1, ..., which {data.name} has "
             "not; name data with labels, such as --data digits, or take --model VAE"
         )
-    num_classes = 1 + max(int(y.max()) for y in labels)
-    return {"num_classes": num_classes, "labels": labels[0][:_SEEN_ROWS]}
+    return {"num_classes": len(data.classes), "labels": labels[:_SEEN_ROWS]}
 
 
 def _seen(data: Dataset, observation: Observation) -> Tensor:

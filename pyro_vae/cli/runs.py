@@ -170,6 +170,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "weights": done.weights,
         "judged_epoch": done.judged_epoch,
         "num_test": len(x),
+        "classes": run.data.classes,
         "verdict": evaluation.verdict(activity, bound.kl_nats),
     }
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import mmap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.datasets.labels import number_classes
 from pyro_vae.memory import room
 
 __all__ = [
     "Data",
     "Dataset",
     "Shape",
-    "checked_labels",
     "checked_weights",
     "from_arrays",
     "from_splits",
@@ -41,7 +41,7 @@ class Data:
         x: `[N, *event_shape]`; uint8, int16 or int32 for integer data, else float32. Data with
             missing values, which are NaN, are float32 in any case. Rows of a mapped file stay in
             it, of the type that they have there.
-        labels: `[N]` int64 class labels, or None.
+        labels: `[N]` int64 class numbers from 0, or None.
         weights: `[N]` float32, what each row counts in training; None: 1 each. What is measured on
             validation and test rows is an unweighted mean in any case.
         rows: which rows of the user's array or file these are, `[N]`; None: all of them, in order.
@@ -77,6 +77,8 @@ class Dataset:
         test: the rows to report.
         levels: integer data take the values `0..levels` (digits 16, images 255, binary data 1);
             None for real-valued data.
+        classes: what the classes are called, by number, whichever part they occur in; None for
+            data without labels.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Dataset:
     validation: Data
     test: Data
     levels: int | None
+    classes: tuple[str, ...] | None = None
 
     @property
     def event_shape(self) -> Shape:
@@ -91,8 +94,10 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
     def fingerprint(self) -> str:
-        """SHA-256 over dtype, shape and bytes of the three parts' rows, labels and weights."""
+        """SHA-256 over the classes' names, and dtype, shape and bytes of all that the parts hold."""
         digest = hashlib.sha256()
+        if self.classes != tuple(map(str, range(len(self.classes or ())))):
+            digest.update(repr(self.classes).encode())
         for part in (self.train, self.validation, self.test):
             weights = [] if part.weights is None else [part.weights]
             for tensor in (part.x, part.labels, *weights):
@@ -126,7 +131,8 @@ def from_arrays(
     Args:
         x: numpy array, tensor or nested list: `(N, D)`, `(N, H, W)` or `(N, C, H, W)` with 1, 3
             or 4 channels. It is neither modified nor shared. `(N, H, W)` becomes `(N, 1, H, W)`.
-        labels: `(N,)` integers `>= 0`.
+        labels: `(N,)` integers `>= 0`, whole floats, booleans or text; the classes that occur are
+            numbered in order, and keep their names.
         weights: `(N,)` numbers `>= 0`, what each row counts in training: an objective is maximised
             as the sum over rows of weight times bound. They are taken as they are, not normalised.
         name: what messages and tables call it.
@@ -138,7 +144,7 @@ def from_arrays(
             but missing values, values outside `0..levels`, labels or weights that do not fit.
     """
     rows = _rows(x, name)
-    classes = checked_labels(labels, len(rows), name)
+    (numbers,), classes = number_classes({name: (labels, len(rows))})
     counts = checked_weights(weights, len(rows), name)
     if len(rows) < 3:
         count = "one datum" if len(rows) == 1 else f"{len(rows)} data"
@@ -147,10 +153,10 @@ def from_arrays(
         )
     dtype, found = _stored_as(name, {name: rows}, levels)
     train, validation, test = (
-        Data(_tensor(rows, dtype, part), *(y if y is None else y[part] for y in (classes, counts)))
+        Data(_tensor(rows, dtype, part), *(y if y is None else y[part] for y in (numbers, counts)))
         for part in _split(len(rows), seed, in_order=_is_mapped(rows))
     )
-    return Dataset(name, train, validation, test, found)
+    return Dataset(name, train, validation, test, found, classes)
 
 
 def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
@@ -165,26 +171,31 @@ def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
 
 
 def from_splits(
-    name: str, parts: Mapping[str, tuple[Any, ...]], levels: int | None = None
+    name: str,
+    parts: Mapping[str, tuple[Any, ...]],
+    levels: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """A data set from given `train`, `validation` and `test`: rows, labels and weights of each.
 
-    Labels and weights may be None, or left out.
+    Labels and weights may be None, or left out. Levels and classes are those of all parts, unless
+    given: `classes` are then the names of the labels, which are their numbers.
     """
     rows = {f"{name} {part}": _rows(x, f"{name} {part}") for part, (x, *_) in parts.items()}
-    classes, counts = [], []
+    labels, counts = {}, []
     for (where, array), (_, *beside) in zip(rows.items(), parts.values(), strict=True):
-        labels, weights, *_ = *beside, None, None
-        classes.append(checked_labels(labels, len(array), where))
+        of_rows, weights, *_ = *beside, None, None
+        labels[where] = of_rows, len(array)
         counts.append(checked_weights(weights, len(array), where))
+    numbers, names = number_classes(labels, classes)
     shapes = {where: array.shape[1:] for where, array in rows.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{where} {shape}" for where, shape in shapes.items())
         raise ValueError(f"{name}: the splits differ in shape: {listed}; make them the same")
     dtype, found = _stored_as(name, rows, levels)
     stored = [_tensor(array, dtype, slice(None)) for array in rows.values()]
-    train, validation, test = map(Data, stored, classes, counts)
-    return Dataset(name, train, validation, test, found)
+    train, validation, test = map(Data, stored, numbers, counts)
+    return Dataset(name, train, validation, test, found, names)
 
 
 def _array(values: Any, where: str) -> np.ndarray:
@@ -227,23 +238,6 @@ def _rows(values: Any, where: str) -> np.ndarray:
         f"{where}: shape {shape}, expected (N, D), (N, H, W) or (N, C, H, W) with 1, 3 or 4 "
         "channels; x.reshape(len(x), -1) makes vectors of anything"
     )
-
-
-def checked_labels(labels: Any | None, num_rows: int, where: str) -> Tensor | None:
-    """Labels as int64 `(N,)`, or None; ValueError where they do not fit the rows."""
-    if labels is None:
-        return None
-    array = _array(labels, f"labels of {where}")
-    if array.ndim != 1:
-        raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},)")
-    if len(array) != num_rows:
-        raise ValueError(f"{where}: {len(array)} labels for {num_rows} rows; give one label a row")
-    if array.dtype.kind == "f" or array.min() < 0:
-        raise ValueError(
-            f"labels of {where}: {array.dtype} from {array.min()} to {array.max()}, "
-            "expected integers >= 0; number the classes from 0"
-        )
-    return torch.from_numpy(array.astype(np.int64))
 
 
 def checked_weights(weights: Any | None, num_rows: int, where: str) -> Tensor | None:

@@ -128,7 +128,7 @@ def load_folder(folder: Path) -> Dataset:
     return from_splits(folder.resolve().name, splits)
 
 
-def _read_images(folder: Path) -> tuple[np.ndarray, list[int] | None]:
+def _read_images(folder: Path) -> tuple[np.ndarray, list[str] | None]:
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -152,7 +152,7 @@ def _read_images(folder: Path) -> tuple[np.ndarray, list[int] | None]:
                 "bring all images to one size and mode"
             )
         images[row] = image
-    return images, [classes.index(name.split("/")[0]) for name in names] if classes else None
+    return images, [name.split("/")[0] for name in names] if classes else None
 
 
 def _read_image(path: Path) -> np.ndarray:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyro_vae.datasets.arrays import Dataset, checked_labels, from_arrays, from_splits
+from pyro_vae.datasets.arrays import Dataset, from_arrays, from_splits
 from pyro_vae.datasets.files import reason_of
+from pyro_vae.datasets.labels import number_classes
 
 __all__ = ["NAMES", "load_named"]
 
@@ -32,14 +33,27 @@ class _Idx(NamedTuple):
     train: str = "train"
     test: str = "t10k"
     num_validation: int = 10_000
+    classes: tuple[str, ...] = tuple("0123456789")
 
 
 _IDX = {
     "mnist": _Idx("MNIST"),
-    "fashion_mnist": _Idx("FashionMNIST"),
-    "kmnist": _Idx("KMNIST"),
-    "emnist": _Idx("EMNIST", "emnist-balanced-train", "emnist-balanced-test", 18_800),
-}
+    "fashion_mnist": _Idx(
+        "FashionMNIST",
+        classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
+                 "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "kmnist": _Idx("KMNIST", classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
+    "emnist": _Idx(
+        "EMNIST", "emnist-balanced-train", "emnist-balanced-test", 18_800,
+        classes=tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
+    ),
+}  # fmt: skip
+_COLOUR = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+                "truck"),
+    "svhn": tuple("0123456789"),
+}  # fmt: skip
 
 
 def load_named(name: str, root: Path) -> Dataset:
@@ -74,7 +88,8 @@ def _load_idx(name: str, root: Path, files: _Idx) -> Dataset:
     if name == "emnist":
         train, test = train.transpose(0, 2, 1), test.transpose(0, 2, 1)
     held = _held_out(name, train, classes, files.num_validation)
-    return from_splits(name, {**held, "test": (test, test_classes)}, levels=255)
+    parts = {**held, "test": (test, test_classes)}
+    return from_splits(name, parts, levels=255, classes=files.classes)
 
 
 def _idx_path(folder: Path, stem: str) -> Path | None:
@@ -109,7 +124,7 @@ def _held_out(name: str, x: np.ndarray, labels: np.ndarray, held: int) -> dict[s
     if len(x) <= held:
         raise ValueError(f"{name}: {len(x):,} training images, expected more than {held:,}")
     # Checked before the split, where the two counts are those of the files.
-    checked_labels(labels, len(x), f"{name} train")
+    number_classes({f"{name} train": (labels, len(x))})
     return {"train": (x[:-held], labels[:-held]), "validation": (x[-held:], labels[-held:])}
 
 
@@ -142,7 +157,8 @@ def _load_colour(name: str, root: Path) -> Dataset:
     except Exception as error:  # whatever the damage, the cure is the same
         raise ValueError(_delete(root / folder, f"corrupt ({reason_of(error)})")) from None
     (x, classes), tested = _pixels(train), _pixels(test)
-    return from_splits(name, {**_held_out(name, x, classes, 5_000), "test": tested}, levels=255)
+    parts = {**_held_out(name, x, classes, 5_000), "test": tested}
+    return from_splits(name, parts, levels=255, classes=_COLOUR[name])
 
 
 def _pixels(images: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -170,6 +170,7 @@ def latent_scatter(
     *,
     title: str,
     axis_labels: tuple[str, str] = ("", ""),
+    classes: Sequence[str] | None = None,
 ) -> Figure:
     """Draw points in the plane, one colour and shape per class up to 20 classes.
 
@@ -178,6 +179,7 @@ def latent_scatter(
         labels: The class of each point, ``[N]``.
         title: One line above the panel.
         axis_labels: What the two axes are; empty for an embedding, whose axes mean nothing.
+        classes: What the classes are called, by number; the numbers unless given.
 
     Raises:
         ValueError: If the points are not in a plane or the labels are not one per point.
@@ -196,9 +198,10 @@ def latent_scatter(
         axes.set(xticks=[], yticks=[])
         axes.spines[["left", "bottom"]].set_visible(False)
     size = min(24.0, max(3.0, 20_000 / max(len(positions), 1)))
-    classes = labels.detach().cpu()[finite] if labels is not None else torch.zeros(len(positions))
-    if 1 < len(classes.unique()) <= MAX_CLASSES:
-        _draw_classes(axes, positions, classes, size)
+    given = labels.detach().cpu()[finite] if labels is not None else torch.zeros(len(positions))
+    if 1 < len(given.unique()) <= MAX_CLASSES:
+        names = {n: _shortened(name) for n, name in enumerate(classes or ())}
+        _draw_classes(axes, positions, given, size, names)
     else:
         axes.scatter(positions[:, 0], positions[:, 1], size, BLUE, alpha=0.7, linewidths=0)
     if num_lost := int((~finite).sum()):
@@ -206,19 +209,33 @@ def latent_scatter(
     return figure
 
 
-def _draw_classes(axes: Axes, positions: np.ndarray, classes: Tensor, size: float) -> None:
+def _shortened(name: str) -> str:
+    text = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    return text if len(text) <= 20 else f"{text[:19]}…"
+
+
+def _draw_classes(
+    axes: Axes, positions: np.ndarray, classes: Tensor, size: float, names: Mapping[int, str]
+) -> None:
     keys = []
-    name: dict[str, Any] = {"ha": "center", "va": "center", "weight": "bold", "color": INK}
+    name: dict[str, Any] = {
+        "ha": "center", "va": "center", "weight": "bold", "color": INK, "parse_math": False,
+    }  # fmt: skip
     for n, label in enumerate(classes.unique().tolist()):
         colour, marker = CLASSES[n % len(CLASSES)], "o" if n < len(CLASSES) else "^"
         members = (classes == label).numpy()
         x, y = positions[members].T
         axes.scatter(x, y, size, colour, marker=marker, alpha=0.8, linewidths=0)
-        axes.text(np.median(x), np.median(y), f"{label:g}", path_effects=[HALO], **name)
-        keys.append(Line2D([], [], color=colour, marker=marker, ls="", ms=7, label=f"{label:g}"))
-    axes.legend(
+        text = names.get(label, f"{label:g}")
+        axes.text(np.median(x), np.median(y), text, path_effects=[HALO], **name)
+        # A name that begins with an underscore would be left out of the legend.
+        kept = f" {text}" if text.startswith("_") else text
+        keys.append(Line2D([], [], color=colour, marker=marker, ls="", ms=7, label=kept))
+    legend = axes.legend(
         handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9.5
     )
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)
 
 
 def unit_bars(

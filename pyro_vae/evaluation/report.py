@@ -75,7 +75,8 @@ def write_report(
         results: ``test_elbo_nats`` with ``test_elbo_standard_error``, ``test_rate_nats``,
             ``test_distortion_nats``, ``test_log_likelihood_nats`` and so on, all optional; nats
             are per datum. A key that this module does not know is shown under its own name.
-            ``verdict`` is a list of lines, shown below the numbers.
+            ``verdict`` is a list of lines, shown below the numbers, and ``classes`` the names of
+            the classes, shown among the facts.
         history: One record per epoch, as ``plots.curves`` takes it; the curves are drawn here
             unless a picture named ``curves.png`` has them.
         pictures: Captions and PNG files, in the order of the page; a file that is missing or no
@@ -91,6 +92,8 @@ def write_report(
     figures += [_figure(caption, _read(file)) for caption, file in pictures]
     facts = dict(_flat(provenance))
     command = facts.pop("command", None)
+    if results.get("classes"):
+        facts["classes"] = ", ".join(f"{n} {name}" for n, name in enumerate(results["classes"]))
     page = PAGE.format(
         title=_text(title),
         style=STYLE,
@@ -124,6 +127,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+TEXTS = ("verdict", "classes")
 NUMBERS = {
     "test_elbo_nats": _Number(
         "test ELBO (nats per datum)",
@@ -270,7 +274,7 @@ _WHOLES = {
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[_Row]:
-    flat = {key: value for key, value in _flat(results) if key != "verdict"}
+    flat = {key: value for key, value in _flat(results) if key not in TEXTS}
     hidden = {part for part, whole in PARTNERS.items() if whole in flat}
     for key in [
         *(key for key in NUMBERS if key in flat),
