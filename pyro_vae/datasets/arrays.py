@@ -7,7 +7,7 @@ import math
 import mmap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +94,7 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
     def fingerprint(self) -> str:
-        """SHA-256 over the classes' names, and dtype, shape and bytes of all that the parts hold."""
+        """SHA-256 over dtype, shape and bytes of rows, labels and weights, and classes' names."""
         digest = hashlib.sha256()
         if self.classes != tuple(map(str, range(len(self.classes or ())))):
             digest.update(repr(self.classes).encode())
@@ -152,8 +152,9 @@ def from_arrays(
             f"{name}: {count}, but training, validation and test need a row each: give 3 or more"
         )
     dtype, found = _stored_as(name, {name: rows}, levels)
+    beside = Data(torch.empty(len(rows), 0), numbers, counts)
     train, validation, test = (
-        Data(_tensor(rows, dtype, part), *(y if y is None else y[part] for y in (numbers, counts)))
+        replace(beside[part], x=_tensor(rows, dtype, part))
         for part in _split(len(rows), seed, in_order=_is_mapped(rows))
     )
     return Dataset(name, train, validation, test, found, classes)
@@ -167,7 +168,7 @@ def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
         return [slice(first), slice(first, second), slice(second, None)]
     # The legacy generator: numpy promises that its stream never changes, so splits do not either.
     order = np.random.RandomState(seed).permutation(num_rows)
-    return [order[:first], order[first:second], order[second:]]
+    return [torch.from_numpy(part) for part in np.split(order, [first, second])]
 
 
 def from_splits(
@@ -355,7 +356,7 @@ def _tensor(array: np.ndarray, dtype: np.dtype, rows: Any) -> Tensor:
     types = map(np.dtype, _OF_TORCH if _is_mapped(array) else (dtype,))
     if isinstance(rows, slice) and array.dtype in types:
         return _shared(array[rows])
-    index = np.arange(len(array))[rows]
+    index = np.arange(len(array))[rows if isinstance(rows, slice) else rows.numpy()]
     filled = room((len(index), *array.shape[1:]), dtype)
     step = max(1, _CHUNK_BYTES * len(array) // max(1, array.nbytes))
     for begin in range(0, len(index), step):
