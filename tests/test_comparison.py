@@ -274,7 +274,7 @@ def test_an_objective_that_explodes_is_a_row_that_says_so():
         ([ELBO, IWAE(3)], {}, "expected objects such as ELBO"),
         ([ELBO()], {"epochs": 0}, "epochs=0: at least 1"),
         ([ELBO()], {"num_repeats": 3}, "num_repeats=3: at least 20"),
-        ([ELBO()], {"batch_size": 1000}, "batch size 1000 with"),
+        ([ELBO()], {"batch_size": 1000}, "batch_size=1000 "),
         ([ELBO()], {"device": "tpu"}, "device='tpu' is not here"),
     ],
 )

@@ -280,7 +280,7 @@ def test_batches_without_labels():
 
 @pytest.mark.parametrize("size", [0, -3, 24])
 def test_a_batch_size_outside_the_data_is_refused_with_both_numbers(size):
-    with pytest.raises(ValueError, match=f"batch size {size} with 23 training rows; .* 1 to 23"):
+    with pytest.raises(ValueError, match=rf"batch_size={size} .*with 23 training rows; .* 1 to 23"):
         batches(batch_size=size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -12,9 +13,11 @@ import torch
 from exact import Bits, Chain, Gaussian
 from laws import ELBOS, PROGRAMS
 from pyro.infer import (
+    EnergyDistance,
     RenyiELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
+    Trace_MMD,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
@@ -22,7 +25,7 @@ from pyro.infer import (
 )
 from torch import nn
 
-from pyro_vae import fit
+from pyro_vae import SVI, fit
 from pyro_vae.inference import ELBO, IWAE, Program
 from pyro_vae.inference.handlers import KLWeight
 from pyro_vae.inference.objectives import AnalyticELBO
@@ -76,6 +79,9 @@ REFUSED = {
     "fewer": (mean_field(num_particles=-1), Gaussian, f"TraceMeanField_ELBO: {NO_SAMPLE}"),
     "no particles, graph": (TraceGraph_ELBO(num_particles=0), Bits, NO_SAMPLE),
     "Renyi, no gradient": (renyi(), Bits, "exactly zero; use VIMCO or RWS"),
+    "Renyi, another order": (RenyiELBO(alpha=0.5, num_particles=2), Bits, "a part of the exact"),
+    "MMD": (Trace_MMD(kernel={}), Gaussian, "no bound on .* use InfoVAE"),
+    "MMD, score": (Trace_MMD(kernel={}), Bits, "carry no gradients: .* use ELBO, RLOO"),
     "Renyi, enumeration": (renyi(), Enumerated, "enumeration; use TraceEnum_ELBO"),
     "Renyi, subsampled": (
         renyi(),
@@ -120,7 +126,6 @@ def test_what_cannot_be_trained_is_refused(objective, build, message):
 
 ALLOWED = {
     "Renyi": (renyi(), Gaussian),
-    "Renyi, another order": (RenyiELBO(alpha=0.5, num_particles=2), Bits),
     "mean field": (mean_field(), Gaussian),
     "mean field, subsampled": (mean_field(), partial(Gaussian, full_size=30)),
     "mean field, weighed": (mean_field(), partial(weighed, 0.5, 0.5)),
@@ -137,6 +142,44 @@ ALLOWED = {
 @pytest.mark.parametrize(("objective", "build"), ALLOWED.values(), ids=ALLOWED)
 def test_what_can_be_trained_is_not(objective, build):
     checked(objective, build())
+
+
+IN_SVI = {
+    name: REFUSED[name]
+    for name in (
+        "Renyi, no gradient", "Renyi, another order", "Renyi, subsampled", "Renyi, weighed",
+        "mean field, score", "mean field, order", "wake-sleep", "tail-adaptive", "MMD, score",
+        "ours, score",
+    )
+} | {
+    "energy distance": (EnergyDistance(), Bits, "carry no gradients"),
+    "a method of one": (mean_field().differentiable_loss, Bits, "carry no gradients"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("loss", "build", "message"), IN_SVI.values(), ids=IN_SVI)
+def test_what_leads_to_a_wrong_place_is_refused_by_svi_before_its_first_step(loss, build, message):
+    bed = build()
+    before = copy.deepcopy(bed.state_dict())
+    with pytest.raises(ValueError, match=message):
+        SVI(bed.model, bed.guide, partial(torch.optim.Adam, lr=0.1), loss).step(bed.x)
+    assert all(torch.equal(value, before[name]) for name, value in bed.state_dict().items())
+
+
+def test_svi_refuses_programs_without_a_plate_of_data_too():
+    p = nn.Parameter(torch.zeros(()))
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("p", p)))
+
+    with pytest.raises(
+        ValueError, match=r"RenyiELBO\(alpha=2\) does not train the guide of site 'z'"
+    ):
+        SVI(model, guide, partial(torch.optim.Adam, lr=0.1), RenyiELBO(2.0, 2)).step()
 
 
 @pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS)

@@ -24,9 +24,10 @@ from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import latent_shapes
-from pyro_vae.cli.settled import BATCH_SIZE, default_arguments
+from pyro_vae.cli.settled import default_arguments
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.engine import checkpoint
+from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.evaluation import plots, report, samples

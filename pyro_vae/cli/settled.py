@@ -24,10 +24,10 @@ from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.data import in_chunks
+from pyro_vae.engine.defaults import BATCH_SIZE
 
-__all__ = ["BATCH_SIZE", "default_arguments", "single_numbers"]
+__all__ = ["default_arguments", "single_numbers"]
 
-BATCH_SIZE = 128
 _TRAINING_STEPS = 12_000
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _COMPONENTS = "pyro_vae.components"

@@ -240,7 +240,8 @@ class Batches:
         with_labels: yield `(x, labels)` rather than `(x,)`.
 
     Attributes:
-        num_batches: batches an epoch, a smaller last one included.
+        joins_single: whether a last batch of a single row joins the one before it, for programs
+            that cannot be trained on one row, such as those with batch normalisation.
         resident: whether the rows live on the device.
 
     Raises:
@@ -261,7 +262,7 @@ class Batches:
     ) -> None:
         if not 1 <= batch_size <= len(data):
             raise ValueError(
-                f"batch size {batch_size} with {len(data)} training rows; "
+                f"batch_size={batch_size} (--batch-size) with {len(data)} training rows; "
                 f"choose one from 1 to {len(data)}"
             )
         if with_labels and data.labels is None:
@@ -282,8 +283,19 @@ class Batches:
         self._tensors = (
             [data.x, data.labels] if with_labels and data.labels is not None else [data.x]
         )
-        self.num_batches = -(-len(data) // batch_size)
+        self.joins_single = False
         self.resident = data.x.nbytes <= memory_budget and self._move()
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches an epoch has, a smaller last one included."""
+        num_batches = -(-len(self._tensors[0]) // self._batch_size)
+        return num_batches - (self.joins_single and self.ends_in_single)
+
+    @property
+    def ends_in_single(self) -> bool:
+        """Whether a single row is left over at the end of an epoch."""
+        return self._batch_size > 1 and len(self._tensors[0]) % self._batch_size == 1
 
     @property
     def watched(self) -> Observation:
@@ -310,11 +322,11 @@ class Batches:
         if not 0 <= start <= self.num_batches:
             raise ValueError(f"start {start} of an epoch of {self.num_batches} batches")
         order = _permutation(len(self._tensors[0]), self._seed, epoch)[start * self._batch_size :]
-        if len(order) == 0:
+        if start == self.num_batches:
             return iter(())
         if not self.resident:
             return self._streamed(order)
-        return ((index,) for index in order.to(self._device).split(self._batch_size))
+        return ((index,) for index in order.to(self._device).split(self._sizes(len(order))))
 
     def __call__(self, *draw: Tensor) -> tuple[Tensor, ...]:
         """Turn what `draws` gives into a batch: gather the rows and observe them."""
@@ -322,6 +334,16 @@ class Batches:
             draw = tuple(tensor.index_select(0, draw[0]) for tensor in self._tensors)
         x, *labels = draw
         return (self._observation(x), *labels)
+
+    def _sizes(self, num_rows: int) -> list[int]:
+        """Return how many of the last rows of an epoch each batch takes."""
+        whole, rest = divmod(num_rows, self._batch_size)
+        sizes = [self._batch_size] * whole
+        if rest == 1 and self.joins_single and self.ends_in_single:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
 
     def _move(self) -> bool:
         try:
@@ -340,7 +362,7 @@ class Batches:
         loader: DataLoader[list[Tensor]] = DataLoader(
             _Gather(self._tensors),
             batch_size=None,  # the sampler gives whole batches, gathered in one call
-            sampler=order.split(self._batch_size),
+            sampler=order.split(self._sizes(len(order))),
             generator=torch.Generator(),  # without one it would draw from the global generator
         )
         for batch in loader:

@@ -17,6 +17,7 @@ from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Layout, Program
 
 __all__ = [
+    "BATCH_SIZE",
     "arguments",
     "check_labels",
     "default_objective",
@@ -24,6 +25,8 @@ __all__ = [
     "resolve_device",
     "takes_labels",
 ]
+
+BATCH_SIZE = 128
 
 
 def default_objective(program: Program, layout: Layout, *args: Tensor) -> ELBO:

@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pyro_vae.datasets import Dataset, from_arrays
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.copies import Given, replicated
 from pyro_vae.engine.data import AsFloat, Observation
-from pyro_vae.engine.defaults import resolve_device
+from pyro_vae.engine.defaults import BATCH_SIZE, arguments, resolve_device, takes_labels
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.progress import Bar, Clock, Stop, stop_requests
 from pyro_vae.engine.replicas import Replica, Replicas
@@ -87,7 +87,7 @@ def fit(
     schedule: Callable[[float], float] | None = None,
     observation: Observation | None = None,
     epochs: int = 30,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     clip_norm: float | None = None,
     patience: int | None = None,
     weights: str = "best",
@@ -120,7 +120,9 @@ def fit(
         schedule: The factor of the learning rate; half a cosine wave to zero unless given.
         observation: How stored rows become observations; as they are, unless given.
         epochs: Passes over the training data; 0 trains nothing.
-        batch_size: Data per step; the last batch of an epoch may be smaller.
+        batch_size: Data per step; 128, or all training rows where they are fewer, unless given. The
+            last batch of an epoch may be smaller; a single row left over joins the batch before
+            it where the program cannot be trained on one, as with batch normalisation.
         clip_norm: The largest gradient norm of the loss per datum.
         patience: Stop after so many epochs without a better validation ELBO.
         weights: Which the program has afterwards: the "best" by validation, since test data are
@@ -153,8 +155,12 @@ def fit(
     program, data = (model, guide) if data is None else ((model, guide), data)
     _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
     check_weights(weights)
-    given = replicated(program, objective, num_replicas)
+    dataset = _dataset(data)
+    batch_size = batch_size or min(BATCH_SIZE, len(dataset.train))
     device = resolve_device(device)
+    observation = observation or AsFloat()
+    _materialize(replicated(program, None, 1), dataset, observation, device)
+    given = replicated(program, objective, num_replicas)
     folder = None if out is None else Path(out)
     parameters = Program(given[0].model, given[0].guide).parameters().values()
     widest = max((p.numel() for p in parameters), default=0)
@@ -163,13 +169,12 @@ def fit(
     fast = fast and precision == "float32"
     arithmetic = fast_arithmetic() if fast else reduced_precision(precision, device)
     with arithmetic, _own_random_state(device), stop_requests() as stop, _locked(folder) as locked:
-        dataset = _dataset(data)
 
         def start(each: Given, seed: int, folder: Path | None) -> Training:
             locked(folder)
             return Training(
                 Program(each.model, each.guide), dataset, each.objective, optim,
-                schedule or Cosine(), observation or AsFloat(), epochs, batch_size, clip_norm,
+                schedule or Cosine(), observation, epochs, batch_size, clip_norm,
                 patience, device, seed, folder, log_tensorboard, engine,
                 copy.deepcopy(turns),
             )  # fmt: skip
@@ -206,7 +211,7 @@ def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool
 
 def _check_settings(
     epochs: int,
-    batch_size: int,
+    batch_size: int | None,
     clip_norm: float | None,
     patience: int | None,
     seed: int,
@@ -214,7 +219,7 @@ def _check_settings(
 ) -> None:
     if epochs < 0:
         raise ValueError(f"epochs={epochs}: give 0 or more")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give 1 or more")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm={clip_norm}: the largest gradient norm is positive")
@@ -224,6 +229,21 @@ def _check_settings(
         raise ValueError(f"seed={seed}: give an integer from 0 to 2**63 - 1")
     if not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds={checkpoint_seconds}: give 0 or more")
+
+
+def _materialize(
+    given: list[Given], data: Dataset, observation: Observation, device: torch.device
+) -> None:
+    """Let lazy modules take their shapes from the data, before parameters are counted or copied."""
+    for each in given:
+        program = Program(each.model, each.guide)
+        if program.is_lazy:
+            for module in program.reachable:
+                module.to(device)
+            few = data.train[:3]
+            few = replace(few, x=observation(few.x))
+            few_args = arguments(few, takes_labels(program.model))
+            program.materialize(*(arg.to(device) for arg in few_args))
 
 
 def _dataset(data: Any) -> Dataset:

@@ -18,6 +18,7 @@ from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
+from pyro_vae.inference.refusals import check_loss
 
 __all__ = ["ENGINES", "SVI", "Optim"]
 
@@ -213,6 +214,8 @@ class SVI:
         self._recorded.forget()
 
     def _eagerly(self, *args: Any, **kwargs: Any) -> Any:
+        if self.optimizer is None:
+            check_loss(self.loss, self.program, *args, **kwargs)
         with self.program.running(), poutine.trace(param_only=True) as capture:
             loss = self._loss_and_grads(*args, **kwargs)
         first = self.optimizer is None

@@ -37,6 +37,7 @@ from pyro_vae.engine.defaults import (
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.engine.sameness import check_settings, described, environment, warn_if_other
+from pyro_vae.engine.single_rows import settle_single_rows
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.turns import Turns, part_in_turns
 from pyro_vae.engine.weights import cloned, put_weights, weights_of
@@ -105,12 +106,16 @@ class Training:
         self._meet_data(data, observation, batch_size)
         objective = objective or default_objective(program, self.layout, *self.validation)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
+        settle_single_rows(
+            self.batches, program, objective, batch_size,
+            *self._observed_rows(data.train, observation, slice(3)),
+        )  # fmt: skip
         self.svi = SVI(
             program.model, program.guide, optim, objective,
             clip_norm=clip_norm and clip_norm * (self.layout.full_size or batch_size),
             engine=engine, prepare=self.batches, guarded=True,
             num_steps=epochs * self.batches.num_batches,
-            rare=lambda *draw: len(draw[0]) < batch_size,
+            rare=lambda *draw: len(draw[0]) != batch_size,
         )  # fmt: skip
         self._find_parameters(data.train, observation)
         self.rates = [group["lr"] for group in self._optimizer.param_groups]

@@ -114,25 +114,34 @@ class Program:
         Args:
             seed: Seeds the random numbers inside; None goes on from the current state.
         """
+        with (
+            self._in_evaluation_mode(),
+            torch.random.fork_rng(_cuda_devices()),
+            torch.no_grad(),
+            self.running(),
+            unchanged_parameters(self.reachable),
+        ):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+
+    @contextmanager
+    def _in_evaluation_mode(self) -> Iterator[None]:
         was_training = [m for root in self.reachable for m in root.modules() if m.training]
         for module in self.reachable:
             module.eval()
         try:
-            with (
-                torch.random.fork_rng(_cuda_devices()),
-                torch.no_grad(),
-                self.running(),
-                unchanged_parameters(self.reachable),
-            ):
-                if seed is not None:
-                    torch.manual_seed(seed)
-                yield
+            yield
         finally:
             for module in was_training:
                 module.training = True
 
     def traces(
-        self, *args: Any, num_particles: int | None = None, max_plate_nesting: int = 1
+        self,
+        *args: Any,
+        num_particles: int | None = None,
+        max_plate_nesting: int = 1,
+        **kwargs: Any,
     ) -> tuple[Trace, Trace]:
         """Run the guide, then the model on its samples; call inside ``running``.
 
@@ -140,15 +149,58 @@ class Program:
             args: What model and guide are called with.
             num_particles: Adds a leading dimension of that many samples; None adds none.
             max_plate_nesting: The depth of the program's innermost plate.
+            kwargs: Further arguments of model and guide.
         """
         with ExitStack() as stack:
             if num_particles is not None:
                 dim = -1 - max_plate_nesting
                 stack.enter_context(pyro.plate("particles", num_particles, dim=dim))
-            guide_trace = poutine.trace(self.guide).get_trace(*args)
+            guide_trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(self.model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*args)
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         return model_trace, guide_trace
+
+    def materialize(self, *args: Tensor) -> None:
+        """Let lazy modules take their shapes from the first rows of a batch.
+
+        Their numbers come from the global random state, as those of any module that is built do.
+
+        Args:
+            args: A batch: the data, and labels where the program takes them.
+
+        Raises:
+            ProgramError: If the program cannot be run, or a lazy module takes no part in it.
+        """
+        if not self.is_lazy:
+            return
+        rows = tuple(arg[:3] for arg in args)
+        with (
+            self._in_evaluation_mode(),
+            torch.no_grad(),
+            pyro.validation_enabled(False),
+            self.running(),
+            unchanged_parameters(self.reachable),
+        ):
+            self._first_traces(rows)
+        for name in self._lazy():
+            raise ProgramError(
+                f"the lazy module that holds {name!r} has no part in model and guide, so that its "
+                "shape is not known: remove it, or give it its shape"
+            )
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether a module has yet to take its shape from data."""
+        return bool(self._lazy())
+
+    def _lazy(self) -> list[str]:
+        """Return the names of parameters and buffers without a shape."""
+        return [
+            name
+            for root in self.reachable
+            for name, tensor in [*root.named_parameters(), *root.named_buffers()]
+            if nn.parameter.is_lazy(tensor)
+        ]
 
     def check(self, *args: Tensor) -> Layout:
         """Run the program once on a few rows and hold it against the convention.
@@ -159,6 +211,7 @@ class Program:
         Raises:
             ProgramError: If the program breaks the convention; names the site and the line.
         """
+        self.materialize(*args)
         rows = tuple(arg[:3] for arg in args)
         with self.evaluating(seed=0), pyro.validation_enabled(False):
             with _Lines():

@@ -13,8 +13,10 @@ import pyro
 import torch
 from pyro.infer import (
     ELBO,
+    EnergyDistance,
     RenyiELBO,
     ReweightedWakeSleep,
+    Trace_MMD,
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
 )
@@ -32,7 +34,7 @@ from pyro_vae.inference.program import (
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
-__all__ = ["check_objective", "refusal", "refusals"]
+__all__ = ["check_loss", "check_objective", "refusal", "refusals"]
 
 _Rule = Callable[[Any, SiteTerms, Trace], str | None]
 
@@ -67,6 +69,43 @@ def check_objective(objective: Any, program: Program, layout: Layout, *args: Ten
             reason = _uneven_weights(terms) or _reason_of_pyros(objective, terms, model_trace)
     if reason is not None:
         raise ValueError(reason)
+
+
+def check_loss(loss: Any, program: Program, *args: Any, **kwargs: Any) -> None:
+    """Refuse a loss of Pyro's that ``SVI`` would follow to a wrong place, before its first step.
+
+    As ``check_objective``, but for any program, also one without a plate of data, and of what an
+    objective reports only where that is wrong. Losses of other makers are not checked.
+
+    Args:
+        loss: A ``pyro.infer.ELBO``, an ``EnergyDistance``, or a method of one.
+        program: The model and the guide.
+        args: What a step is called with.
+        kwargs: Likewise.
+
+    Raises:
+        ValueError: If it cannot train the program; says why, and names an objective that can.
+    """
+    objective = getattr(loss, "__self__", loss)
+    rules = _rules(objective, _WRONG)
+    if not rules:
+        return
+    with program.evaluating(seed=0), pyro.validation_enabled(False):
+        model_trace, guide_trace = program.traces(*args, **kwargs)
+        terms = _terms_of(model_trace, guide_trace)
+        reason = _first_reason(rules, objective, terms, model_trace)
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def _terms_of(model_trace: Trace, guide_trace: Trace) -> SiteTerms:
+    """Return the table without its numbers, for a program of any shape."""
+    nothing = torch.zeros(())
+    in_model = [name for name, _ in (*_latent_sites(model_trace), *_observed_sites(model_trace))]
+    in_guide = dict(_latent_sites(guide_trace))
+    pathwise = {name: site["fn"].has_rsample for name, site in in_guide.items()}
+    log_p, log_q = dict.fromkeys(in_model, nothing), dict.fromkeys(in_guide, nothing)
+    return SiteTerms(log_p, log_q, {}, pathwise=pathwise)
 
 
 def refusal(
@@ -114,9 +153,17 @@ def refusals(
 
 
 def _reason_of_pyros(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
-    rules = [
-        rule for kind, rules in _RULES.items() if isinstance(objective, kind) for rule in rules
-    ]
+    rules = [*_rules(objective, _WRONG), *_rules(objective, _NOT_HERE)]
+    return _first_reason(rules, objective, terms, model_trace)
+
+
+def _rules(objective: Any, table: dict[type, tuple[_Rule, ...]]) -> list[_Rule]:
+    return [rule for kind, rules in table.items() if isinstance(objective, kind) for rule in rules]
+
+
+def _first_reason(
+    rules: list[_Rule], objective: Any, terms: SiteTerms, model_trace: Trace
+) -> str | None:
     reasons = (rule(objective, terms, model_trace) for rule in rules)
     return next((reason for reason in reasons if reason is not None), None)
 
@@ -147,12 +194,31 @@ def _enumerated(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | N
 
 def _zero_gradient(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
     for name, pathwise in terms.pathwise.items():
-        if not pathwise and objective.alpha == 0:
+        if not pathwise:
+            gradient = "exactly zero" if objective.alpha == 0 else "a part of the exact one"
             return (
-                f"RenyiELBO(alpha=0) never trains the guide of site {name!r}, whose samples carry "
-                "no gradients: its gradient is exactly zero; use VIMCO or RWS"
+                f"RenyiELBO(alpha={objective.alpha:g}) does not train the guide of site {name!r}, "
+                f"whose samples carry no gradients: its gradient is {gradient}; use VIMCO or RWS"
             )
     return None
+
+
+def _without_scores(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    for name, pathwise in terms.pathwise.items():
+        if not pathwise:
+            return (
+                f"{type(objective).__name__} compares samples, and those of the guide's site "
+                f"{name!r} carry no gradients: its guide would not be trained by them; use ELBO, "
+                "RLOO or NVIL"
+            )
+    return None
+
+
+def _no_bound(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    return (
+        f"{type(objective).__name__} is no bound on log p(x), in whose nats a run is reported; use "
+        "InfoVAE, which follows the same penalty and reports the ELBO"
+    )
 
 
 def _scaled_weights(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
@@ -207,9 +273,17 @@ def _no_closed_form(objective: Any, terms: SiteTerms, model_trace: Trace) -> str
     return None
 
 
-_RULES: dict[type, tuple[_Rule, ...]] = {
+# What leads a step to a wrong place, whoever takes it.
+_WRONG: dict[type, tuple[_Rule, ...]] = {
     RenyiELBO: (_enumerated, _zero_gradient, _scaled_weights),
-    TraceMeanField_ELBO: (_score_function, _not_mean_field, _no_closed_form),
+    TraceMeanField_ELBO: (_score_function, _not_mean_field),
     ReweightedWakeSleep: (_joint_weights,),
     TraceTailAdaptive_ELBO: (_joint_weights,),
+    Trace_MMD: (_without_scores,),
+    EnergyDistance: (_without_scores,),
+}
+# What reports, beside that, something else than a run or a comparison says.
+_NOT_HERE: dict[type, tuple[_Rule, ...]] = {
+    TraceMeanField_ELBO: (_no_closed_form,),
+    Trace_MMD: (_no_bound,),
 }
