@@ -9,7 +9,14 @@ import torch
 from laws import PROGRAMS
 from pyro.distributions.transforms import Planar
 
-from pyro_vae.evaluation import UnitActivity, elbo, mutual_information, verdict
+from pyro_vae.evaluation import (
+    Information,
+    UnitActivity,
+    elbo,
+    mutual_information,
+    verdict,
+)
+from pyro_vae.evaluation.information import LayerInformation
 from pyro_vae.inference import Program
 
 
@@ -175,3 +182,37 @@ def test_the_verdict_on_what_is_used_gives_no_advice():
     assert verdict({"z": of(2, 2)}, {"z": 3.0}) == [
         "layer z is used: 2 of 2 units active, 3.00 nats"
     ]
+
+
+def told(nats, *, ceiling=7.0):
+    return Information(nats, 0.01, ceiling, 0.0, {"z": LayerInformation(nats, None)})
+
+
+# Active and all units, KL in nats, information, and what is said of the layer.
+USE = {
+    "few nats of many units": (4, 40, 1.67, None, "is hardly used"),
+    "many nats in few units": (3, 40, 19.8, None, "is used"),
+    "nothing": (0, 40, 0.01, None, "is unused"),
+    "one unit that tells much": (1, 1, 1.67, None, "is used"),
+    "one bit": (1, 1, 0.6, None, "is used"),
+    "one unit that tells little": (1, 1, 0.05, None, "is hardly used"),
+    "one of ten": (10, 10, 1.9, None, "is used"),
+    "latents of small units": (0, 20, 30.0, None, "is used"),
+    "a posterior that costs, whatever the datum": (0, 8, 5.0, told(0.02), "is unused"),
+    "information beside a larger KL": (8, 8, 15.0, told(6.1), "is used"),
+    "information of few data": (8, 8, 15.0, told(0.7, ceiling=0.7), "is used"),
+    "no KL, and some units": (8, 16, None, None, "is used"),
+    "no KL, and few units": (1, 16, None, None, "is hardly used"),
+    "no KL, and no unit": (0, 16, None, None, "is unused"),
+    "a KL that is not finite": (2, 2, float("inf"), None, "is used"),
+}
+
+
+@pytest.mark.parametrize("case", USE)
+def test_the_verdict_goes_by_nats_and_units(case):
+    num_active, num_units, kl, information, said = USE[case]
+    kl_nats = {} if kl is None else {"z": kl}
+    line, *advice = verdict({"z": of(num_active, num_units)}, kl_nats, information)
+    assert line.startswith(f"layer z {said}: {num_active} of {num_units} units active")
+    assert bool(advice) == (said != "is used")
+    assert ("dead weight" in line) == (said == "is used" and num_active < 0.1 * num_units)

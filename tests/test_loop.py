@@ -284,8 +284,9 @@ def test_a_run_keeps_its_best_weights_and_its_last(tmp_path, num_replicas):
     def trained(**options):
         vae, options = small_vae(), {"epochs": 9, "num_replicas": num_replicas, **options}
         done = fit(
-            vae, normal_data(), batch_size=5, optim=partial(torch.optim.SGD, lr=1e-3), engine="eager",
-            schedule=lambda t: climbing_then_falling(t * options["epochs"] / 100), **options,
+            vae, normal_data(), batch_size=5, optim=partial(torch.optim.SGD, lr=1e-3),
+            schedule=lambda t: climbing_then_falling(t * options["epochs"] / 100),
+            engine="eager", **options,
         )  # fmt: skip
         return vae, done
 

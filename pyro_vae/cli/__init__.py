@@ -23,7 +23,8 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status.
 
-    Mistakes of a user's are told in one line and give 2; SIGINT gives 130 and SIGTERM 143.
+    Mistakes of a user's are told in one line and give 2; a run that diverged, whose results are
+    written, gives 3; SIGINT gives 130 and SIGTERM 143.
     Set ``PYRO_VAE_DEBUG=1`` to see where in the code an error arose.
     """
     try:
@@ -62,10 +63,10 @@ def _run(command: str, arguments: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            getattr(commands, "list_parts" if command == "list" else command)(arguments)
+            status = getattr(commands, "list_parts" if command == "list" else command)(arguments)
         except SystemExit as end:  # the parser's, after --help and --print_config
             return int(end.code or 0)
-    return 0
+    return status or 0
 
 
 def _status(error: BaseException) -> int:

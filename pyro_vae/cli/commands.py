@@ -27,6 +27,7 @@ from pyro_vae.cli.programs import latent_shapes
 from pyro_vae.cli.settled import default_arguments
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.engine import checkpoint
+from pyro_vae.engine.course import divergence
 from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder
@@ -35,9 +36,11 @@ from pyro_vae.files import remove, replace_file
 
 __all__ = ["compare", "evaluate", "list_parts", "plot", "sample", "train"]
 
+_DIVERGED = 3
 
-def train(arguments: list[str]) -> None:
-    """Train a program on data, judge it and write a report."""
+
+def train(arguments: list[str]) -> int:
+    """Train a program on data, judge it and write a report; return 3 if training diverged."""
     arguments, modules = parts.with_loaded_files(with_lists(arguments))
     arguments, resumed = _taken_option(arguments, "--resume")
     for path in _option_values(arguments, "--config"):
@@ -53,6 +56,8 @@ def train(arguments: list[str]) -> None:
         _announce(run, out)
         done = runs.train(run, instances, out=out, resume=resumed is not None)
     _tell(run, done, out, text, config.num_samples, {})
+    wrong = divergence(done.history, done.start)
+    return 0 if wrong is None or wrong.came_back else _DIVERGED
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -19,6 +19,7 @@ import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
 from pyro_vae.datasets import Data, Dataset
+from pyro_vae.engine.course import divergence, overfitting
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
     Dequantize,
@@ -137,7 +138,7 @@ def load(run: Run, folder: Path, *, weights: str) -> Fit:
     few = tuple(argument[:3] for argument in run.test())
     done = load_weights(run.program.model, run.program.guide, folder, *few, weights=weights)
     counts = (done["epoch"], done["step"], done["seconds"], done["best_epoch"])
-    return Fit(done["history"], *counts, weights=done["weights"])
+    return Fit(done["history"], *counts, weights=done["weights"], start=done["start"])
 
 
 def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
@@ -149,6 +150,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         model, guide, x, *labels, num_samples=num_samples, progress=sys.stderr.isatty()
     )
     activity = evaluation.unit_activity(model, guide, x, *labels)
+    information = _information(run)
     return {
         "test_elbo_nats": bound.elbo_nats,
         "test_elbo_standard_error": bound.standard_error,
@@ -161,7 +163,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "bits_per_dim": _bits_per_dim(run, bound),
         "active_units": sum(site.num_active for site in activity.values()),
         "num_units": sum(site.activity.numel() for site in activity.values()),
-        **_information(run),
+        **_told(information),
         "probe_accuracy": _probe_accuracy(run),
         "num_parameters": _num_parameters(run),
         "epochs": done.epochs,
@@ -171,16 +173,34 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "judged_epoch": done.judged_epoch,
         "num_test": len(x),
         "classes": run.data.classes,
-        "verdict": evaluation.verdict(activity, bound.kl_nats),
+        "verdict": [
+            *_course(done),
+            *evaluation.verdict(activity, bound.kl_nats, information),
+        ],
     }
 
 
-def _information(run: Run) -> dict[str, Any]:
-    """Return what the latents tell of the first test data; nothing if a flow has no inverse."""
+def _course(done: Fit) -> list[str]:
+    """Say where training went wrong or too far, and which weights are judged."""
+    said = divergence(done.history, done.start) or overfitting(done.history)
+    if said is None:
+        return []
+    judged = f"the {done.weights} weights, of epoch {done.judged_epoch}, are judged"
+    other = "; --weights best judges the best" if done.weights == "last" else ""
+    return [f"{said}; {judged}{other}"]
+
+
+def _information(run: Run) -> evaluation.Information | None:
+    """Return what the latents tell of the first test data; None if a flow has no inverse."""
     args = tuple(argument[:_COMPARED_ROWS] for argument in run.test())
     try:
-        found = evaluation.mutual_information(run.program.model, run.program.guide, *args)
+        return evaluation.mutual_information(run.program.model, run.program.guide, *args)
     except ValueError:
+        return None
+
+
+def _told(found: evaluation.Information | None) -> dict[str, Any]:
+    if found is None:
         return {}
     return {
         "mutual_information_nats": found.nats,

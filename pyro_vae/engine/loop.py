@@ -17,6 +17,7 @@ from pyro.infer import ELBO
 from pyro_vae.datasets import Dataset, from_arrays
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.copies import Given, replicated
+from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation
 from pyro_vae.engine.defaults import BATCH_SIZE, arguments, resolve_device, takes_labels
 from pyro_vae.engine.optimizers import Optim, adam
@@ -25,6 +26,7 @@ from pyro_vae.engine.replicas import Replica, Replicas
 from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.engine.turns import Turns
+from pyro_vae.engine.warning import warn
 from pyro_vae.engine.weights import check_weights
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
@@ -61,6 +63,7 @@ class Fit:
         best_epoch: The epoch whose validation ELBO was the largest.
         replicas: The same for each program, where several were trained; all else is the first's.
         weights: Which weights the program has: the "best" by validation or the "last".
+        start: ``validation_*_nats`` before the first step.
     """
 
     history: list[dict[str, Any]]
@@ -70,6 +73,7 @@ class Fit:
     best_epoch: int
     replicas: list[Replica] = field(default_factory=list)
     weights: str = "last"
+    start: dict[str, float] = field(default_factory=dict)
 
     @property
     def judged_epoch(self) -> int:
@@ -186,7 +190,9 @@ def fit(
             replicas = runs.taken(weights)
     done = runs.first.progress
     counts = (done.epoch, done.step, done.seconds, done.best_epoch)
-    return Fit(done.history, *counts, replicas, replicas[0].weights)
+    if (wrong := divergence(done.history, done.start)) is not None:
+        warn(str(wrong))
+    return Fit(done.history, *counts, replicas, replicas[0].weights, done.start)
 
 
 def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool) -> None:

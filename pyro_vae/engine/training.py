@@ -73,6 +73,7 @@ class Progress:
     best_epoch: int = 0
     best_nats: float = -math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
+    start: dict[str, float] = field(default_factory=dict)
 
 
 class Training:
@@ -121,7 +122,7 @@ class Training:
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self._judged = self._recorded_judge(engine)
         self._num_judged = 0
-        self.progress = Progress()
+        self.progress = Progress(start=self.validate())
         self.num_steps = max(1, epochs * self.batches.num_batches)
         for number in self.moving:
             number.check(epochs * self.batches.num_batches)
@@ -283,12 +284,14 @@ class Training:
         """Judge on the validation set, write the record, and see whether it is the best so far."""
         self.look()
         state = self.progress
+        with pyro.validation_enabled(False):  # what is not finite is explained below
+            validated = self.validate()
         record = {
             "epoch": state.epoch + 1,
             "step": state.step,
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "train_nats": self.train_nats.compute(),
-            **self.validate(),
+            **validated,
             **(self.turns.end_epoch(self.program, *self.validation) if self.turns else {}),
         }
         if not math.isfinite(record["validation_elbo_nats"]):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from pyro_vae.evaluation.information import Information
 from pyro_vae.evaluation.latents import UnitActivity
 
 __all__ = ["verdict"]
 
-# Of a layer's units; below it the others are dead weight.
-_FEW = 0.1
+# A layer that tells less is hardly used: it tells apart fewer than e^2, seven kinds of data. Of a
+# layer of few units, that may be all it can.
+_HARDLY_NATS, _HARDLY_NATS_PER_UNIT = 2.0, 0.1
+_UNUSED = 0.1  # of what a layer has to tell to be used
+_FEW = 0.1  # of a layer's units; below it the others are dead weight
 _ADVICE = (
     "to make the model use them, try free bits (--objective FreeBits), a KL weight that rises from "
     "zero (--objective BetaVAE, or the handler KLWeight, with a Scheduled weight), a less powerful "
@@ -17,15 +22,24 @@ _ADVICE = (
 )
 
 
-def verdict(activity: Mapping[str, UnitActivity], kl_nats: Mapping[str, float]) -> list[str]:
+def verdict(
+    activity: Mapping[str, UnitActivity],
+    kl_nats: Mapping[str, float],
+    information: Information | None = None,
+) -> list[str]:
     """Say of each layer of latents on one line how much it is used, and of collapse what to try.
 
-    A layer is unused where none of its units is active, and hardly used where fewer than a tenth
-    are.
+    What a layer tells of the data is its average KL in nats; or its mutual information, where that
+    is given and less, as where a posterior costs nats whatever the datum is. A layer of U units is
+    used if that is 0.1 U nats, or 2 nats if that is less; unused below a tenth of it; and hardly
+    used in between. So it is for discrete latents and for flows, whose units have no KL of their
+    own. Where a layer's KL is not known, it is hardly used if fewer than a tenth of its units are
+    active, and unused if none is.
 
     Args:
         activity: From ``unit_activity``, by latent site.
         kl_nats: The average KL of each site in nats, as in ``Bound``.
+        information: From ``mutual_information``.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), for active units
@@ -33,10 +47,42 @@ def verdict(activity: Mapping[str, UnitActivity], kl_nats: Mapping[str, float]) 
     lines, collapsed = [], False
     for name, site in activity.items():
         num_units, num_active = site.activity.numel(), site.num_active
-        use = "is used"
-        if num_active < _FEW * num_units:
-            use, collapsed = "is hardly used" if num_active else "is unused", True
-        # Zero, by sampling, may come out a little below it.
-        rate = f", {round(kl_nats[name], 2) + 0.0:,.2f} nats" if name in kl_nats else ""
-        lines.append(f"layer {name} {use}: {num_active} of {num_units} units active{rate}")
+        enough = min(_HARDLY_NATS, _HARDLY_NATS_PER_UNIT * num_units)
+        told = _told(name, kl_nats, information, enough)
+        use = _by_units(site) if told is None else _by_nats(told, enough)
+        collapsed = collapsed or use != "is used"
+        line = f"layer {name} {use}: {num_active} of {num_units} units active"
+        if name in kl_nats:
+            line += f", {_two_places(kl_nats[name])} nats"
+            if told is not None and told < enough <= kl_nats[name]:
+                line += f", of which {_two_places(told)} tell of the data"
+        if use == "is used" and num_active < _FEW * num_units:
+            line += "; the others are dead weight, and a smaller --latent would do"
+        lines.append(line)
     return [*lines, _ADVICE] if collapsed else lines
+
+
+def _told(
+    name: str, kl_nats: Mapping[str, float], information: Information | None, enough: float
+) -> float | None:
+    told = kl_nats.get(name)
+    if told is None or information is None or name not in information.layers:
+        return told
+    # Of few data, no layer can tell more than the logarithm of their number.
+    return min(told, information.layers[name].nats) if information.ceiling > 2 * enough else told
+
+
+def _by_nats(told: float, enough: float) -> str:
+    if not math.isfinite(told) or told >= enough:
+        return "is used"
+    return "is hardly used" if told >= _UNUSED * enough else "is unused"
+
+
+def _by_units(site: UnitActivity) -> str:
+    if site.num_active >= _FEW * site.activity.numel():
+        return "is used"
+    return "is hardly used" if site.num_active else "is unused"
+
+
+def _two_places(nats: float) -> str:
+    return f"{round(nats, 2) + 0.0:,.2f}"  # zero, by sampling, may come out a little below it

@@ -1,0 +1,140 @@
+"""What the history of a run says of its course: that it diverged, or that it overfits."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["Divergence", "Overfitting", "divergence", "overfitting"]
+
+_ABSURD_NATS = 1e6  # no posterior costs so much that is of use
+_WORSE = 0.1  # of the distortion before training, where nothing was gained
+_LOST = 0.5  # of what was gained, in validation and in training alike
+_LAST_EPOCHS = 3
+_TIMES_NOISE = 5.0
+_LEAST_NATS = 0.1
+
+
+class Divergence(NamedTuple):
+    """Training that went wrong without a number that is not finite.
+
+    Attributes:
+        epoch: The first epoch after which it stood badly.
+        nats: The validation ELBO at its worst.
+        start_nats: That of the untrained program, or after the first epoch.
+        came_back: Whether the last epoch stands well again.
+    """
+
+    epoch: int
+    nats: float
+    start_nats: float
+    came_back: bool
+
+    def __str__(self) -> str:
+        """Say what happened, and what to try."""
+        where = f"{self.nats:,.4g} nats of validation ELBO, where {self.start_nats:,.4g} was before"
+        end = "came back" if self.came_back else "did not come back"
+        what = "exploded" if self.came_back else "diverged"
+        return (
+            f"training {what} in epoch {self.epoch} and {end}: {where}; lower the learning rate "
+            "(--lr), or bound the gradient (--clip-norm 100)"
+        )
+
+
+class Overfitting(NamedTuple):
+    """Validation that falls while training rises.
+
+    Attributes:
+        epoch: The last epoch before validation fell, which is the best.
+        fallen_nats: By how much the validation ELBO fell from then to the end.
+        risen_nats: By how much the training value rose.
+    """
+
+    epoch: int
+    fallen_nats: float
+    risen_nats: float
+
+    def __str__(self) -> str:
+        """Say what happened, and what to try."""
+        return (
+            f"the run overfits: since epoch {self.epoch} the validation ELBO fell by "
+            f"{self.fallen_nats:,.2f} nats while training rose by {self.risen_nats:,.2f}; try "
+            f"fewer epochs (--epochs {self.epoch}, or --patience 10), a smaller network or fewer "
+            "latents (--network.hidden, --latent), or more data"
+        )
+
+
+def divergence(
+    history: Sequence[Mapping[str, Any]], start: Mapping[str, float] | None = None
+) -> Divergence | None:
+    """Return how training went wrong; None where it did not.
+
+    An epoch stands badly if both ELBO and distortion are worse than before training, the latter by
+    more than all that training gained, or the rate is absurd; a KL that was weighted by little
+    makes the ELBO alone worse. A run diverged, too, if it ends with less than half of what it had
+    gained, in validation as in training.
+
+    Args:
+        history: One record per epoch, of ``Fit``.
+        start: ``validation_*_nats`` before the first step; those of the first epoch unless given.
+    """
+    if not history:
+        return None
+    before = start or history[0]
+    elbo, distortion = before["validation_elbo_nats"], before["validation_distortion_nats"]
+    found = [r["validation_distortion_nats"] for r in history]
+    margin = max(distortion - min(found), _WORSE * abs(distortion), 1.0)
+    bad = [
+        record
+        for record in history
+        if record["validation_elbo_nats"] < elbo
+        and (
+            record["validation_distortion_nats"] > distortion + margin
+            or record["validation_rate_nats"] > _ABSURD_NATS
+        )
+    ]
+    if bad:
+        worst = min(record["validation_elbo_nats"] for record in bad)
+        return Divergence(bad[0]["epoch"], worst, elbo, bad[-1] is not history[-1])
+    return _fallen_back(history, elbo)
+
+
+def _fallen_back(history: Sequence[Mapping[str, Any]], start_nats: float) -> Divergence | None:
+    found = [record["validation_elbo_nats"] for record in history]
+    trained = [record["train_nats"] for record in history]
+    best, last = max(found), found[-1]
+    gained = best - start_nats
+    lost_in_training = max(trained) - trained[-1] > _LOST * (max(trained) - trained[0])
+    after = [r for r in history if r["epoch"] > 1 + found.index(best)]
+    if not (after and gained > 0 and lost_in_training and best - last > max(_LOST * gained, 1.0)):
+        return None
+    first = next(r for r in after if best - r["validation_elbo_nats"] > _LOST * gained)
+    return Divergence(first["epoch"], last, best, came_back=False)
+
+
+def overfitting(history: Sequence[Mapping[str, Any]]) -> Overfitting | None:
+    """Return since when, and by how much, validation falls while training rises, beyond noise.
+
+    Args:
+        history: One record per epoch, of ``Fit``.
+    """
+    found = [record["validation_elbo_nats"] for record in history]
+    trained = [record["train_nats"] for record in history]
+    best = found.index(max(found)) if found else 0
+    if len(found) - best <= _LAST_EPOCHS:
+        return None
+    fallen = found[best] - statistics.fmean(found[-_LAST_EPOCHS:])
+    risen = statistics.fmean(trained[-_LAST_EPOCHS:]) - trained[best]
+    if fallen <= max(_TIMES_NOISE * _noise(found[best:]), _LEAST_NATS):
+        return None
+    if risen <= _TIMES_NOISE * _noise(trained[best:]) / math.sqrt(_LAST_EPOCHS):
+        return None
+    return Overfitting(history[best]["epoch"], fallen, risen)
+
+
+def _noise(values: Sequence[float]) -> float:
+    """Return the standard deviation of values about a smooth course, by second differences."""
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    return 1.4826 * statistics.median(bends) / math.sqrt(6) if bends else 0.0
