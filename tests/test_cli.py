@@ -46,6 +46,7 @@ FLAGS = (
     "--encoder", "--engine", "--epochs",
     "--help", "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
+    "--kl-warmup", "--beta", "--free-bits",
     "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard", "--turns",
     "--weights",
 )  # fmt: skip

@@ -18,13 +18,14 @@ import numpy as np
 from jsonargparse import Namespace
 
 from pyro_vae import datasets
-from pyro_vae.cli import parts, pictures, runs, stored
+from pyro_vae.cli import part_help, parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
 from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import latent_shapes
 from pyro_vae.cli.settled import default_arguments
+from pyro_vae.cli.wishes import objective_wished
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.course import divergence
@@ -41,10 +42,12 @@ _DIVERGED = 3
 
 def train(arguments: list[str]) -> int:
     """Train a program on data, judge it and write a report; return 3 if training diverged."""
+    if (about := part_help.asked(arguments)) is not None:
+        print(part_help.told(*about, arguments))
+        return 0
     arguments, modules = parts.with_loaded_files(with_lists(arguments))
     arguments, resumed = _taken_option(arguments, "--resume")
-    for path in _option_values(arguments, "--config"):
-        stored.check_config(Path(path), modules)
+    arguments = stored.with_checked(arguments, modules)
     if resumed is not None:
         arguments = _resuming(Path(resumed), arguments, modules)
     config, data = _parsed(arguments)
@@ -134,7 +137,7 @@ def _parsed(arguments: list[str]) -> tuple[Namespace, datasets.Dataset]:
     check_ranges(config)
     _check_memory(config)
     data = datasets.load(config.data, root=Path(config.data_root))
-    settled = default_arguments(parser, arguments, data)
+    settled = [*default_arguments(parser, arguments, data), *objective_wished(config)]
     return (parser.parse_args([*arguments, *settled]) if settled else config), data
 
 

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from pyro.infer import ELBO
 
 from pyro_vae import datasets
-from pyro_vae.cli import parts, runs, stored
+from pyro_vae.cli import part_help, parts, runs, stored
 from pyro_vae.cli.lists import as_list, with_lists, words_of
 from pyro_vae.cli.parser import (
     Parser,
@@ -42,9 +42,11 @@ _OPTION = "--objectives"
 
 def compare(arguments: list[str]) -> None:
     """Compare objectives on the same data, from the same weights."""
+    if (about := part_help.asked(arguments)) is not None:
+        print(part_help.told(*about, arguments))
+        return
     arguments, modules = parts.with_loaded_files(with_lists(with_objectives(arguments)))
-    for path in _configurations(arguments):
-        stored.check_config(path, modules)
+    arguments = stored.with_checked(arguments, modules)
     parser = comparison_parser()
     config = parser.parse_args(arguments)
     check_ranges(config)
@@ -125,14 +127,6 @@ def with_objectives(arguments: list[str]) -> list[str]:
             given.append(words.pop(0))
         result += [_OPTION, as_list(_OPTION, "objective", words_of(" ".join(given)))]
     return result
-
-
-def _configurations(arguments: list[str]) -> Iterator[Path]:
-    for place, word in enumerate(arguments):
-        if word == "--config" and place + 1 < len(arguments):
-            yield Path(arguments[place + 1])
-        elif word.startswith("--config="):
-            yield Path(word.partition("=")[2])
 
 
 def _without(config: Namespace, *names: str) -> Namespace:

@@ -1,20 +1,21 @@
-"""Lists of parts on the command line: ``IWAE(16)`` beside ``ELBO``, or a table's columns."""
+"""What users type, in the parser's notation: calls of parts, lists of them, and numbers."""
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import re
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-from pyro_vae.cli.messages import nearest
-from pyro_vae.cli.parts import named
+from pyro_vae.cli import calls
+from pyro_vae.cli.parser import DEFAULT_PARTS
+from pyro_vae.cli.parts import PARTS, check_trusted, named
 
-__all__ = ["as_list", "with_lists", "words_of"]
+__all__ = ["annotation_of", "as_list", "class_given", "with_calls", "with_lists", "words_of"]
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 
 
 def words_of(text: str) -> list[str]:
@@ -49,43 +50,124 @@ def as_list(option: str, role: str, words: list[str]) -> str:
 
 
 def with_lists(arguments: list[str]) -> list[str]:
-    """Replace the words of options such as ``--likelihood.columns`` by lists of dictionaries."""
+    """Replace parts with arguments, lists of parts, and numbers as a person types them.
+
+    ``--objective 'IWAE(16)'`` becomes a dictionary of class_path and init_args, the words of
+    ``--likelihood.columns`` a list of them, and ``--network.hidden 300,300`` ``[300, 300]``.
+
+    Raises:
+        ValueError: If a part is none, or takes no such argument; suggests the nearest name.
+    """
     result = list(arguments)
-    for place, word in enumerate(arguments):
-        option, separator, value = word.partition("=")
-        role = option.removeprefix("--").partition(".")[0]
-        if not option.startswith("--") or not option.endswith(".columns"):
+    for place, option, value in _options(arguments):
+        role, *inner = option.removeprefix("--").split(".")
+        if role not in PARTS or inner[-1:] == ["help"]:
             continue
-        if separator:
-            result[place] = f"{option}={as_list(option, role, words_of(value))}"
-        elif place + 1 < len(arguments):
-            result[place + 1] = as_list(option, role, words_of(arguments[place + 1]))
+        typed = _typed(option, role, inner, value, arguments)
+        result[place] = f"{option}={typed}" if arguments[place].startswith("--") else typed
     return result
 
 
-def _part(option: str, role: str, word: str) -> dict[str, Any]:
-    given = _dictionary(option, word) if word.startswith("{") else _call(option, word)
+def _options(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
+    """Each option with its value, and the place of the word that holds the value."""
+    for place, word in enumerate(arguments):
+        option, separator, value = word.partition("=")
+        if not option.startswith("--"):
+            continue
+        if separator:
+            yield place, option, value
+        elif place + 1 < len(arguments) and not arguments[place + 1].startswith("--"):
+            yield place + 1, option, arguments[place + 1]
+
+
+def _typed(option: str, role: str, inner: list[str], value: str, arguments: list[str]) -> str:
+    if not inner:
+        is_call = "(" in value and not value.endswith(".py") and not value.startswith("{")
+        return json.dumps(calls.part(option, role, value)) if is_call else value
+    if inner[-1] == "columns":
+        return as_list(option, role, words_of(value))
+    annotation = annotation_of(option, arguments)
+    if calls.is_call(value):
+        return json.dumps(calls.value_of(option, annotation, value))
+    return calls.as_typed(option, annotation, value)
+
+
+def with_calls(config: dict[str, Any], modules: set[str]) -> dict[str, Any]:
+    """Return the options of a file with calls of parts, such as ``IWAE(16)``, as dictionaries.
+
+    Args:
+        config: What the file holds.
+        modules: Modules that the user named on this command line.
+
+    Raises:
+        ValueError: As ``with_lists``; or one names what the user has not named.
+    """
+    changed = {role: _stored(f"--{role}", role, config[role], modules) for role in config.keys()
+               & PARTS.keys()}  # fmt: skip
+    if isinstance(several := config.get("objectives"), list):
+        changed["objectives"] = [
+            _stored("--objectives", "objective", each, modules) for each in several
+        ]
+    return config | changed
+
+
+def _stored(option: str, role: str, value: Any, modules: set[str]) -> Any:
+    if isinstance(value, str) and calls.is_call(value):
+        return calls.part(option, role, _trusted(value, modules))
+    inner = value.get("init_args") if isinstance(value, dict) else None
+    path = value.get("class_path") if isinstance(value, dict) else None
+    if not isinstance(inner, dict) or not isinstance(path, str):
+        return value
+    if not any(isinstance(given, str) for given in inner.values()):
+        return value
+    known = calls.arguments_of(named(role, _trusted(path, modules)))
+    read = {
+        key: calls.value_of(f"{option}.{key}", known.get(key, Any), _trusted(given, modules))
+        if isinstance(given, str) and calls.is_call(given) else given
+        for key, given in inner.items()
+    }  # fmt: skip
+    return {**value, "init_args": inner | read}
+
+
+def _trusted(word: str, modules: set[str]) -> str:
+    for path in _DOTTED.findall(word):
+        check_trusted({"model": path}, modules)
+    return word
+
+
+def annotation_of(option: str, arguments: list[str]) -> Any:
+    """Return the type of a part's argument, by the class that the command line names for the part.
+
+    Args:
+        option: Such as ``--network.hidden`` or ``--objective.beta.schedule``.
+        arguments: The command line.
+    """
+    owner, _, argument = option.rpartition(".")
+    path = class_given(owner, arguments)
+    return Any if path is None else calls.arguments_of(path).get(argument, Any)
+
+
+def class_given(option: str, arguments: list[str]) -> str | None:
+    """Return the import path of the class that an option is given, or has unless given."""
+    words = [value for _, name, value in _options(arguments) if name == option]
+    role = option.removeprefix("--")
+    if not words:
+        return DEFAULT_PARTS.get(role)
     try:
-        path = named(role, given["class_path"])
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"--{role} ", f"{option} ", 1)) from error
-    module, _, name = path.rpartition(".")
-    known = _arguments(getattr(sys.modules[module], name))
-    values = {
-        **_by_name(option, word, given.pop("positional", []), known),
-        **given.get("init_args", {}),
-    }
-    for argument in values:
-        if argument not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(
-                f"{option} {word}: {name} has no argument {argument!r}; "
-                f"{nearest(argument, known)}{takes}"
-            )
-    return {"class_path": path, "init_args": values}
+        if words[-1].startswith("{"):
+            path = yaml.safe_load(words[-1])["class_path"]
+        else:
+            path = words[-1].partition("(")[0].strip()
+        if role in PARTS:
+            return named(role, path)
+        return calls.nested(option, path, annotation_of(option, arguments))
+    except (ValueError, OSError, KeyError, TypeError, yaml.YAMLError):
+        return None  # the parser says what is wrong with it
 
 
-def _dictionary(option: str, word: str) -> dict[str, Any]:
+def _part(option: str, role: str, word: str) -> dict[str, Any]:
+    if not word.startswith("{"):
+        return calls.part(option, role, word)
     try:
         given = yaml.safe_load(word)
     except yaml.YAMLError:
@@ -94,42 +176,6 @@ def _dictionary(option: str, word: str) -> dict[str, Any]:
         raise ValueError(
             f"{option} {word}: expected {{class_path: NAME, init_args: {{ARGUMENT: VALUE}}}}"
         )
-    return {"init_args": {}, **given}
-
-
-def _call(option: str, word: str) -> dict[str, Any]:
-    """Read ``NAME`` or ``NAME(1, argument=2)``; values are Python's literals."""
-    is_table = option.endswith(".columns")
-    example = "'Categorical(num_categories=4)'" if is_table else "'IWAE(num_particles=16)'"
-    found = re.fullmatch(r"([^()]+?)(\(.*\))?", word, re.DOTALL)
-    try:
-        if found is None:
-            raise SyntaxError
-        call = ast.parse(f"f{found[2] or '()'}", mode="eval").body
-        if not isinstance(call, ast.Call):
-            raise SyntaxError
-        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        positional = [ast.literal_eval(value) for value in call.args]
-    except (SyntaxError, ValueError):
-        raise ValueError(
-            f"{option} {word}: expected a name, or one with its arguments, such as {example}"
-        ) from None
-    return {"class_path": found[1].strip(), "init_args": values, "positional": positional}
-
-
-def _arguments(part: type) -> list[str]:
-    """Return the names of a class's arguments; those of its bases, too, where it hands on."""
-    names: list[str] = []
-    for parent in part.__mro__:
-        found = inspect.signature(parent).parameters.values()
-        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-        names += [p.name for p in found if p.kind in kinds and p.name != "event_shape"]
-        if all(p.kind is not p.VAR_KEYWORD for p in found):
-            break
-    return list(dict.fromkeys(names))
-
-
-def _by_name(option: str, word: str, values: list[Any], known: list[str]) -> dict[str, Any]:
-    if len(values) > len(known):
-        raise ValueError(f"{option} {word}: too many arguments; it takes {', '.join(known)}")
-    return dict(zip(known, values, strict=False))
+    found = calls.part(option, role, given["class_path"])
+    calls.check_arguments(option, word, found["class_path"], given.get("init_args", {}))
+    return {**found, "init_args": given.get("init_args", {})}

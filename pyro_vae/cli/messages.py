@@ -107,7 +107,8 @@ def _class_path(option: str, given: Sequence[str]) -> str | None:
             path = following
         elif word.startswith(f"{option}="):
             path = word.partition("=")[2]
-    return path
+    found = re.match(r'\{"class_path": "([\w.]+)"', path or "")
+    return found[1] if found else path
 
 
 def _arguments(path: str) -> list[str]:

@@ -13,6 +13,7 @@ from pyro.infer import ELBO
 from torch import nn
 
 from pyro_vae.cli import messages, parts
+from pyro_vae.cli.calls import as_typed
 from pyro_vae.components import Family
 from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.data import Observation
@@ -20,6 +21,7 @@ from pyro_vae.engine.turns import Turns
 from pyro_vae.inference import Schedule
 
 __all__ = [
+    "DEFAULT_PARTS",
     "Parser",
     "check_ranges",
     "command_parser",
@@ -27,6 +29,14 @@ __all__ = [
     "latent_sizes",
     "training_parser",
 ]
+
+DEFAULT_PARTS = {
+    "prior": "pyro_vae.components.priors.StandardNormal",
+    "posterior": "pyro_vae.components.posteriors.DiagonalNormal",
+    "network": "pyro_vae.components.networks.MLP",
+    "schedule": "pyro_vae.inference.schedules.Cosine",
+}
+"""The parts that are taken unless given."""
 
 _FILLED_IN = {
     "prior", "likelihood", "posterior", "event_shape", "latent_shape", "latent_shapes", "priors",
@@ -76,8 +86,22 @@ class Parser(ArgumentParser):
         Raises:
             ValueError: If it cannot be parsed; says on one line what was wrong, and what would do.
         """
-        self._given = list(args)
+        self._given = self._typed(list(args))
         return super().parse_args(self._given, *rest, **options)
+
+    def _typed(self, words: list[str]) -> list[str]:
+        """Read numbers as a person types them, and refuse those that programs read differently."""
+        kinds = {name: getattr(action, "_typehint", None) for action in self._actions
+                 for name in action.option_strings}  # fmt: skip
+        for place, word in enumerate(words):
+            option, separator, value = word.partition("=")
+            if option not in kinds or kinds[option] is None:
+                continue
+            if separator:
+                words[place] = f"{option}={as_typed(option, kinds[option], value)}"
+            elif place + 1 < len(words):
+                words[place + 1] = as_typed(option, kinds[option], words[place + 1])
+        return words
 
     def build(self, config: Namespace) -> Namespace:
         """Return the options with their parts built.
@@ -160,12 +184,12 @@ def _add_program(group: Any) -> None:
         help="the program, with model(x) and guide(x); VAE, or HierarchicalVAE of several latents, "
         "unless given",
     )  # fmt: skip
-    add("--prior", type=family, default=_part("components.priors.StandardNormal"), help="p(z)")
+    add("--prior", type=family, default=_part("prior"), help="p(z)")
     add("--likelihood", type=family | None, help="p(x | z); by the data unless given")
-    add("--posterior", type=family, default=_part("components.posteriors.DiagonalNormal"),
+    add("--posterior", type=family, default=_part("posterior"),
         help="q(z | x)")  # fmt: skip
     network = Callable[[Shape, Shape], nn.Module]
-    add("--network", type=network, default=_part("components.networks.MLP"),
+    add("--network", type=network, default=_part("network"),
         help="of encoder and decoder")  # fmt: skip
     add("--encoder", type=network | None, help="of q(z | x) alone, in place of --network")
     add("--decoder", type=network | None, help="of p(x | z) alone, in place of --network")
@@ -179,10 +203,19 @@ def _add_training(group: Any) -> None:
     add("--objective", type=ELBO | None,
         help="the ELBO estimator that is maximised; Trace_ELBO unless given, with its KL in closed "
         "form (TraceMeanField_ELBO) where there is one")  # fmt: skip
+    add(
+        "--kl-warmup",
+        type=float | None,
+        metavar="FRACTION",
+        help="raise the weight of the KL from 0 over this fraction of the run, such as 0.3",
+    )
+    add("--beta", type=float | None, help="the weight of the KL (of BetaVAE)")
+    add("--free-bits", type=float | None, metavar="NATS",
+        help="no gain from a KL of a layer below so many nats (of FreeBits)")  # fmt: skip
     add("--epochs", type=int | None, help="passes over the data; by their size unless given")
     add("--batch-size", type=int | None, help="data per step; 128, or all of fewer, unless given")
     add("--lr", type=float, default=1e-3, help="Adam's learning rate")
-    add("--schedule", type=Schedule, default=_part("inference.schedules.Cosine"),
+    add("--schedule", type=Schedule, default=_part("schedule"),
         help="the learning rate's factor over the run")  # fmt: skip
     add("--turns", type=Turns | None,
         help="whose parameters a step moves, guide's or model's; all unless given")  # fmt: skip
@@ -208,8 +241,8 @@ def _add_run(group: Any) -> None:
     add("--resume", type=Path | None, help="a run folder to go on with, to the same bits")
 
 
-def _part(path: str) -> dict[str, str]:
-    return {"class_path": f"pyro_vae.{path}"}
+def _part(role: str) -> dict[str, str]:
+    return {"class_path": DEFAULT_PARTS[role]}
 
 
 class _SizesError(argparse.ArgumentTypeError, ValueError):

@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from pyro_vae.cli.lists import with_calls
 from pyro_vae.cli.parts import check_trusted
 
-__all__ = ["CONFIG", "check_config", "refuse_changes", "run_config"]
+__all__ = ["CONFIG", "check_config", "refuse_changes", "run_config", "with_checked"]
 
 CONFIG = "config.yaml"
 _MAX_BYTES = 1_000_000
@@ -36,12 +37,16 @@ def run_config(folder: Path, modules: set[str]) -> Path:
     return path
 
 
-def check_config(path: Path, modules: set[str]) -> None:
+def check_config(path: Path, modules: set[str]) -> str:
     """Check that a configuration file can be read, and imports nothing that was not named.
 
     Args:
         path: The YAML file.
         modules: Modules that the user named on this command line.
+
+    Returns:
+        What the parser is given for it: the path, or what the file holds where calls such as
+        ``IWAE(16)`` stand in it, which the parser does not know.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -50,7 +55,10 @@ def check_config(path: Path, modules: set[str]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: there is no such file; give a YAML file")
     try:
-        check_trusted(_read(path), modules)
+        held = _read(path)
+        check_trusted(held, modules)
+        read = with_calls(held, modules)
+        return str(path) if read == held else yaml.safe_dump(read)
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise ValueError(f"{path} is not a YAML file of options: {where}{error.problem}") from error
@@ -59,6 +67,18 @@ def check_config(path: Path, modules: set[str]) -> None:
         raise ValueError(f"{path} is not a YAML file of options: {said}") from error
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def with_checked(arguments: list[str], modules: set[str]) -> list[str]:
+    """Return a command line whose files of options are checked, as ``check_config`` does."""
+    result = list(arguments)
+    for place, word in enumerate(arguments):
+        option, separator, value = word.partition("=")
+        if option == "--config" and separator:
+            result[place] = f"--config={check_config(Path(value), modules)}"
+        elif option == "--config" and place + 1 < len(arguments):
+            result[place + 1] = check_config(Path(arguments[place + 1]), modules)
+    return result
 
 
 def _read(path: Path) -> Any:

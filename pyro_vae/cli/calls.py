@@ -1,0 +1,300 @@
+"""Parts with their arguments as one word, ``IWAE(16)`` or ``MLP(hidden=[300, 300])``.
+
+A word is read as Python's literals and names of parts; nothing in it is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+import pyro_vae.components.networks
+import pyro_vae.inference
+import pyro_vae.inference.schedules
+from pyro_vae.cli.messages import nearest
+from pyro_vae.cli.parts import PARTS, named
+from pyro_vae.components import Family
+from pyro_vae.components.automatic import class_path, distribution_names
+
+__all__ = [
+    "arguments_of",
+    "as_typed",
+    "check_arguments",
+    "choices",
+    "imported",
+    "is_call",
+    "is_list",
+    "nested",
+    "part",
+    "results",
+    "value_of",
+]
+
+_FILLED_IN = ("event_shape", "latent_shape", "in_shape", "out_shape", "levels", "context_shape")
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
+          "null": None, "none": None}  # fmt: skip
+_CALL = re.compile(r"\s*([^()\[\]{}'\"\s]+)\s*(\(.*\))\s*", re.DOTALL)
+_NUMBER = r"[-+]?(?:[0-9][0-9_]*)?\.?[0-9][0-9_]*\.?(?:[eE][-+]?[0-9]+)?"
+_NUMBERS = re.compile(rf"\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*,?\s*", re.ASCII)
+_ODD_NUMBER = re.compile(
+    r"[-+]?(?:0[xXoObB]\w*|0[0-9_]+|[0-9]+(?::[0-9.]+)+|[0-9_.eE]*[^\x00-\x7f][\w.]*)"
+)
+_MODULES = (
+    pyro_vae.inference.schedules, pyro_vae.inference, pyro_vae.components,
+    pyro_vae.components.networks, nn,
+)  # fmt: skip
+
+
+def is_call(word: str) -> bool:
+    """Whether a word names a part with arguments in parentheses."""
+    return _CALL.fullmatch(word) is not None
+
+
+def part(option: str, role: str, word: str) -> dict[str, Any]:
+    """Return the part that a word names, as class_path and init_args.
+
+    Args:
+        option: What it is given for, for messages.
+        role: What it is, such as "objective" or "likelihood".
+        word: ``NAME`` or ``NAME(1, argument=2)``.
+
+    Raises:
+        ValueError: It is no such part, or takes no such argument; suggests the nearest name.
+    """
+    name, call = _read(option, word)
+    try:
+        path = named(role, name)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"--{role} ", f"{option} ", 1)) from error
+    return _built(option, word, path, call)
+
+
+def value_of(option: str, annotation: Any, word: str) -> dict[str, Any]:
+    """Return a part's argument that is a part itself, ``Scheduled(Linear(0, 1))``.
+
+    Raises:
+        ValueError: As ``part``.
+    """
+    name, call = _read(option, word)
+    return _built(option, word, nested(option, name, annotation), call)
+
+
+def arguments_of(path: str) -> dict[str, Any]:
+    """Return a class's arguments and their types; those of its bases, too, where it hands on."""
+    found: dict[str, Any] = {}
+    for parent in imported(path).__mro__:
+        parameters = inspect.signature(parent).parameters.values()
+        try:
+            hints = typing.get_type_hints(parent.__init__)
+        except (NameError, TypeError):
+            hints = {}
+        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        names = [p.name for p in parameters if p.kind in kinds and p.name not in _FILLED_IN]
+        found = {name: hints.get(name, Any) for name in names} | found
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def imported(path: str) -> Any:
+    """Return what an import path names."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def as_typed(option: str, annotation: Any, word: str) -> str:
+    """Return a number, or several, as a person types them, in the parser's notation.
+
+    ``300,300`` is a list, as is ``300`` where a list is due; ``1e3`` is a whole number.
+
+    Raises:
+        ValueError: A number that programs read differently: 0x10, 007, 1:30.
+    """
+    kinds = set(_members(annotation))
+    if str in kinds or not (kinds & {int, float, Any} or _is_list(kinds)):
+        return word
+    if _ODD_NUMBER.fullmatch(word.strip()) and Any not in kinds:
+        raise ValueError(f"{option} {word}: write numbers in plain decimal digits, such as 16")
+    if _NUMBERS.fullmatch(word) is None:
+        return word
+    if "," in word or _is_list(kinds):
+        return "[" + ", ".join(map(_whole, word.strip().rstrip(",").split(","))) + "]"
+    return _whole(word) if int in kinds and float not in kinds else word
+
+
+def _is_list(kinds: set[Any]) -> bool:
+    return any(
+        inspect.isclass(kind) and issubclass(kind, (collections.abc.Sequence, set))
+        for kind in kinds - {str, bytes}
+    )
+
+
+def _whole(word: str) -> str:
+    """Write 1e3 as 1000; leave what is no whole number as it is."""
+    number = float(word)
+    return str(int(number)) if number.is_integer() and "e" in word.lower() else word.strip()
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The kinds of a union, and what generic ones of them are made of."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for kind in typing.get_args(annotation):
+            yield from _members(kind)
+    else:
+        yield typing.get_origin(annotation) or annotation
+
+
+def results(annotation: Any) -> Iterator[type]:
+    """The classes among what an argument takes; of builders, what they return."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for kind in typing.get_args(annotation):
+            yield from results(kind)
+    elif typing.get_origin(annotation) is collections.abc.Callable:
+        yield from results(typing.get_args(annotation)[-1])
+    elif inspect.isclass(annotation) and annotation.__module__.partition(".")[0] != "builtins":
+        yield annotation
+
+
+def _read(option: str, word: str) -> tuple[str, ast.Call]:
+    """Part ``NAME(...)`` into the name, which may be a file's, and the call of its arguments."""
+    found = _CALL.fullmatch(word)
+    name, arguments = (found[1], found[2]) if found else (word.strip(), "()")
+    try:
+        if set(name) & set("()[]{}'\"") or not name:
+            raise SyntaxError
+        call = ast.parse(f"f{arguments}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise SyntaxError
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(_expected(option, word)) from None
+    return name, call
+
+
+def _expected(option: str, word: str) -> str:
+    example = "Categorical(num_categories=4)" if option.endswith(".columns") else "IWAE(16)"
+    role = option.removeprefix("--").partition(".")[0]
+    examples = {"prior": "MixtureOfNormals(10)", "likelihood": "Normal(scale=0.1)",
+                "network": "MLP(hidden=[300, 300])", "encoder": "MLP(hidden=[300, 300])",
+                "decoder": "MLP(hidden=[300, 300])", "schedule": "Linear(1.0, 0.1)",
+                "posterior": "InverseAutoregressive(num_flows=2)"}  # fmt: skip
+    example = example if option.endswith(".columns") else examples.get(role, example)
+    return f"{option} {word}: expected a name, or one with its arguments, such as '{example}'"
+
+
+def check_arguments(option: str, word: str, path: str, given: Iterable[str]) -> None:
+    """Refuse arguments that a class does not take.
+
+    Raises:
+        ValueError: Names it, the nearest, and all.
+    """
+    known, name = arguments_of(path), path.rpartition(".")[2]
+    takes = f"it takes {', '.join(known)}" if known else "it takes none"
+    for argument in given:
+        if argument not in known:
+            raise ValueError(
+                f"{option} {word}: {name} has no argument {argument!r}; "
+                f"{nearest(argument, known)}{takes}"
+            )
+
+
+def _built(option: str, word: str, path: str, call: ast.Call) -> dict[str, Any]:
+    known, name = arguments_of(path), path.rpartition(".")[2]
+    if len(call.args) > len(known):
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise ValueError(f"{option} {word}: too many arguments; {takes}")
+    check_arguments(option, word, path, (str(keyword.arg) for keyword in call.keywords))
+    given = dict(zip(known, call.args, strict=False))
+    for keyword in call.keywords:
+        if keyword.arg in given:
+            raise ValueError(
+                f"{option} {word}: {name} is given {keyword.arg!r} twice; give it once"
+            )
+        given[str(keyword.arg)] = keyword.value
+    values = {key: _value(option, word, known[key], node) for key, node in given.items()}
+    return {"class_path": path, "init_args": values}
+
+
+def _value(option: str, word: str, annotation: Any, node: ast.expr) -> Any:
+    """Return a literal, a name of a part or a call of one, or a list of such."""
+    if isinstance(node, ast.Call):
+        return _built(option, word, nested(option, _dotted(option, word, node.func), annotation),
+                      node)  # fmt: skip
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        name = _dotted(option, word, node)
+        if name.lower() in _WORDS:
+            return _WORDS[name.lower()]
+        classes = [*results(annotation)]
+        return {"class_path": nested(option, name, annotation)} if classes else name
+    if isinstance(node, (ast.List, ast.Tuple)):
+        inner = next(iter(typing.get_args(annotation)), Any)
+        return [_value(option, word, inner, element) for element in node.elts]
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise ValueError(_expected(option, word)) from None
+    if isinstance(value, (bytes, complex, set)) or value is ...:
+        raise ValueError(_expected(option, word))
+    kinds = set(_members(annotation))
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return [value] if number and _is_list(kinds) and not kinds & {int, float} else value
+
+
+def _dotted(option: str, word: str, node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(option, word, node.value)}.{node.attr}"
+    if not isinstance(node, ast.Name):
+        raise ValueError(_expected(option, word))
+    return node.id
+
+
+def nested(option: str, name: str, annotation: Any) -> str:
+    """Return the import path of a part inside another, by what that takes there.
+
+    Raises:
+        ValueError: There is none of that name; suggests the nearest, or says which there are.
+    """
+    wanted = tuple(results(annotation))
+    known = choices(annotation, name)
+    if name in known:
+        return known[name]
+    if Family in wanted and name in distribution_names():
+        return class_path(name)
+    role = next((role for role, (_, base) in PARTS.items() if base in wanted), None)
+    if "." in name and role is not None:
+        return named(role, name)
+    listed = f"choose from {', '.join(sorted(known)[:30]) or 'numbers'}"
+    raise ValueError(f"{option}: there is no {name!r} for it; {nearest(name, known) or listed}")
+
+
+def choices(annotation: Any, *more: str) -> dict[str, str]:
+    """Return the classes that an argument takes, by name, with their import paths.
+
+    Args:
+        annotation: The argument's type.
+        more: Names to look for beside the public ones of the package.
+    """
+    wanted = tuple(results(annotation))
+    found: dict[str, str] = {}
+    for module in _MODULES:
+        for name in (*more, *getattr(module, "__all__", ())):
+            part = getattr(module, name, None)
+            fits = inspect.isclass(part) and (not wanted or issubclass(part, wanted))
+            if fits and (wanted or name in more):
+                found.setdefault(name, f"{module.__name__}.{name}")
+    return {name: path for name, path in found.items() if imported(path) not in wanted}
+
+
+def is_list(annotation: Any) -> bool:
+    """Whether an argument takes several values."""
+    return _is_list(set(_members(annotation)))
