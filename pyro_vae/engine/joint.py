@@ -132,9 +132,9 @@ class JointStep:
     def _step(self, *args: Tensor) -> tuple[Tensor]:
         form = next(f for f in self._forms.values() if f.fits(args))
         losses, *gradients = form(*args)
-        failed = self._guard(losses)
         parameters = [self._parameters[place] for place in form.trained]
         gradients = [g for g in laid_out([*gradients], parameters) if g is not None]
+        failed = self._guard(losses, dict(zip(form.trained, gradients, strict=True)))
         self._clip(gradients)
         assert self._optimizer is not None
         try:
@@ -147,9 +147,16 @@ class JointStep:
                 parameter.grad = None
         return (losses if losses.device.type == "mps" else losses.double(),)
 
-    def _guard(self, losses: Tensor) -> Tensor:
-        """Note whose loss is not finite; return 1 if there is one: then no replica steps."""
-        self._failed.copy_(torch.maximum(self._failed, (~losses.isfinite()).to(self._failed.dtype)))
+    def _guard(self, losses: Tensor, gradients: dict[int, Tensor]) -> Tensor:
+        """Note whose loss or gradient is not finite; return 1 if one is: then no replica steps."""
+        none = torch.zeros_like(self._failed)
+        found = [(~losses.isfinite()).to(none.dtype)]
+        for place in range(self._faults.shape[1] - 1):
+            sums = gradients[place].flatten(1).sum(1) if place in gradients else none
+            found.append((~sums.isfinite()).to(none.dtype))
+        faults = torch.stack(found, 1)
+        self._faults.copy_(torch.maximum(self._faults, faults * (1 - self._failed[:, None])))
+        self._failed.copy_(torch.maximum(self._failed, faults.amax(1)))
         failed = self._failed.amax()
         self._num_made.add_((1 - failed).long())
         return failed.float()  # as the kernels want it
@@ -186,6 +193,7 @@ class JointStep:
         self._rates = TensorRates(self._optimizer, next(iter(self._parameters.values())).device)
         self._failed = self._stacks.of(tuple(svi.failed for svi in self._svis))  # type: ignore[misc]
         self._num_made = self._stacks.of(tuple(svi.num_made for svi in self._svis))  # type: ignore[misc]
+        self._faults = self._stacks.of(tuple(svi.faults for svi in self._svis))  # type: ignore[misc]
         self._changing["tensors"] = [*self._stacks.all(), *self._rates.states]
 
     def _joined(self, its: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,17 +6,14 @@ leaves over then joins the batch before it.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
-import pyro
-import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.engine.data import Batches
-from pyro_vae.inference.parameters import unchanged_parameters
+from pyro_vae.engine.failure import rehearsing
 from pyro_vae.inference.program import Program
 
 __all__ = ["settle_single_rows"]
@@ -53,25 +50,16 @@ def settle_single_rows(
 
 def _trains(program: Program, objective: ELBO, *rows: Tensor) -> bool:
     """Whether a step on these rows has a loss and gradients that are finite."""
-    modules = [*program.reachable, *getattr(objective, "modules", {}).values()]
-    before = copy.deepcopy([module.state_dict() for module in modules])
-    devices = list(range(torch.cuda.device_count())) if rows[0].is_cuda else []
-    parameters = [p for module in modules for p in module.parameters()]
+    beside = [*getattr(objective, "modules", {}).values()]
+    parameters = [p for module in (*program.reachable, *beside) for p in module.parameters()]
     try:
-        with (
-            torch.random.fork_rng(devices=devices),
-            pyro.validation_enabled(False),
-            program.running(),
-            unchanged_parameters(program.reachable),
-        ):
+        with rehearsing(program, beside):
             return _is_finite(objective, program, parameters, rows)
     except Exception:  # whatever the reason, a step like it would end the run
         return False
     finally:
         for parameter in parameters:
             parameter.grad = None
-        for module, state in zip(modules, before, strict=True):
-            module.load_state_dict(state, strict=False)
 
 
 def _is_finite(

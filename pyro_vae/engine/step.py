@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import pyro
@@ -32,6 +32,7 @@ class Inference(Protocol):
     prepare: Callable[..., tuple[Tensor, ...]]
     failed: Tensor | None
     num_made: Tensor | None
+    faults: Tensor | None
     num_updates: int
     turns: Any
     rare: Callable[..., bool] | None
@@ -47,8 +48,8 @@ class Inference(Protocol):
     def clip(self) -> None:
         """Bound the gradients."""
 
-    def guard(self, loss: Any) -> None:
-        """Note on the device whether a loss is finite."""
+    def guard(self, loss: Any, gradients: Sequence[Tensor | None]) -> None:
+        """Note on the device what of a loss and its gradients is not finite."""
 
     def take_note(self, loss: Tensor, *args: Any) -> None:
         """Let whose turn it is depend on a loss."""
@@ -208,6 +209,7 @@ class RecordedStep:
                 *self._rates.states,
                 self.svi.failed,
                 self.svi.num_made,
+                self.svi.faults,
                 *(self.svi.turns.buffers() if self.svi.turns is not None else ()),
             ]
         return self._rates
@@ -217,7 +219,7 @@ class RecordedStep:
         assert rates is not None
         loss, *gradients = self._up_to_gradients(*args)
         assert loss is not None
-        svi.guard(loss)
+        svi.guard(loss, gradients)
         try:
             for parameter, gradient in zip(svi.parameters.values(), gradients, strict=True):
                 parameter.grad = gradient

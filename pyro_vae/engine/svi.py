@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_vae.engine.failure import not_finite
 from pyro_vae.engine.optimizers import Optim, add_parameters, build, clip_as_pyro, resting
 from pyro_vae.engine.replaying import ENGINES
 from pyro_vae.engine.step import RecordedStep
@@ -46,14 +47,16 @@ class SVI:
             the engine is "auto".
         prepare: Turns what a step is called with into the arguments of model and guide; gathering
             a batch and drawing its noise are then part of the recorded step.
-        guarded: Whether an update whose loss is not finite, and all after it, are left out; see
-            ``failed`` and ``num_made``.
+        guarded: Whether an update whose loss or gradient is not finite, and all after it, are left
+            out; see ``failed``, ``faults`` and ``num_made``.
         num_steps: How many steps are planned, by which "auto" decides.
         rare: Says of a step's arguments whether their like come so rarely, as the last batch of an
             epoch does, that nothing is compiled for them.
 
     Attributes:
-        failed: 1 after a loss that was not finite, if ``guarded``; on the device.
+        failed: 1 after a loss or gradient that was not finite, if ``guarded``; on the device.
+        faults: What was not finite then, 1 or 0: the loss, and the gradient of each parameter,
+            ``[1 + P]``, if ``guarded``; on the device.
         num_made: The number of updates made since then or since the start, if ``guarded``; on the
             device.
         num_updates: The number of updates asked for; a resumed run sets it.
@@ -95,6 +98,7 @@ class SVI:
         self.full_size: int | None = None
         self.failed = torch.zeros((), dtype=torch.float32) if guarded else None
         self.num_made = torch.zeros((), dtype=torch.int64) if guarded else None
+        self.faults = torch.zeros(1) if guarded else None
         self._loss = loss
         self._optim = optim
         self.rare = rare
@@ -139,7 +143,7 @@ class SVI:
         loss: Any = self._recorded.whole(*args, **kwargs)
         if loss is None:
             loss = self.loss_and_grads(*args, **kwargs)
-            self.guard(loss)
+            self.guard(loss, [p.grad for p in self._parameters.values()])
             self.apply_gradients()
             self.take_note(loss, *args)
         else:
@@ -194,13 +198,15 @@ class SVI:
             torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
         clip_as_pyro(self._optim, self._parameters)
 
-    def guard(self, loss: Any) -> None:
-        """Note on the device whether a loss is finite, and count the updates until one is not."""
-        if self.failed is None or self.num_made is None:
+    def guard(self, loss: Any, gradients: Sequence[Tensor | None]) -> None:
+        """Note on the device what of a loss and its gradients is not finite; count until then."""
+        if self.failed is None or self.num_made is None or self.faults is None:
             return
         value = loss[0] if isinstance(loss, tuple) else loss
-        finite = torch.as_tensor(value, device=self.failed.device).isfinite()
-        self.failed.copy_(torch.maximum(self.failed, (~finite).to(self.failed.dtype)))
+        value = torch.as_tensor(value, device=self.failed.device)
+        found = not_finite([value, *gradients], self.failed)
+        self.faults.copy_(torch.maximum(self.faults, found * (1 - self.failed)))
+        self.failed.copy_(torch.maximum(self.failed, found.amax()))
         self.num_made.add_((1 - self.failed).long())
 
     def take_note(self, loss: Any, *args: Any) -> None:
@@ -266,6 +272,8 @@ class SVI:
             self._guard_on_device()
         else:
             add_parameters(self.optimizer, self._optim, new)
+        if self.failed is not None:
+            self.faults = self.failed.new_zeros(1 + len(self._parameters))
 
     def _guard_on_device(self) -> None:
         if self.failed is not None and self.num_made is not None:

@@ -34,6 +34,7 @@ from pyro_vae.engine.defaults import (
     fitted_objective,
     takes_labels,
 )
+from pyro_vae.engine.failure import why_gradient, why_loss
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.engine.sameness import check_settings, described, environment, warn_if_other
@@ -41,7 +42,7 @@ from pyro_vae.engine.single_rows import settle_single_rows
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.turns import Turns, part_in_turns
 from pyro_vae.engine.weights import cloned, put_weights, weights_of
-from pyro_vae.inference.program import Layout, Program, ProgramError
+from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
 from pyro_vae.inference.support import check_support
@@ -119,6 +120,9 @@ class Training:
             rare=lambda *draw: len(draw[0]) != batch_size,
         )  # fmt: skip
         self._find_parameters(data.train, observation)
+        self._unbounded = {
+            name for name, p in self.svi.parameters.items() if not bool(p.isfinite().all())
+        }
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self._judged = self._recorded_judge(engine)
         self._num_judged = 0
@@ -264,7 +268,7 @@ class Training:
         state.position += 1
 
     def look(self) -> None:
-        """Let the host wait for the device, here alone, and see whether all losses were finite.
+        """Let the host wait for the device, here alone, and see whether all numbers were finite.
 
         Raises:
             TrainingError: If one was not; no step was taken since.
@@ -272,6 +276,7 @@ class Training:
         assert self.svi.failed is not None
         assert self.svi.num_made is not None
         if not self.svi.failed.item():
+            self._check_weights()
             return
         state = self.progress
         failed = self.first_step + int(self.svi.num_made.item())
@@ -295,7 +300,7 @@ class Training:
             **(self.turns.end_epoch(self.program, *self.validation) if self.turns else {}),
         }
         if not math.isfinite(record["validation_elbo_nats"]):
-            raise TrainingError(self._explain(self.validation, record["validation_elbo_nats"]))
+            raise TrainingError(self._explain(self.validation, -record["validation_elbo_nats"]))
         state.history.append(record)
         for log in (self.metrics, self.board):
             if log is not None:
@@ -405,34 +410,37 @@ class Training:
         return f"{where}; go on with: pyro-vae train --resume {self.out}"
 
     def _explain(self, batch: tuple[Tensor, ...], value: float) -> str:
-        state = self.progress
-        culprits = _non_finite_sites(self.program, self.layout, batch)
+        state, parameters = self.progress, self.svi.parameters
         kept = checkpoint.latest(self.out / "checkpoints") if self.out else None
-        where = f"at {' and '.join(culprits)}" if culprits else "in the objective"
         good = f"; the last good checkpoint is {kept}" if kept else ""
-        return (
-            f"the loss is {value} at step {state.step + 1} (epoch {state.epoch + 1}), {where}: "
-            f"lower the learning rate or set a gradient norm (--clip-norm 100){good}"
-        )
+        at = f"at step {state.step + 1} (epoch {state.epoch + 1})"
+        bad = self._bad_gradients()
+        if bad:
+            cause = why_gradient(self.program, self.layout, parameters, bad, batch)
+            return f"the loss is finite {at}, but {cause}{good}"
+        where, cure = why_loss(self.program, self.layout, parameters, batch)
+        cure = cure or "lower the learning rate or set a gradient norm (--clip-norm 100)"
+        return f"the loss is {value} {at}, {where}: {cure}{good}"
+
+    def _bad_gradients(self) -> list[str]:
+        """Return whose gradient was not finite where the loss was."""
+        assert self.svi.faults is not None
+        of_loss, *of_parameters = self.svi.faults.tolist()
+        named = zip(self.svi.parameters, of_parameters, strict=True)
+        return [] if of_loss else [name for name, fault in named if fault]
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.svi.parameters.items():
+            if name not in self._unbounded and not bool(parameter.isfinite().all()):
+                raise TrainingError(
+                    f"the update before step {self.progress.step + 1} left the parameter {name!r} "
+                    "with numbers that are not finite: lower the learning rate"
+                )
 
 
 def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:
     for start in range(0, len(args[0]), rows):
         yield tuple(arg[start : start + rows] for arg in args)
-
-
-def _non_finite_sites(program: Program, layout: Layout, batch: tuple[Tensor, ...]) -> list[str]:
-    if not all(bool(torch.isfinite(arg).all()) for arg in batch if arg.is_floating_point()):
-        return ["the data"]
-    with program.evaluating(), pyro.validation_enabled(False):
-        terms = site_terms(program, layout, *batch)
-    tables = (("p", terms.log_p), ("q", terms.log_q))
-    return [
-        f"site {name!r} (log {letter})"
-        for letter, table in tables
-        for name, log_density in table.items()
-        if not bool(torch.isfinite(log_density).all())
-    ]
 
 
 def cuda_index(device: torch.device) -> list[int]:

@@ -84,7 +84,13 @@ def _usable(chunk: Tensor, inside: Tensor) -> Tensor:
 
 
 def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
-    posterior = guide_site["fn"]
+    posterior, value = guide_site["fn"], guide_site["value"]
+    if bool(value.isnan().any()):
+        raise ValueError(
+            f"the guide draws NaN at site {name!r}, at the weights that it starts with: its "
+            "distribution is given numbers that are not finite; look at its parameters, and at "
+            "divisions, roots and logarithms in its network"
+        )
     try:
         same_kind = all(
             trait(prior.support) == trait(posterior.support) for trait in (_is_discrete, _surface)
