@@ -21,10 +21,7 @@ from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
     Batches,
-    Binarize,
-    Dequantize,
     Observation,
-    Rescale,
     observe_once,
 )
 from pyro_vae.engine.defaults import (
@@ -45,7 +42,7 @@ from pyro_vae.engine.weights import cloned, put_weights, weights_of
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
-from pyro_vae.inference.support import check_support
+from pyro_vae.inference.support import Part, check_support
 from pyro_vae.inference.terms import site_terms
 
 __all__ = [
@@ -150,7 +147,8 @@ class Training:
         observed = observe_once(data.validation, observation, seed=seed, device=self.device)
         self.validation = arguments(observed, self.with_labels)
         self.layout = self.program.check(*self.validation)
-        check_support(self.program, self.layout, *self.validation)
+        for name in ("train", "validation", "test"):
+            self._check_rows(name, getattr(data, name), observation)
 
     def _settings(
         self,
@@ -202,15 +200,13 @@ class Training:
         stopped = self.patience is not None and self.progress.waited >= self.patience
         return self.progress.epoch >= self.epochs or stopped
 
-    def _check_rows(self, train: Data, observation: Observation) -> None:
-        """Hold all training rows against their support, some at a time."""
-        levelled = isinstance(observation, (Binarize, Dequantize, Rescale))
-        if levelled and not train.x.is_floating_point():
-            return  # whatever the integers, the result has the range of the validation rows
-        step = max(1, _CHECKED_ELEMENTS // max(1, train.x[0].numel()))
-        for begin in range(0, len(train), step):
-            rows = self._observed_rows(train, observation, slice(begin, begin + step))
-            check_support(self.program, self.layout, *rows, first=begin)
+    def _check_rows(self, name: str, part: Data, observation: Observation) -> None:
+        """Hold all rows of a part against what the program observes, some at a time."""
+        step = max(1, _CHECKED_ELEMENTS // max(1, part.x[0].numel()))
+        for begin in range(0, len(part), step):
+            rows = self._observed_rows(part, observation, slice(begin, begin + step))
+            named = Part(name, part.rows, begin)
+            check_support(self.program, self.layout, *rows, part=named)
 
     def _observed_rows(
         self, train: Data, observation: Observation, rows: slice
@@ -220,7 +216,6 @@ class Training:
 
     def _find_parameters(self, train: Data, observation: Observation) -> None:
         """Run once, under validation and aside from the random state, to meet all parameters."""
-        self._check_rows(train, observation)
         batch = self._observed_rows(train, observation, slice(3))
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_vae.inference.program import Layout, ProgramError, line_of
 
-__all__ = ["View", "dreamt", "view_of"]
+__all__ = ["View", "dreamt", "is_masked_out", "observed_places", "view_of"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,34 @@ def view_of(site: Any, args: tuple[Tensor, ...]) -> View | None:
 
 def _share(value: Tensor, arg: Tensor) -> bool:
     return value is arg or value.untyped_storage()._cdata == arg.untyped_storage()._cdata
+
+
+def is_masked_out(site: Any) -> bool:
+    """Say whether nothing that a site observes counts."""
+    return any(mask is False for mask, _ in _masks(site))
+
+
+def observed_places(site: Any) -> Tensor | None:
+    """Return where a site's value counts, to be broadcast against it; None: everywhere.
+
+    Elsewhere it is masked, by ``poutine.mask``, ``obs_mask`` or ``fn.mask``.
+    """
+    places = None
+    for mask, num_event_dims in _masks(site):
+        if isinstance(mask, Tensor):
+            wide = mask.bool().reshape(*mask.shape, *[1] * num_event_dims)
+            places = wide if places is None else places & wide
+    return places
+
+
+def _masks(site: Any) -> Iterator[tuple[Any, int]]:
+    """Yield the masks of a site, and how many dimensions of its value each does not have."""
+    fn = site["fn"]
+    yield site["mask"], len(fn.event_shape)
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            yield fn._mask, len(fn.event_shape)
+        fn = fn.base_dist
 
 
 def dreamt(dream: Any, layout: Layout, args: tuple[Any, ...], *, what: str, mend: str) -> Any:

@@ -1,53 +1,103 @@
-"""Data held against the support of the likelihood that is to score them."""
+"""Data held against the support of the distributions that are to score them, before they do."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.constraints import sphere
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pyro_vae.inference.advice import Range, advice, described, range_of
+from pyro_vae.inference.observed import View, is_masked_out, observed_places, view_of
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import site_terms
 
-__all__ = ["check_support"]
+__all__ = ["Part", "check_support"]
 
-_CHUNK_ELEMENTS = 2**24
+_CHUNK_ELEMENTS = 2**22
 # Of bits, a single draw may be one of categories by chance.
 _ROWS_WITH_LATENTS = 64
 
 
-def check_support(program: Program, layout: Layout, *data: Tensor, first: int = 0) -> None:
-    """Check that observations are finite and in their site's support, and latents in the prior's.
+@dataclass(frozen=True)
+class Part:
+    """What rows are called in messages.
+
+    Attributes:
+        name: Of the part of a data set that they are from, such as "test".
+        rows: Which rows of the user's array they are; None: of the part, counted from ``first``.
+        first: The index of the first of them in the part.
+    """
+
+    name: str = ""
+    rows: Any = None
+    first: int = 0
+
+    def number(self, row: int) -> int:
+        """Return the number of a row in the user's array."""
+        place = self.first + row
+        return place if self.rows is None else int(self.rows[place])
+
+    def described(self, row: int) -> str:
+        """Return what a row is called, in brackets; nothing where it has no name."""
+        if not self.name:
+            return ""
+        whose = f"the {self.name} data" if self.rows is None else f"the data, for {self.name}"
+        return f" (row {self.number(row)} of {whose})"
+
+
+def check_support(
+    program: Program, layout: Layout, *data: Tensor, part: Part | None = None
+) -> None:
+    """Check that what every site observes is finite and in its support, and latents in the prior's.
+
+    All rows are looked at. Where a site observes an argument of the program, or a part of one, and
+    its distribution has the same values for all rows, the argument is held against it; otherwise
+    the program is run on all rows. Masked places are not looked at, but by what no mask helps.
 
     Args:
         program: The model and the guide.
         layout: What ``program.check`` found.
         data: All observations, ``[N, *event_shape]``, and labels where the program takes them.
-        first: The index of the first of them, for messages.
+        part: What the rows are called in messages; by their numbers unless given.
 
     Raises:
-        ValueError: If a value lies outside; names the site, the value, its index, how many there
+        ValueError: If a value lies outside; names the site, the value, its row, how many there
             are and what would fit. Or if a latent's guide has other values than its model, or a
             density has less precision than float32.
     """
-    x, *rest = data
-    _check_precision(program, layout, x[:2], *(r[:2] for r in rest))
-    few = tuple(argument[:_ROWS_WITH_LATENTS] for argument in data)
+    data = tuple(argument.contiguous() for argument in data)
+    few = _spread(data)
+    _check_precision(program, layout, *(argument[:2] for argument in few))
+    model_trace, guide_trace = _traces(program, few)
+    for name in layout.observed:
+        _Observed(program, name, model_trace.nodes[name], few, data).check(part or Part())
+    for name in layout.latents:
+        if name in model_trace.nodes:
+            _check_latent(name, model_trace.nodes[name]["fn"], guide_trace.nodes[name])
+
+
+def _spread(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return a few rows from first to last: neighbours may be alike where others are not."""
+    count = min(len(data[0]), _ROWS_WITH_LATENTS)
+    index = torch.linspace(0, len(data[0]) - 1, count, device=data[0].device).long()
+    return tuple(argument.index_select(0, index) for argument in data)
+
+
+def _traces(program: Program, rows: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
     # Validation would stop at the encoder's NaN, before the data that caused it are named.
     with program.evaluating(seed=0), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(program.guide).get_trace(*few)
-        replayed = poutine.replay(program.model, trace=guide_trace)
-        site = poutine.trace(replayed).get_trace(*few).nodes
-    name = "x" if "x" in layout.observed else layout.observed[0]
-    _check_data(name, site[name]["fn"], x, first)
-    for name in layout.latents:
-        if name in site:
-            _check_latent(name, site[name]["fn"], guide_trace.nodes[name])
+        return program.traces(*rows)
 
 
 def _check_precision(program: Program, layout: Layout, *few: Tensor) -> None:
@@ -62,25 +112,264 @@ def _check_precision(program: Program, layout: Layout, *few: Tensor) -> None:
             )
 
 
-def _check_data(name: str, fn: Any, x: Tensor, first: int) -> None:
+class _Observed:
+    """An observed site over all rows.
+
+    Args:
+        program: The model and the guide.
+        name: Of the site.
+        site: Of a trace of ``few``.
+        few: The rows of that trace.
+        data: All rows.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        name: str,
+        site: Any,
+        few: tuple[Tensor, ...],
+        data: tuple[Tensor, ...],
+    ) -> None:
+        self.program, self.name, self.site = program, name, site
+        self.few, self.data = few, data
+        self.dim = site["value"].dim() - 1 - len(site["fn"].event_shape)
+        self.view = view_of(site, few) if _alike_for_all_rows(site) else None
+
+    def check(self, part: Part) -> None:
+        """Hold all rows against the support; a support that is not stated holds them all."""
+        if _support(self.site["fn"]) is None or is_masked_out(self.site):
+            return
+        if self.view is None:
+            for start, site in self._runs(0, len(self.data[0])):
+                self._check_rows(start, site, part)
+            return
+        for start in self._suspects(self.view):
+            for begin, site in self._runs(start, start + len(self.few[0])):
+                self._check_rows(begin, site, part)
+
+    def _suspects(self, view: View) -> Iterator[int]:
+        """Yield where blocks begin that do not fit the distribution of the first rows."""
+        whole, size = self.data[view.argument], len(self.few[0])
+        for start in range(0, len(whole), size):
+            rows = whole[start : start + size]
+            if len(rows) < size:  # the distribution has a batch of so many
+                rows = torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
+            site = {**self.site, "value": view.of(rows)}
+            if bool(_not_finite(site).any()) or bool(_outside(site).any()):
+                yield start
+
+    def _runs(self, begin: int, end: int) -> Iterator[tuple[int, Any]]:
+        """Run the program on rows, a chunk at a time; yield where each begins, and its site."""
+        step = max(1, _CHUNK_ELEMENTS // max(1, _width(self.program, self.few)))
+        for start in range(begin, min(end, len(self.data[0])), step):
+            stop = min(start + step, end)
+            model_trace, _ = _traces(self.program, tuple(arg[start:stop] for arg in self.data))
+            yield start, model_trace.nodes[self.name]
+
+    def _check_rows(self, start: int, site: Any, part: Part) -> None:
+        """Refuse the first number, or row, that the distribution does not have."""
+        for numbers, message in (
+            (_not_finite(site), _of_not_finite),
+            (_outside(site), _of_outside),
+        ):
+            if bool(numbers.any()):
+                place = tuple(numbers.nonzero()[0].tolist())
+                row = start + place[self.dim]
+                index = (part.number(row), *place[: self.dim], *place[self.dim + 1 :])
+                where = f"index {index}{part.described(row)}"
+                raise ValueError(message(self, site, place, where))
+
+    def range(self, column: int | None = None) -> Range:
+        """Return the range of all that the site observes, or of one column of a table."""
+        if self.view is None:
+            values = (site["value"] for _, site in self._runs(0, len(self.data[0])))
+        else:
+            values = (self.view.of(self.data[self.view.argument]) for _ in range(1))
+        return range_of(value if column is None else value[..., column] for value in values)
+
+
+def _width(program: Program, few: tuple[Tensor, ...]) -> int:
+    """Return how many numbers for each row the largest tensor of a run has."""
+    with _Largest() as largest:
+        _traces(program, few)
+    return largest.found // len(few[0])
+
+
+class _Largest(TorchDispatchMode):
+    """Note the number of elements of the largest tensor that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.found = max([self.found, *sizes])
+        return out
+
+
+# What a site refuses ---------------------------------------------------------------------------
+
+
+def _support(fn: Any) -> Any:
+    """Return the support of the numbers of a distribution, or of its rows; None if not stated."""
     try:
-        support = _of_one_datum(fn.support)
+        support = fn.support
     except (AttributeError, NotImplementedError):
-        return
-    rows = max(1, _CHUNK_ELEMENTS // max(1, x[:1].numel()))
-    for start in range(0, len(x), rows):
-        chunk = x[start : start + rows]
-        inside = support.check(chunk)
-        if not bool(_usable(chunk, inside).all()):
-            raise ValueError(_not_finite(name, fn, x, chunk, first + start))
-        if not bool(inside.all()):
-            raise ValueError(_message(name, fn, support, x, chunk, inside, first + start))
+        return None
+    return _of_numbers(support)
 
 
-def _usable(chunk: Tensor, inside: Tensor) -> Tensor:
-    """Return which values are finite, or missing where the support has room for that."""
-    inside = inside.reshape(*inside.shape, *[1] * (chunk.dim() - inside.dim()))
-    return chunk.isfinite() | (chunk.isnan() & inside)
+def _of_numbers(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _not_finite(site: Any) -> Tensor:
+    """Return which numbers are infinite, or NaN where the support has no room for that."""
+    value = site["value"]
+    inside = _inside(_support(site["fn"]), value)
+    inside = inside.reshape(*inside.shape, *[1] * (value.dim() - inside.dim()))
+    return ~(value.isfinite() | (value.isnan() & inside))
+
+
+def _outside(site: Any) -> Tensor:
+    """Return which numbers, or rows, are outside the support, or have no finite density."""
+    support, value = _support(site["fn"]), site["value"]
+    outside = ~_inside(support, value)
+    edge = _at_edge(support, value)
+    return outside if edge is None else outside | (edge & _infinite(site))
+
+
+def _infinite(site: Any) -> Tensor:
+    """Return which observed numbers have a density that is zero or infinite."""
+    fn, places = site["fn"], observed_places(site)
+    while isinstance(fn, (torch.distributions.Independent, MaskedDistribution)):
+        fn = fn.base_dist
+    infinite = ~fn.log_prob(site["value"]).isfinite()
+    return infinite if places is None else infinite & places
+
+
+def _at_edge(support: Any, value: Tensor) -> Tensor | None:
+    """Return which real numbers are a bound of their closed support; None if none can be."""
+    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
+    if support.is_discrete or support.event_dim > 0:
+        return None
+    bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    at_bound = [value == bound for bound in bounds if bound is not None]
+    return torch.stack(at_bound).any(0) if at_bound else None
+
+
+def _alike_for_all_rows(site: Any) -> bool:
+    """Say whether nothing is masked, and the support has the same bounds for every row."""
+    if observed_places(site) is not None:
+        return False
+    dim = -1 - len(site["fn"].event_shape)
+    # A bound that is one number for all rows has been expanded over them.
+    return all(
+        bound.dim() < -dim or bound.shape[dim] == 1 or bound.stride(dim) == 0
+        for bound in _bounds(_support(site["fn"]))
+    )
+
+
+def _bounds(support: Any) -> Iterator[Tensor]:
+    for part in vars(support).values() if support is not None else ():
+        for bound in part if isinstance(part, (tuple, list)) else (part,):
+            if isinstance(bound, Tensor):
+                yield bound
+            elif isinstance(bound, constraints.Constraint):
+                yield from _bounds(bound)
+
+
+def _inside(support: Any, value: Tensor) -> Tensor:
+    support = _of_numbers(support)
+    try:
+        return support.check(value)
+    except RuntimeError:  # a mixture's bounds are those of its components, one for each
+        return _of_one_datum(support).check(value)
+
+
+def _of_one_datum(support: Any) -> Any:
+    """Drop the batch dimension of bounds: a check of single values."""
+    bounds = {
+        name: bound[0]
+        for name, bound in vars(support).items()
+        if isinstance(bound, Tensor) and bound.dim() > 0
+    }
+    if not bounds:
+        return support
+    single = object.__new__(type(support))
+    single.__dict__.update(vars(support), **bounds)
+    return single
+
+
+# How it is said --------------------------------------------------------------------------------
+
+
+def _of_not_finite(observed: _Observed, site: Any, place: tuple[int, ...], where: str) -> str:
+    value = site["value"][place].item()
+    if not _is_seen(site, place):
+        return _of_masked(observed.name, site, value, where)
+    mend = "repair or leave out these data"
+    if math.isnan(value):
+        by_number = _support(site["fn"]).event_dim == 0
+        family = f" --likelihood.family {_family(site['fn'])}" if by_number else ""
+        mend += (
+            ", or, if NaN is a missing value, take its likelihood (--likelihood Incomplete"
+            f"{family})"
+        )
+    return (
+        f"the data are not all finite: site {observed.name!r} is given {value:g} at {where}, and "
+        f"{observed.range().num_not_finite} such value(s) in all: {mend}"
+    )
+
+
+def _of_masked(name: str, site: Any, value: float, where: str) -> str:
+    return (
+        f"the mask of site {name!r} is laid over {value:g} at {where}, which no "
+        f"{_family(site['fn'])} has: it is scored before it is masked, and its gradient may be "
+        "NaN; put a value that it has in the place of what is masked, as in "
+        "obs=torch.where(mask, x, 1.0)"
+    )
+
+
+def _of_outside(observed: _Observed, site: Any, place: tuple[int, ...], where: str) -> str:
+    name, family, value = observed.name, _family(site["fn"]), site["value"][place]
+    shown = f"{value.item():g}" if value.dim() == 0 else "a row"
+    if value.dim() == 0 and not _is_seen(site, place):
+        return _of_masked(name, site, value.item(), where)
+    support = _support(site["fn"])
+    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
+    seen = observed.range(place[-1] if hasattr(support, "at") else None)
+    if hasattr(support, "at"):  # a table, whose columns have supports of their own
+        support = support.at(*place)
+    inside = bool(_inside(_support(site["fn"]), site["value"])[place])
+    but = "whose density there is not finite, though" if inside else "but"
+    return (
+        f"the data do not fit the likelihood: site {name!r} is {family}, whose values are "
+        f"{described(support)}, {but} the value at {where} is {shown} "
+        f"(data range {seen.low:g} to {seen.high:g}); {advice(support, seen)}"
+    )
+
+
+def _is_seen(site: Any, place: tuple[int, ...]) -> bool:
+    places = observed_places(site)
+    return places is None or bool(places.expand(site["value"].shape)[place])
+
+
+def _family(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    fn = getattr(fn, "complete", fn)  # of which values may be missing
+    return type(fn).__name__.lstrip("_")
+
+
+# Latents ---------------------------------------------------------------------------------------
 
 
 def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
@@ -107,13 +396,6 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
         )
 
 
-def _inside(support: Any, value: Tensor) -> Tensor:
-    try:
-        return support.check(value)
-    except RuntimeError:  # a mixture's bounds are those of its components, one for each
-        return _of_one_datum(support).check(value)
-
-
 def _is_discrete(support: Any) -> bool:
     return bool(support.is_discrete)
 
@@ -129,125 +411,3 @@ def _fitting(prior: Any, posterior: Any) -> str:
     if any(_surface(fn.support) is sphere for fn in (prior, posterior)):
         return "--prior UniformSphere with --posterior VonMisesFisher"
     return "--prior StandardNormal with --posterior DiagonalNormal"
-
-
-def _family(fn: Any) -> str:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    fn = getattr(fn, "complete", fn)  # of which values may be missing
-    return type(fn).__name__.lstrip("_")
-
-
-def _not_finite(name: str, fn: Any, x: Tensor, chunk: Tensor, start: int) -> str:
-    first = chunk.isfinite().logical_not().nonzero()[0]
-    index = (int(first[0]) + start, *(int(i) for i in first[1:]))
-    count = int(x.isfinite().logical_not().sum())
-    value = chunk[tuple(first)]
-    mend = "repair or leave out these data"
-    if bool(value.isnan()):
-        by_number = _of_one_datum(fn.support).event_dim == 0
-        family = f" --likelihood.family {_family(fn)}" if by_number else ""
-        mend += (
-            ", or, if NaN is a missing value, take its likelihood (--likelihood Incomplete"
-            f"{family})"
-        )
-    return (
-        f"the data are not all finite: site {name!r} is given {value.item():g} at index {index}, "
-        f"and {count} such value(s) in all: {mend}"
-    )
-
-
-def _of_one_datum(support: Any) -> Any:
-    """Drop event dimensions and the batch dimension of bounds: a check of single values."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    bounds = {
-        name: bound[0]
-        for name, bound in vars(support).items()
-        if isinstance(bound, Tensor) and bound.dim() > 0
-    }
-    if not bounds:
-        return support
-    single = object.__new__(type(support))
-    single.__dict__.update(vars(support), **bounds)
-    return single
-
-
-def _message(
-    name: str, fn: Any, support: Any, x: Tensor, chunk: Tensor, inside: Tensor, start: int
-) -> str:
-    outside = ~inside
-    first = outside.nonzero()[0]
-    value = chunk[tuple(first)]
-    shown = f"{value.item():g}" if value.dim() == 0 else "a row"
-    index = (int(first[0]) + start, *(int(i) for i in first[1:]))
-    support = getattr(support, "base_constraint", support)  # beside it, values may be missing
-    if hasattr(support, "at"):  # a table, whose columns have supports of their own
-        support, x = support.at(*index), x[..., index[-1]]
-    seen = x[~x.isnan()] if x.is_floating_point() else x
-    return (
-        f"the data do not fit the likelihood: site {name!r} is {_family(fn)}, whose values are "
-        f"{_described(support)}, but the value at index {index} is {shown} "
-        f"(data range {seen.min().item():g} to {seen.max().item():g}); {_advice(support, seen)}"
-    )
-
-
-def _described(support: Any) -> str:
-    if support is constraints.boolean:
-        return "0 or 1"
-    if support is constraints.nonnegative_integer:
-        return "the integers 0, 1, 2, ..."
-    bounds = [_bound(getattr(support, name, None)) for name in ("lower_bound", "upper_bound")]
-    if isinstance(support, constraints.integer_interval):
-        return f"the integers {bounds[0]} to {bounds[1]}"
-    if type(support) is constraints.interval:
-        return f"from {bounds[0]} to {bounds[1]}"
-    return str(support)
-
-
-def _bound(bound: Any) -> str:
-    if bound is None:
-        return "?"
-    largest = bound.max().item() if isinstance(bound, Tensor) else bound
-    return f"{largest:g}"
-
-
-def _advice(support: Any, x: Tensor) -> str:
-    """Return what would fit: other likelihoods for these values, or another view of the data."""
-    if support.event_dim > 0:
-        return "repair these rows, or choose a likelihood of single numbers"
-    low, high = x.min().item(), x.max().item()
-    whole = low >= 0 and bool((x == x.round()).all())
-    if whole and isinstance(support, constraints.integer_interval):
-        return f"raise the largest count to {high:g} or more"
-    if whole:
-        return _advice_for_counts(support, int(high))
-    if low >= 0 and high <= 1:
-        return _advice_for_grey(support, at_edge=low == 0 or high == 1)
-    positive = ", or Gamma and LogNormal for positive ones" if low > 0 else ""
-    return (
-        "choose a likelihood with these values (--likelihood Normal, Laplace or StudentT fits any "
-        f"real number{positive})"
-    )
-
-
-def _advice_for_counts(support: Any, largest: int) -> str:
-    counted = (
-        f"count them (--likelihood Binomial --likelihood.total_count {largest}; Poisson or "
-        "NegativeBinomial without a largest value; Categorical or DiscretizedLogistic for levels)"
-    )
-    if support is constraints.boolean:
-        return f"levels 0..{largest}: binarise them (--observation Binarize), or {counted}"
-    if not getattr(support, "is_discrete", False):
-        counted += ", or dequantise them (--observation Dequantize)"
-    return f"the data are integers: {counted}"
-
-
-def _advice_for_grey(support: Any, *, at_edge: bool) -> str:
-    densities = "ContinuousBernoulli" if at_edge else "ContinuousBernoulli, Beta or LogitNormal"
-    fits = f"a likelihood for values in [0, 1] or real ones (--likelihood {densities}, or Normal)"
-    if support is constraints.boolean:
-        return f"grey values: binarise them (--observation Binarize), or choose {fits}"
-    if getattr(support, "is_discrete", False):
-        return f"give the stored integers (--observation AsFloat), or choose {fits}"
-    return f"choose {fits}"
