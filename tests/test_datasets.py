@@ -364,7 +364,9 @@ def spoiled(index: tuple[int, ...], value: float) -> np.ndarray:
 BAD_ARRAYS = {
     "nan": (np.full((9, 2), np.nan), {}, "all values are missing (NaN)"),
     "inf": (spoiled((3, 0), -np.inf), {}, "1 infinite values, the first at index (3, 0); repair"),
-    "object": (np.array([[None, 1]] * 5), {}, "dtype object is not numeric"),
+    "object": (np.array([[{}, 1]] * 5), {}, "dtype object is not numeric: {} at index (0, 0) is d"),
+    "objects of text": (np.array([["a", 1]] * 5, object), {}, "'a' at index (0, 0) is str"),
+    "dates": (np.zeros((9, 2), "M8[D]"), {}, "dtype datetime64[D] is not numeric; give dates as"),
     "text": (np.array([["a", "b"]] * 5), {}, "is not numeric"),
     "complex": (FLOATS * 1j, {}, "dtype complex128 is not numeric"),
     "ragged": ([[1, 2], [3]], {}, "rows of different lengths"),
@@ -408,7 +410,7 @@ def test_bad_arrays_are_told_what_where_and_how_to_mend(case):
 
 
 def test_infinity_is_counted_over_all_chunks(monkeypatch):
-    monkeypatch.setattr(datasets.arrays, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(datasets.values, "_CHUNK_BYTES", 64)
     x = spoiled((2, 1), np.inf)
     x[25, 3] = -np.inf
     with pytest.raises(ValueError, match=re.escape("2 infinite values, the first at index (2, 1)")):

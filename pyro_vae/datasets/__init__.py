@@ -10,17 +10,37 @@ Every mistake in a file or an array is one line that names the file, the value a
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
-from pyro_vae.datasets.arrays import Data, Dataset, Shape, from_arrays
+from pyro_vae.datasets.arrays import Data, Dataset, Shape, as_dataset, from_arrays
+from pyro_vae.datasets.axes import Axes, as_given, as_images
 from pyro_vae.datasets.files import load_file, load_folder
 from pyro_vae.datasets.published import NAMES, load_named
 from pyro_vae.memory import MAPPED_BYTES
 
-__all__ = ["MAPPED_BYTES", "NAMES", "Data", "Dataset", "Shape", "from_arrays", "load"]
+__all__ = [
+    "MAPPED_BYTES",
+    "NAMES",
+    "Axes",
+    "Data",
+    "Dataset",
+    "Shape",
+    "as_dataset",
+    "as_given",
+    "as_images",
+    "from_arrays",
+    "load",
+]
 
 
-def load(name: str | Path, *, root: Path | None = None) -> Dataset:
+def load(
+    name: str | Path,
+    *,
+    root: Path | None = None,
+    missing: Sequence[float] = (),
+    axes: Axes = as_images,
+) -> Dataset:
     """Load a data set by name, or a user's own file or folder.
 
     * `digits`: scikit-learn's bundled 1,797 scans, 8x8, integers 0..16; split 1,437/180/180.
@@ -34,15 +54,20 @@ def load(name: str | Path, *, root: Path | None = None) -> Dataset:
     * a `.npy` file of one array, split as in `from_arrays`. Above `MAPPED_BYTES` it stays on disk
       (mapped) and is split in file order, 80/10/10, which a warning says.
     * a `.npz` file: `train`, `validation` (or `valid`), `test` with optional `train_labels` ... and
-      `train_weights`; or `x` (or `images`, `data`) with optional `y` (or `labels`) and `weights`;
+      `train_weights`, or `x_train`, `y_train` ...;
+      or `x` (or `images`, `data`) with optional `y` (or `labels`) and `weights`;
       or one array of any name.
       An array above `MAPPED_BYTES` stays on disk: in the archive, or unfolded beside it.
-    * a folder of images of one size and mode, in sorted order; subfolders are class labels, unless
-      they are named `train`, `validation` (or `valid`) and `test`: then they are the splits.
+    * images of floats k / 255 or k / 65535 in either become the integers k.
+    * a folder of images of one size and mode, in sorted order, turned upright; subfolders are class
+      labels, unless they are named `train`, `validation` (`valid`, `val`, `dev`) and `test`: then
+      they are the splits.
 
     Args:
         name: one of `NAMES`, or a path. A name wins over a file of that name; write `./mnist`.
         root: where named data sets lie or are downloaded to; `data` if not given.
+        missing: numbers in a file that stand for a missing value, such as -9999.
+        axes: how the axes of a file's arrays are read; `as_given` takes rows of any shape.
 
     Raises:
         FileNotFoundError: a path that does not exist; a data set that cannot be downloaded.
@@ -51,12 +76,18 @@ def load(name: str | Path, *, root: Path | None = None) -> Dataset:
     key = str(name).lower().replace("-", "").replace("_", "")
     known = next((known for known in NAMES if known.replace("_", "") == key), None)
     if known is not None:
+        if missing:
+            raise ValueError(f"missing={missing[0]:g}: {known} has no missing values")
         return load_named(known, Path("data") if root is None else Path(root).expanduser())
     path = Path(name).expanduser()
     if path.is_dir():
+        if missing:
+            raise ValueError(
+                f"missing={missing[0]:g}: {path} is a folder of images, which has none"
+            )
         return load_folder(path)
     if path.is_file():
-        return load_file(path)
+        return load_file(path, missing=missing, axes=axes)
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(
             f"{path}: no such file or folder; named data sets: {', '.join(NAMES)}"

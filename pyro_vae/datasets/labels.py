@@ -43,7 +43,7 @@ def number_classes(
     if not present:
         return [None for _ in given], None
     _check_one_kind(present)
-    found = sorted(set().union(*(np.unique(values).tolist() for values in present.values())))
+    found = _ordered(set().union(*(np.unique(values).tolist() for values in present.values())))
     if names is None:
         number, classes = {value: n for n, value in enumerate(found)}, tuple(map(str, found))
     else:
@@ -55,6 +55,13 @@ def number_classes(
             )
     numbered = [None if values is None else _numbered(values, number) for values in given.values()]
     return numbered, classes
+
+
+def _ordered(found: set[Any]) -> list[Any]:
+    """Classes in order; names that are numbers, such as those of folders, by number."""
+    if all(isinstance(name, str) and name.isdecimal() for name in found):
+        return sorted(found, key=lambda name: (int(name), name))
+    return sorted(found)
 
 
 def _numbered(values: np.ndarray, number: Mapping[Any, int]) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pyro.infer import ELBO
 
-from pyro_vae.datasets import Dataset, from_arrays
+from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.copies import Given, replicated
 from pyro_vae.engine.course import divergence
@@ -159,7 +159,7 @@ def fit(
     program, data = (model, guide) if data is None else ((model, guide), data)
     _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
     check_weights(weights)
-    dataset = _dataset(data)
+    dataset = as_dataset(data)
     batch_size = batch_size or min(BATCH_SIZE, len(dataset.train))
     device = resolve_device(device)
     observation = observation or AsFloat()
@@ -250,12 +250,6 @@ def _materialize(
             few = replace(few, x=observation(few.x))
             few_args = arguments(few, takes_labels(program.model))
             program.materialize(*(arg.to(device) for arg in few_args))
-
-
-def _dataset(data: Any) -> Dataset:
-    if isinstance(data, Dataset):
-        return data
-    return from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.datasets import Data, Dataset, from_arrays
+from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.engine.data import OBSERVATION_SEED, AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import (
     arguments,
@@ -147,7 +147,7 @@ class _Laboratory:
         setting: dict[str, Any],
     ) -> None:
         self.program, self.device = Program(model, guide), resolve_device(device)
-        self.data = data if isinstance(data, Dataset) else _dataset(data)
+        self.data = as_dataset(data)
         self.observation = observation or AsFloat()
         check_labels(takes_labels(self.program.model), self.data)
         self.seed, self.num_samples, self.setting = seed, num_samples, setting
@@ -375,10 +375,6 @@ class _Laboratory:
             "snr_floor": math.sqrt(2 / (math.pi * num_repeats)),
             "equal_seconds": num_steps * fastest,
         }  # fmt: skip
-
-
-def _dataset(data: Any) -> Dataset:
-    return from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
 
 
 @contextmanager

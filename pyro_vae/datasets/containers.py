@@ -1,0 +1,246 @@
+"""What people hold data sets in: pairs, dictionaries, torch's data sets, lists of items."""
+
+from __future__ import annotations
+
+import array
+import inspect
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+from torch.utils.data import Dataset as Rows
+
+from pyro_vae.datasets.values import is_picture, num_axes
+
+__all__ = ["Fields", "first_of", "split_names", "unpacked"]
+
+_ROWS = ("x", "images", "image", "data", "features", "inputs")
+_LABELS = ("y", "labels", "label", "targets", "target")
+_WEIGHTS = ("weights", "weight")
+_OF_ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "dtype", "toarray", "iloc",
+              "get_columns", "itercolumns")  # fmt: skip
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+class Fields(NamedTuple):
+    """Rows, and what belongs to each."""
+
+    x: Any
+    labels: Any = None
+    weights: Any = None
+
+
+def unpacked(data: Any, where: str) -> Fields | dict[str, Fields]:
+    """The fields that a container holds, or those of its splits `train`, `validation`, `test`.
+
+    Args:
+        data: an array, a pair `(x, labels)`, a dictionary of either, or of splits of either; a
+            map-style data set or a `DataLoader` of torch, or a list of items `x` or `(x, label)`.
+        where: what messages call it.
+
+    Raises:
+        ValueError: what is none of these, named for what it is; a dictionary of other keys.
+    """
+    _refuse(data, where)
+    if isinstance(data, Mapping):
+        return _of_mapping(data, where)
+    if isinstance(data, DataLoader):
+        return unpacked(_of_loader(data, where), where)
+    if isinstance(data, TensorDataset):
+        return _positional(data.tensors, where)
+    if _is_map_style(data):
+        return _of_items([data[row] for row in range(len(data))], where)
+    if isinstance(data, (list, tuple)) and len(data):
+        first = data[0]
+        if len(data) in (2, 3) and num_axes(first) >= 2 and _is_column(data[1]):
+            return _positional(data, where)
+        if _is_item(first):
+            return _of_items(data, where)
+    return _positional([data], where)
+
+
+def _refuse(data: Any, where: str) -> None:
+    """Name what holds no rows for what it is."""
+    cure = "give an array, one row per datum"
+    said = None
+    if data is None:
+        said = f"None; {cure}"
+    elif isinstance(data, (str, bytes, Path)):
+        said = f"the text {str(data)!r}; datasets.load reads named data sets and files"
+    elif isinstance(data, (set, frozenset)):
+        said = f"a set, whose rows have no order; {cure}: sorted(...) makes a list of it"
+    elif isinstance(data, IterableDataset):
+        said = (
+            "an IterableDataset, which has no length and no order to come back to; "
+            f"{cure}: torch.stack(list(...)) makes one"
+        )
+    elif hasattr(data, "__next__"):
+        kind = "generator" if inspect.isgenerator(data) else "iterator"
+        said = f"a {kind}, which can be read once only; {cure}: numpy.stack(list(...)) makes one"
+    elif is_picture(data):
+        said = "one picture; give all of them, (N, H, W) or (N, C, H, W), or their folder to load"
+    elif isinstance(data, type) or inspect.isroutine(data) or inspect.ismodule(data):
+        said = f"{getattr(data, '__name__', data)!r}, which is no data but code; {cure}"
+    elif isinstance(data, torch.nn.Module):
+        said = f"a {type(data).__name__}, which is a module; {cure}"
+    if said is not None:
+        raise ValueError(f"{where}: {said}")
+
+
+def _is_column(value: Any) -> bool:
+    return value is None or (num_axes(value) == 1 and not isinstance(value, str))
+
+
+def _is_map_style(data: Any) -> bool:
+    if isinstance(data, Rows):
+        return True
+    if isinstance(data, (list, tuple, range, memoryview, bytearray, array.array, deque)):
+        return False
+    if any(hasattr(data, name) for name in _OF_ARRAYS):
+        return False
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+def _is_item(value: Any) -> bool:
+    """Whether a member of a list is a datum with what belongs to it, rather than a datum alone."""
+    if isinstance(value, Mapping) or is_picture(value):
+        return True
+    pair = isinstance(value, tuple) and len(value) == 2
+    return pair and (is_picture(value[0]) or num_axes(value[0]) >= 1)
+
+
+def _of_loader(loader: DataLoader[Any], where: str) -> Any:
+    """The data set behind a loader that leaves its rows as they are."""
+    own = None
+    if isinstance(loader.dataset, IterableDataset):
+        return loader.dataset
+    if loader.batch_size is not None and loader.collate_fn is not default_collate:
+        own = "a collate_fn"
+    if isinstance(loader.sampler, RandomSampler):
+        own = "a sampler with replacement" if loader.sampler.replacement else own
+    elif loader.batch_size is not None and not isinstance(loader.sampler, SequentialSampler):
+        own = "a sampler"
+    if own is None and loader.batch_size is not None:
+        return loader.dataset
+    raise ValueError(
+        f"{where}: a DataLoader with {own or 'batches'} of its own; give the rows that it makes, "
+        "as an array: fit draws batches itself"
+    )
+
+
+def _of_items(items: Sequence[Any], where: str) -> Fields:
+    """Items `x`, `(x,)`, `(x, label)` or dictionaries of these, stacked."""
+    if not len(items):
+        raise ValueError(f"{where}: empty; give at least 3 rows")
+    first = items[0]
+    if isinstance(first, Mapping):
+        found = _of_mapping({key: [item[key] for item in items] for key in first}, where)
+        assert isinstance(found, Fields)
+        return found
+    is_record = isinstance(first, (tuple, list)) and num_axes(first[0]) >= 1
+    columns = [list(column) for column in zip(*items, strict=True)] if is_record else [items]
+    return _positional(columns, where)
+
+
+def _positional(columns: Sequence[Any], where: str) -> Fields:
+    if len(columns) > 3:
+        raise ValueError(
+            f"{where}: {len(columns)} fields a row; expected x, (x, label) or (x, label, weight)"
+        )
+    x, *others = columns
+    if isinstance(x, (list, tuple)) and len(x) and (is_picture(x[0]) or hasattr(x[0], "shape")):
+        x = _stacked(x, where)
+    return Fields(x, *others)
+
+
+def _stacked(rows: Sequence[Any], where: str) -> Any:
+    """Rows of one shape as one array; pictures channel-first."""
+    if any(map(is_picture, rows)):
+        from pyro_vae.datasets.images import pixels
+
+        rows = [pixels(row, where) if is_picture(row) else row for row in rows]
+    shapes = [tuple(getattr(row, "shape", ())) for row in rows]
+    other = next((n for n, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{where}: rows of different lengths: row {other} has the shape {shapes[other]}, row 0 "
+            f"{shapes[0]}; give a rectangular array"
+        )
+    if all(isinstance(row, Tensor) for row in rows):
+        return torch.stack([row.detach() for row in rows])
+    if any(isinstance(row, np.ma.MaskedArray) for row in rows):
+        return np.ma.stack(rows)
+    return np.stack(rows) if shapes[0] else list(rows)
+
+
+def _of_mapping(data: Mapping[Any, Any], where: str) -> Fields | dict[str, Fields]:
+    names = {str(key).lower(): key for key in data}
+    splits = split_names(names, where)
+    if splits is not None:
+        parts = {part: unpacked(data[names[name]], f"{where} {part}") for part, name in
+                 splits.items()}  # fmt: skip
+        _refuse_others(data, [names[name] for name in splits.values()], where)
+        return {part: fields for part, fields in parts.items() if isinstance(fields, Fields)}
+    keys = [first_of(names, *known) for known in (_ROWS, _LABELS, _WEIGHTS)]
+    if keys[0] is None:
+        raise ValueError(
+            f"{where}: a dictionary of {', '.join(map(repr, data)) or 'nothing'}; expected x (or "
+            "images, data) with y (labels) and weights, or train, validation and test; columns of "
+            "a table are one array by numpy.column_stack(list(columns.values()))"
+        )
+    _refuse_others(data, [names[key] for key in keys if key is not None], where)
+    return _positional([None if key is None else data[names[key]] for key in keys], where)
+
+
+def _refuse_others(data: Mapping[Any, Any], used: Collection[Any], where: str) -> None:
+    others = [key for key in data if key not in used]
+    if others:
+        raise ValueError(
+            f"{where}: a dictionary with {', '.join(map(repr, others))} beside "
+            f"{', '.join(map(repr, used))}; leave out what is not to be used"
+        )
+
+
+def split_names(found: Collection[str], where: str) -> dict[str, str] | None:
+    """Which name stands for which split, in any case of letters; None where none are splits'.
+
+    Raises:
+        ValueError: one split is missing, or has two names.
+    """
+    lower: dict[str, list[str]] = {}
+    for name in found:
+        lower.setdefault(name.lower(), []).append(name)
+    names = {
+        part: [name for alias in aliases for name in lower.get(alias, ())]
+        for part, aliases in _SPLITS.items()
+    }
+    missing = [part for part, known in names.items() if not known]
+    if len(missing) > 1:
+        return None
+    doubled = next((known for known in names.values() if len(known) > 1), None)
+    if doubled is not None:
+        raise ValueError(f"{where}: {' and '.join(doubled)} are names of one split; leave one")
+    if missing:
+        raise ValueError(f"{where}: no {missing[0]} split beside the other two; add one")
+    return {part: known[0] for part, known in names.items()}
+
+
+def first_of(found: Collection[str], *names: str) -> str | None:
+    """The first of the names that is there."""
+    return next((name for name in names if name in found), None)
