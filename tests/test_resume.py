@@ -227,8 +227,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
     train(tmp_path, resume=False)
     with pytest.raises(CheckpointError, match="batch_size: 7 then, 8 now"):
         train(tmp_path, resume=True, batch_size=8)
-    with pytest.raises(CheckpointError, match="epochs: 4 then, 9 now"):
-        train(tmp_path, resume=True, epochs=9)
+    with pytest.raises(CheckpointError, match="seed: 0 then, 9 now"):
+        train(tmp_path, resume=True, seed=9)
 
 
 def test_another_model_is_refused_and_left_as_it_was(tmp_path):

@@ -4,7 +4,9 @@ A checkpoint is a folder ``step-000000123`` of three files: ``tensors.safetensor
 (everything that is not a tensor) and ``manifest.json`` (format, version, step, and the size and
 SHA-256 of the other two and of itself). It is written beside its place and moved there whole, so
 that a process killed at any moment leaves either the old checkpoint or the new one. Nothing is
-parsed before its hash agrees, and no parser used here can run code.
+parsed before its hash agrees, and no parser used here can run code. The file of tensors holds a
+hash of its contents and of ``state.json`` as well: neither can be exchanged alone, whatever the
+manifest says.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from pyro_vae.engine.encoding import decode, encode
 from pyro_vae.files import (
@@ -41,6 +45,7 @@ __all__ = ["FORMAT_VERSION", "CheckpointError", "latest", "load", "save"]
 FORMAT_VERSION = 1
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_BOND = "contents"
 _STEP_FOLDER = re.compile(r"step-([0-9]{9,18})(\.old)?")
 _MAX_MANIFEST_BYTES = 65_536
 
@@ -95,7 +100,8 @@ def _serialise(state: dict[Any, Any], step: int) -> dict[str, bytes]:
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     try:
-        parts = {_TENSORS: safetensors.torch.save(tensors)}
+        bond = {_BOND: _bond(text, tensors)}
+        parts = {_TENSORS: safetensors.torch.save(tensors, metadata=bond)}
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"cannot save a tensor of this type: {error}") from error
     parts[_STATE] = text
@@ -118,6 +124,16 @@ def _package_version() -> str:
         return importlib.metadata.version("pyro-vae")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _bond(text: bytes, tensors: dict[str, Tensor]) -> str:
+    """Return a hash of ``state.json`` and of all tensors, by name, type, shape and bytes."""
+    digest = hashlib.sha256(text)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name}\n{tensor.dtype}{list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _own_hash(manifest: dict[str, Any]) -> str:
@@ -190,7 +206,14 @@ def load(path: Path) -> dict[Any, Any]:
         raise _damaged(path, f"{_STATE} is malformed ({reason(error)})") from error
     if not isinstance(state, dict):
         raise _damaged(path, f"{_STATE} is malformed (it holds a {type(state).__name__})")
+    if _stored_bond(contents[_TENSORS]) != _bond(contents[_STATE], tensors):
+        raise _damaged(path, f"{_TENSORS} and {_STATE} are not as they were written together")
     return state
+
+
+def _stored_bond(data: bytes) -> Any:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_BOND)
 
 
 def _steps(folder: Path) -> dict[int, Path]:

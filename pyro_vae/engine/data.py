@@ -286,6 +286,11 @@ class Batches:
         self.joins_single = False
         self.resident = data.x.nbytes <= memory_budget and self._move()
 
+    def rows_before(self, position: int) -> int:
+        """Return how many rows the batches of an epoch before ``position`` hold."""
+        num_rows = len(self._tensors[0])
+        return num_rows if position == self.num_batches else position * self._batch_size
+
     @property
     def num_batches(self) -> int:
         """How many batches an epoch has, a smaller last one included."""

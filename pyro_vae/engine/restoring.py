@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.engine import schema
 from pyro_vae.engine.checkpoint import CheckpointError
+from pyro_vae.engine.schema import signature
 from pyro_vae.files import reason
 
-__all__ = ["load_strictly", "random_state", "set_random_state"]
+__all__ = ["RANDOM", "check_strictly", "load_strictly", "random_state", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
@@ -55,6 +57,8 @@ def set_random_state(state: dict[str, Any]) -> None:
             "training cannot go on to the same bits; resume from another checkpoint"
         )
     before = random_state()
+    if faults := schema.summary(RANDOM("the random state", state)):
+        raise CheckpointError(f"{faults}: resume from another checkpoint")
     for name, restore in _RESTORERS.items():
         try:
             restore(state[name])
@@ -106,6 +110,32 @@ def _warn_absent(what: str) -> None:
     )
 
 
+# numpy reads beyond its table where the position is, and numbers are cut to 32 bits in silence.
+_WORD = 2**32 - 1
+_bytes = schema.tensor_of(torch.uint8, 1)
+RANDOM = schema.record(
+    {
+        "torch": _bytes,
+        "cuda": schema.each(_bytes),
+        "mps": schema.nullable(_bytes),
+        "numpy": schema.listed(
+            [
+                schema.exactly("MT19937"),
+                schema.tensor(torch.zeros(624, dtype=torch.int64), 0, _WORD),
+                schema.number(int, 0, 624),
+                schema.number(int, 0, 1),
+                schema.number(float),
+            ]
+        ),
+        "python": schema.listed(
+            [
+                schema.exactly(random.getstate()[0]),
+                schema.tensor(torch.zeros(625, dtype=torch.int64), 0, _WORD),
+                schema.nullable(schema.number(float)),
+            ]
+        ),
+    }
+)
 _RESTORERS: dict[str, Callable[[Any], None]] = {
     "torch": torch.set_rng_state,
     "cuda": _restore_cuda,
@@ -115,8 +145,8 @@ _RESTORERS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load ``state`` into ``module`` if names, shapes and types all agree and values are finite.
+def check_strictly(module: torch.nn.Module, state: Any) -> None:
+    """Refuse a state of ``module`` unless names, shapes and types agree and values are finite.
 
     A value that is not finite is accepted where the module's own is not either (a mask of -inf).
 
@@ -124,20 +154,30 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
         CheckpointError: naming every tensor that is missing, unexpected, of another shape or type,
             or not finite; the module is unchanged.
     """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"the checkpoint holds a {type(state).__name__} for this {type(module).__name__}: "
+            "resume from another checkpoint"
+        )
     own = module.state_dict()
     both = {name: (own[name], state[name]) for name in own if name in state}
     faults = {
         "missing": [name for name in own if name not in state],
         "unexpected": [str(name) for name in state if name not in own],
         "of another shape or type": [
-            f"{name} ({_signature(theirs)}, expected {_signature(ours)})"
+            f"{name} ({signature(theirs)}, expected {signature(ours)})"
             for name, (ours, theirs) in both.items()
-            if _signature(ours) != _signature(theirs)
+            if signature(ours) != signature(theirs)
         ],
         "not finite": [
             name
             for name, (ours, theirs) in both.items()
             if not _is_finite(theirs) and _is_finite(ours)
+        ],
+        "negative": [
+            name
+            for name, (_, theirs) in both.items()
+            if name.rpartition(".")[2] in _NOT_NEGATIVE and _is_negative(theirs)
         ],
     }
     if any(faults.values()):
@@ -146,13 +186,20 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
             f"the checkpoint does not fit this {type(module).__name__} - {lists}; "
             "build the model with the options of the run that wrote it"
         )
+
+
+def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load ``state`` into ``module``, if ``check_strictly`` has nothing against it."""
+    check_strictly(module, state)
     module.load_state_dict(state)
 
 
-def _signature(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+# Of batch normalisation: a root is taken of one, the other is a count.
+_NOT_NEGATIVE = {"running_var", "num_batches_tracked"}
+
+
+def _is_negative(value: Any) -> bool:
+    return isinstance(value, Tensor) and bool((value < 0).any())
 
 
 def _is_finite(value: Any) -> bool:

@@ -61,6 +61,7 @@ class SVI:
             device.
         num_updates: The number of updates asked for; a resumed run sets it.
         turns: Whose parameters a step moves; None: all. See ``part_in_turns``.
+        reached: The ids of the parameters that ``meet_parameters`` gave a gradient.
         full_size: That of the data, where a loss stands for all of them, not for a batch.
 
     Raises:
@@ -96,6 +97,7 @@ class SVI:
         self.num_updates = 0
         self.turns: Turns | None = None
         self.full_size: int | None = None
+        self.reached: set[int] = set()
         self.failed = torch.zeros((), dtype=torch.float32) if guarded else None
         self.num_made = torch.zeros((), dtype=torch.int64) if guarded else None
         self.faults = torch.zeros(1) if guarded else None
@@ -174,6 +176,7 @@ class SVI:
     def meet_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Run once on arguments of model and guide to find the parameters, and train nothing."""
         self._eagerly(*args, **kwargs)
+        self.reached = {id(p) for p in self._parameters.values() if p.grad is not None}
         for parameter in self._parameters.values():
             parameter.grad = None
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
+from pyro_vae.engine.agreement import Steps, check_progress, check_state
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
     Batches,
@@ -31,6 +32,7 @@ from pyro_vae.engine.defaults import (
     fitted_objective,
     takes_labels,
 )
+from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import why_gradient, why_loss
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.replaying import Replayed
@@ -38,7 +40,8 @@ from pyro_vae.engine.sameness import check_settings, described, environment, war
 from pyro_vae.engine.single_rows import settle_single_rows
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.turns import Turns, part_in_turns
-from pyro_vae.engine.weights import cloned, put_weights, weights_of
+from pyro_vae.engine.weights import cloned, put_weights, refuse_foreign, weights_of
+from pyro_vae.files import show
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
@@ -102,6 +105,7 @@ class Training:
         self.program, self.schedule, self.epochs = program, schedule, epochs
         self.patience, self.out, self.device, self.seed = patience, out, device, seed
         self.turns = turns
+        self._built = program_settings(program)
         self._meet_data(data, observation, batch_size)
         objective = objective or default_objective(program, self.layout, *self.validation)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
@@ -131,7 +135,7 @@ class Training:
         self.train_nats = metrics.Mean()
         self.best: dict[str, Any] | None = None
         self.settings = self._settings(data, observation, objective, batch_size, clip_norm)
-        self.environment = environment(device, engine)
+        self.environment = environment(device, engine, program)
         self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
         self.board = metrics.tensorboard(out / "tensorboard") if out and log_tensorboard else None
 
@@ -160,6 +164,7 @@ class Training:
     ) -> dict[str, Any]:
         """Return what a run that goes on has to have in common with the one that stopped."""
         return {
+            "program": constant_settings(self.program, self._built),
             "epochs": self.epochs, "batch_size": batch_size, "seed": self.seed,
             "patience": self.patience, "clip_norm": clip_norm, "objective": described(objective),
             "optimizer": type(self._optimizer).__name__, "learning_rates": self.rates,
@@ -289,7 +294,7 @@ class Training:
         record = {
             "epoch": state.epoch + 1,
             "step": state.step,
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
             "train_nats": self.train_nats.compute(),
             **validated,
             **(self.turns.end_epoch(self.program, *self.validation) if self.turns else {}),
@@ -375,19 +380,38 @@ class Training:
             self._rewrite_metrics()
             return
         state = checkpoint.load(path)
-        check_settings(state["settings"], self.settings, path)
-        warn_if_other(state["environment"], self.environment)
+        self._check(state, path)
+        restoring.set_random_state(state["random"])
         put_weights(self.svi, state["weights"])
         for module, saved in zip(self.beside, state["beside"], strict=True):
-            restoring.load_strictly(module, saved)
+            module.load_state_dict(saved)
         self.best = state["best"]
-        self._optimizer.load_state_dict(state["optimizer"])
-        restoring.set_random_state(state["random"])
+        own = self._optimizer.state_dict()["param_groups"]
+        saved = state["optimizer"]["param_groups"]
+        groups = [o | {"lr": s["lr"]} for o, s in zip(own, saved, strict=True)]
+        self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         self.progress = Progress(**state["progress"])
         self.first_step = self.svi.num_updates = self.progress.step
         self.svi.forget()
         self.train_nats.load(state["train_nats"])
         self._rewrite_metrics()
+
+    def _check(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse a state that is not of this run, before anything is changed."""
+        check_progress(state, path)
+        for weights in (state["weights"], state.get("best")):
+            if weights is not None:
+                refuse_foreign(self.svi, weights)
+        check_settings(state.get("settings"), self.settings, path)
+        steps = Steps(self.batches.num_batches, self.batches.rows_before)
+        check_state(state, self.state(), steps, self._optimizer, self.svi.reached, path)
+        done = state["progress"]
+        if (done["epoch"], done["position"]) > (self.epochs, 0):
+            raise ValueError(
+                f"epochs={self.epochs}: the run in {show(self.out or path)} is in epoch "
+                f"{done['epoch'] + 1} already; give as many or more"
+            )
+        warn_if_other(state, self.state())
 
     def _rewrite_metrics(self) -> None:
         """Leave in the files what the restored history holds: later epochs are run again."""

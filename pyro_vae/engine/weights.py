@@ -10,11 +10,22 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyro_vae.engine import checkpoint, restoring
+from pyro_vae.engine import checkpoint, restoring, schema
+from pyro_vae.engine.agreement import check_progress
+from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.optimizers import adam
+from pyro_vae.engine.sameness import check_program
 from pyro_vae.engine.svi import SVI
 
-__all__ = ["WEIGHTS", "check_weights", "cloned", "load_weights", "put_weights", "weights_of"]
+__all__ = [
+    "WEIGHTS",
+    "check_weights",
+    "cloned",
+    "load_weights",
+    "put_weights",
+    "refuse_foreign",
+    "weights_of",
+]
 
 WEIGHTS = ("best", "last")
 """The weights that a checkpoint holds: of the epoch with the largest validation ELBO, and now."""
@@ -61,10 +72,13 @@ def load_weights(
         raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
     state = checkpoint.load(path)
     svi = SVI(model, guide, adam, Trace_ELBO())
+    built = program_settings(svi.program)
     with torch.random.fork_rng():
         svi.meet_parameters(*args)
-    chosen = "last" if state["best"] is None else weights
+    check_progress(state, path)
+    chosen = "last" if state.get("best") is None else weights
     put_weights(svi, state["best" if chosen == "best" else "weights"])
+    check_program(state.get("settings"), constant_settings(svi.program, built), path)
     return {**state["progress"], "weights": chosen}
 
 
@@ -78,27 +92,41 @@ def cloned(weights: Any) -> Any:
     return weights.clone() if isinstance(weights, Tensor) else copy.deepcopy(weights)
 
 
-def put_weights(svi: SVI, weights: dict[str, Any]) -> None:
-    """Put back what ``weights_of`` returned.
+def refuse_foreign(svi: SVI, weights: Any) -> None:
+    """Refuse what is not such as ``weights_of`` returns of this program; nothing is changed.
 
     Raises:
-        CheckpointError: If they are of another program.
+        CheckpointError: If they are of another program, or malformed.
     """
+    kinds = {"modules": schema.each(schema.anything), "parameters": schema.anything}
+    if faults := schema.summary(schema.record(kinds)("weights", weights)):
+        raise checkpoint.CheckpointError(f"{faults}: resume from another checkpoint")
     modules = svi.program.modules
     if len(modules) != len(weights["modules"]):
         raise checkpoint.CheckpointError(
             f"the checkpoint holds {len(weights['modules'])} module(s), the program {len(modules)}"
         )
     for module, state in zip(modules, weights["modules"], strict=True):
-        restoring.load_strictly(module, state)
-    outside = _outside(svi)
-    if outside.keys() != weights["parameters"].keys():
+        restoring.check_strictly(module, state)
+    check = schema.record({name: schema.tensor(p) for name, p in _outside(svi).items()})
+    if faults := schema.summary(check("the parameters", weights["parameters"])):
         raise checkpoint.CheckpointError(
-            f"the checkpoint's parameters are {sorted(weights['parameters'])}, the program's are "
-            f"{sorted(outside)}"
+            f"the checkpoint does not fit this program: {faults}; build it with the options of "
+            "the run that wrote it"
         )
+
+
+def put_weights(svi: SVI, weights: dict[str, Any]) -> None:
+    """Put back what ``weights_of`` returned, all of it or nothing.
+
+    Raises:
+        CheckpointError: If they are of another program, or malformed.
+    """
+    refuse_foreign(svi, weights)
+    for module, state in zip(svi.program.modules, weights["modules"], strict=True):
+        module.load_state_dict(state)
     with torch.no_grad():
-        for name, parameter in outside.items():
+        for name, parameter in _outside(svi).items():
             parameter.copy_(weights["parameters"][name])
 
 

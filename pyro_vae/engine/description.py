@@ -1,0 +1,120 @@
+"""What makes a program the program that it is, beside its tensors: told in plain words.
+
+A checkpoint holds tensors; a likelihood's fixed scale, an activation or a number of flows is in the
+code that built the program. It is written beside them, so that weights are not taken up by another
+program of the same shapes.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import enum
+import functools
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_vae.inference.program import Program
+
+__all__ = ["constant_settings", "in_words", "program_settings", "source"]
+
+_INTERNAL = {
+    *vars(nn.Module()),
+    *vars(PyroModule()),
+    "_pyro_name",
+    "_modules",
+    "_is_full_backward_hook",
+}
+_LIBRARIES = {"torch", "pyro", "pyro_vae", "builtins", "functools"}
+_LONGEST = 500
+
+
+def program_settings(program: Program) -> dict[str, str]:
+    """Return each module's class and each of its settings, by place: ``"0.likelihood:scale"``.
+
+    Settings are attributes of plain values: numbers, strings, functions, classes and collections of
+    them. Tensors are not told: they are in the weights, or made anew.
+    """
+    told = {}
+    for place, root in enumerate(program.reachable):
+        for name, module in root.named_modules():
+            where = f"{place}.{name}".rstrip(".")
+            told[where] = _path(type(module))
+            for key, value in vars(module).items():
+                if key not in _INTERNAL and (text := in_words(value)) is not None:
+                    told[f"{where}:{key}"] = text[:_LONGEST]
+    return told
+
+
+def constant_settings(program: Program, built: dict[str, str]) -> dict[str, str]:
+    """Return the settings of a program that running it has not changed.
+
+    Args:
+        program: After it was run.
+        built: Its settings before.
+    """
+    now = program_settings(program)
+    return {p: text for p, text in now.items() if ":" not in p or built.get(p) == text}
+
+
+def in_words(value: Any) -> str | None:
+    """Return a plain value in words that every process would choose; None for any other."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype)):
+        return repr(value)
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if isinstance(value, (Tensor, nn.Module)):
+        return None
+    if isinstance(value, functools.partial):
+        return f"{in_words(value.func)}{in_words((value.args, value.keywords))}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        return f"{_path(type(value))}{in_words(fields)}"
+    if isinstance(value, dict):
+        pairs = sorted((f"{in_words(k)}: {in_words(v)}") for k, v in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(str(in_words(v)) for v in value))}}}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(str(in_words(v)) for v in value)})"
+    if inspect.ismethod(value):
+        return _path(value.__func__)
+    return _path(value) if inspect.isroutine(value) or isinstance(value, type) else None
+
+
+def source(program: Program) -> str:
+    """Return a hash of the source of model, guide and the modules' classes that are the user's own.
+
+    Comments, blank lines and the file's place do not count.
+    """
+    digest = hashlib.sha256()
+    for text in _sources(program):
+        digest.update(text.encode(errors="replace"))
+    return digest.hexdigest()[:16]
+
+
+def _sources(program: Program) -> Iterator[str]:
+    classes = {type(m): None for root in program.reachable for m in root.modules()}
+    functions = [getattr(f, "__func__", f) for f in (program.model, program.guide)]
+    for member in [*functions, *classes]:
+        if (getattr(member, "__module__", None) or "").partition(".")[0] in _LIBRARIES:
+            continue
+        try:
+            yield ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(member))))
+        except (OSError, TypeError, SyntaxError, ValueError):  # written in a prompt, or in part
+            yield _path(member)
+
+
+def _path(member: Any) -> str:
+    home = getattr(member, "__module__", None) or ""
+    # A script's own module is named after how it was started, and a file's after where it lies.
+    own = home.partition(".")[0] in _LIBRARIES
+    name = getattr(member, "__qualname__", type(member).__qualname__)
+    return f"{home.partition('.')[0]}.{name}" if own else name
