@@ -51,7 +51,15 @@ FLAGS = (
     "--weights",
 )  # fmt: skip
 COMMANDS = ("train", "evaluate", "sample", "plot", "compare", "list")
-FILES = {"config.yaml", "metrics.jsonl", "results.json", "report.html", "checkpoints", "pictures"}
+FILES = {
+    "config.yaml",
+    "data",
+    "metrics.jsonl",
+    "results.json",
+    "report.html",
+    "checkpoints",
+    "pictures",
+}
 
 
 @pytest.fixture(scope="module")

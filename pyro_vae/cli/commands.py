@@ -6,11 +6,13 @@ import contextlib
 import io
 import math
 import os
+import re
 import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ import numpy as np
 from jsonargparse import Namespace
 
 from pyro_vae import datasets
-from pyro_vae.cli import part_help, parts, pictures, runs, stored
+from pyro_vae.cli import known_data, part_help, parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
 from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
@@ -48,14 +50,18 @@ def train(arguments: list[str]) -> int:
     arguments, modules = parts.with_loaded_files(with_lists(arguments))
     arguments, resumed = _taken_option(arguments, "--resume")
     arguments = stored.with_checked(arguments, modules)
+    load = None
     if resumed is not None:
         arguments = _resuming(Path(resumed), arguments, modules)
-    config, data = _parsed(arguments)
+        given = (_option_values(arguments, "--data") or [None])[-1]
+        load = partial(known_data.to_go_on_with, Path(resumed), given)
+    config, data = _parsed(arguments, load)
     out = _run_folder(config, data) if resumed is None else Path(resumed)
     instances = training_parser().build(config)
     run = runs.open_run(config, instances, data)
     text = training_parser().dump(_without(config, "config", "out", "resume"))
     with contextlib.nullcontext() if resumed is not None else _new_folder(out, text):
+        runs.keep_data(run, instances, out)
         _announce(run, out)
         done = runs.train(run, instances, out=out, resume=resumed is not None)
     _tell(run, done, out, text, config.num_samples, {})
@@ -68,9 +74,11 @@ def evaluate(arguments: list[str]) -> None:
     parser = _run_parser("evaluate", "Judge a trained run anew, and rewrite its report.")
     parser.add_argument("--num-samples", type=int, help="importance samples a datum for log p(x)")
     add_diagnosis(parser)
+    help_ = "judge all rows of other data (--data), not their test part alone"
+    parser.add_argument("--all", action="store_true", help=help_)
     run, done, folder, options, text = _opened(parser, arguments)
     num_samples = options.num_samples or run.config.num_samples
-    _tell(run, done, folder, text, num_samples, diagnose(run, options))
+    _tell(run, done, _place(run, folder), text, num_samples, diagnose(run, options))
 
 
 def sample(arguments: list[str]) -> None:
@@ -80,14 +88,16 @@ def sample(arguments: list[str]) -> None:
     )
     parser.add_argument("--num", type=int, default=64, help="how many to draw")
     parser.add_argument("--mean", action="store_true", help="the mean of x given z, not a draw")
+    help_ = "the class to draw, by name or number, or several, 3,7; all in turn unless given"
+    parser.add_argument("--label", help=help_)
     parser.add_argument("--out", type=Path, help="a .npy file; RUN/samples.npy unless given")
-    run, _, folder, options, _ = _opened(parser, arguments)
+    run, _, folder, options, _ = _opened(parser, arguments, needs_data=False)
     out = Path(options.out or folder / "samples.npy")
     if out.suffix != ".npy":
         raise ValueError(f"--out {out}: samples are written as a .npy file; end it in .npy")
     x = samples.prior_samples(
-        run.program.model, run.test()[0], options.num, stochastic=not options.mean,
-        seed=options.seed or 0,
+        run.program.model, run.rows_like(options.label)[0], options.num,
+        *run.rows_like(options.label)[1:], stochastic=not options.mean, seed=options.seed or 0,
     )  # fmt: skip
     buffer = io.BytesIO()
     np.save(buffer, x.numpy(), allow_pickle=False)
@@ -103,7 +113,7 @@ def plot(arguments: list[str]) -> None:
     """Draw a trained run's pictures anew."""
     parser = _run_parser("plot", "Draw the pictures of a trained run anew.")
     run, done, folder, _, _ = _opened(parser, arguments)
-    for caption, path in pictures.draw(run, done, folder / "pictures"):
+    for caption, path in pictures.draw(run, done, _place(run, folder) / "pictures"):
         print(f"{path}: {caption}")
 
 
@@ -130,15 +140,19 @@ def list_parts(arguments: list[str]) -> None:
     print("\nor any of your own: an import path (my_package.MyPrior) or file (my_file.py:MyPrior)")
 
 
-def _parsed(arguments: list[str]) -> tuple[Namespace, datasets.Dataset]:
+def _parsed(
+    arguments: list[str], load: Callable[[Namespace], datasets.Dataset] | None = None
+) -> tuple[Namespace, datasets.Dataset]:
     """Parse, load the data, and settle what the data decide."""
     parser = training_parser()
     config = parser.parse_args(arguments)
     check_ranges(config)
     _check_memory(config)
-    data = datasets.load(config.data, root=Path(config.data_root))
+    data = load(config) if load else datasets.load(config.data, root=Path(config.data_root))
     settled = [*default_arguments(parser, arguments, data), *objective_wished(config)]
-    return (parser.parse_args([*arguments, *settled]) if settled else config), data
+    config = parser.parse_args([*arguments, *settled]) if settled else config
+    known_data.absolute(config)
+    return config, data
 
 
 def _check_memory(config: Namespace) -> None:
@@ -174,6 +188,8 @@ def _run_parser(command: str, description: str) -> Parser:
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--device", help="auto, cpu, cuda, mps; the run's own unless given")
     parser.add_argument("--data-root", help="where named data sets lie; the run's own unless given")
+    help_ = "where the run's data are now, or other data, which is said"
+    parser.add_argument("--data", help=help_)
     parser.add_argument("--model", help="your file and class again, if the run's program is yours")
     parser.add_argument("--seed", type=int, help="of draws")
     help_ = "best (by validation) or last; as the run was told unless given"
@@ -181,7 +197,9 @@ def _run_parser(command: str, description: str) -> Parser:
     return parser
 
 
-def _opened(parser: Parser, arguments: list[str]) -> tuple[runs.Run, Fit, Path, Namespace, str]:
+def _opened(
+    parser: Parser, arguments: list[str], *, needs_data: bool = True
+) -> tuple[runs.Run, Fit, Path, Namespace, str]:
     loaded, modules = parts.with_loaded_files(arguments)
     named, extra = _split_model_arguments(loaded)
     options = parser.parse_args(named)
@@ -193,11 +211,23 @@ def _opened(parser: Parser, arguments: list[str]) -> tuple[runs.Run, Fit, Path, 
         if value is not None
         for word in (option, value)
     ]
-    config, data = _parsed(["--config", str(path), *extra, *overrides])
-    run = runs.open_run(config, training_parser().build(config), data)
+    known = known_data.read(options.run)
+    load = None if known is None else partial(known.judged, options, needs_data=needs_data)
+    config, data = _parsed(["--config", str(path), *extra, *overrides], load)
+    run = runs.open_run(config, training_parser().build(config), data, known)
     weights = options.weights or config.weights
     done = runs.load(run, options.run, weights=weights)
     return run, done, options.run, options, path.read_text()
+
+
+def _place(run: runs.Run, folder: Path) -> Path:
+    """Return the folder for what is found on a run's data, or on other data."""
+    if not run.on_other_data:
+        return folder
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.data.name).strip(".-") or "data"
+    place = folder / f"on-{name}"
+    place.mkdir(exist_ok=True)
+    return place
 
 
 def _split_model_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

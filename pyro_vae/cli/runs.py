@@ -7,7 +7,8 @@ import math
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
+from pyro_vae.cli import known_data
+from pyro_vae.cli.known_data import KnownData
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
 from pyro_vae.datasets import Data, Dataset
@@ -56,6 +59,7 @@ class Run:
         observation: How its rows become observations.
         program: An object with ``model`` and ``guide``.
         device: Where it runs.
+        known: What the run keeps of the data that it was trained on; None before it does.
     """
 
     config: Any
@@ -63,6 +67,33 @@ class Run:
     observation: Observation
     program: Any
     device: torch.device
+    known: KnownData | None = None
+
+    @cached_property
+    def on_other_data(self) -> bool:
+        """Whether the data are others than those that the run was trained on."""
+        return self.known is not None and self.data.fingerprint() != self.known.fingerprint
+
+    @property
+    def num_trained_on(self) -> int:
+        """How many of the test rows the run was trained on."""
+        return 0 if self.known is None else self.known.num_trained_on(self.data.test.x)
+
+    def rows_like(self, label: str | None) -> tuple[Tensor, ...]:
+        """Return a few rows, for their shape, with the labels to sample in turn.
+
+        Args:
+            label: Classes by name or number; all that occur unless given.
+        """
+        x, *labels = self.test()
+        if self.known is None or not takes_labels(self.program.model):
+            if label is not None:
+                raise ValueError(f"--label {label}: the run's program takes no labels")
+            return (x, *labels)
+        chosen = self.known.in_turn(label)
+        if chosen is None:
+            return (x, *labels)
+        return (x[torch.arange(len(chosen)) % len(x)], chosen.to(x.device))
 
     def test(self) -> tuple[Tensor, ...]:
         """Return the test data (and labels where the program takes them), observed once."""
@@ -81,13 +112,14 @@ class Run:
         return (data.x,)
 
 
-def open_run(config: Any, instances: Any, data: Dataset) -> Run:
+def open_run(config: Any, instances: Any, data: Dataset, known: KnownData | None = None) -> Run:
     """Build what a configuration stands for.
 
     Args:
         config: The parsed options.
         instances: The same with its classes instantiated.
-        data: The data set that it names.
+        data: The data set that it names, or that a trained run is judged on.
+        known: What a trained run keeps of its data.
     """
     device = resolve_device(config.device)
     observation = instances.observation(_levels(config, data))
@@ -95,8 +127,23 @@ def open_run(config: Any, instances: Any, data: Dataset) -> Run:
     if num_particles < 1:
         raise ValueError(f"--objective.num_particles {num_particles}: give 1 or more")
     torch.manual_seed(config.seed)
-    program = build_program(config, instances, data, observation)
-    return Run(config, data, observation, program, device)
+    seen = known.stand_in() if known is not None and known.opens_alone else data
+    program = build_program(config, instances, seen, observation)
+    return Run(config, data, observation, program, device, known)
+
+
+def keep_data(run: Run, instances: Any, out: Path) -> None:
+    """Store in the run's folder what it keeps of its data, unless it is there already."""
+    if known_data.read(out) is not None:
+        return
+    known = known_data.know(run.data, run.config.data, out)
+    few = run._observed(known.few, OBSERVATION_SEED).x
+    with torch.random.fork_rng():
+        rebuilt = build_program(run.config, instances, known.stand_in(), run.observation)
+        alone = known_data.opens_alone(
+            known, run.program.to(run.device), rebuilt.to(run.device), few
+        )
+    known_data.write(replace(known, opens_alone=alone), out)
 
 
 def _levels(config: Any, data: Dataset) -> int | None:
@@ -172,6 +219,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "weights": done.weights,
         "judged_epoch": done.judged_epoch,
         "num_test": len(x),
+        **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
         "classes": run.data.classes,
         "verdict": [
             *_course(done),

@@ -241,7 +241,12 @@ NUMBERS = {
         "test data of these estimates", _count, "The first ones of the test data."
     ),
     "num_simulated": _Number("data simulated for the bracket", _count, "By the model."),
-    "num_test": _Number("test data", _count, "Data behind every test number, never trained on."),
+    "num_test": _Number(
+        "test data", _count, "Data behind every test number, never trained on but for those below."
+    ),
+    "num_trained_on": _Number(
+        "of them trained on", _count, "Rows of these other data that the run was trained on."
+    ),
     "num_parameters": _Number("trainable parameters", _count, "Of model and guide together."),
     "weights": _Number(
         "weights that are judged",
