@@ -53,8 +53,8 @@ def train(arguments: list[str]) -> int:
     load = None
     if resumed is not None:
         arguments = _resuming(Path(resumed), arguments, modules)
-        given = (_option_values(arguments, "--data") or [None])[-1]
-        load = partial(known_data.to_go_on_with, Path(resumed), given)
+        given = _option_values(arguments, "--data")
+        load = partial(known_data.to_go_on_with, Path(resumed), given[-1] if given else None)
     config, data = _parsed(arguments, load)
     out = _run_folder(config, data) if resumed is None else Path(resumed)
     instances = training_parser().build(config)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 __all__ = ["Divergence", "Overfitting", "divergence", "overfitting"]
 
 _ABSURD_NATS = 1e6  # no posterior costs so much that is of use
-_WORSE = 0.1  # of the distortion before training, where nothing was gained
+_WORSE_NATS = 10.0  # than before training, and twice as bad: noise does not come so far
 _LOST = 0.5  # of what was gained, in validation and in training alike
 _LAST_EPOCHS = 3
 _TIMES_NOISE = 5.0
@@ -72,7 +72,7 @@ def divergence(
     """Return how training went wrong; None where it did not.
 
     An epoch stands badly if both ELBO and distortion are worse than before training, the latter by
-    more than all that training gained, or the rate is absurd; a KL that was weighted by little
+    more than all that training gained and than itself, or the rate is absurd; a KL that was weighted by little
     makes the ELBO alone worse. A run diverged, too, if it ends with less than half of what it had
     gained, in validation as in training.
 
@@ -85,7 +85,7 @@ def divergence(
     before = start or history[0]
     elbo, distortion = before["validation_elbo_nats"], before["validation_distortion_nats"]
     found = [r["validation_distortion_nats"] for r in history]
-    margin = max(distortion - min(found), _WORSE * abs(distortion), 1.0)
+    margin = max(distortion - min(found), abs(distortion), _WORSE_NATS)
     bad = [
         record
         for record in history

@@ -190,7 +190,8 @@ def fit(
             replicas = runs.taken(weights)
     done = runs.first.progress
     counts = (done.epoch, done.step, done.seconds, done.best_epoch)
-    if (wrong := divergence(done.history, done.start)) is not None:
+    wrong = divergence(done.history, done.start)
+    if wrong is not None and not wrong.came_back:
         warn(str(wrong))
     return Fit(done.history, *counts, replicas, replicas[0].weights, done.start)
 
