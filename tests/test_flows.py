@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from laws import FLOWS, kolmogorov_bound
+from pyro.distributions.transforms import AffineAutoregressive
 from torch import nn
 
 from pyro_vae.components import (
@@ -21,6 +22,7 @@ from pyro_vae.components import (
     NeuralSpline,
     learned,
 )
+from pyro_vae.components.autoregressive_steps import AutoregressiveStep, Masked
 from pyro_vae.inference.detached import detached
 
 every_flow = pytest.mark.parametrize("build", FLOWS.values(), ids=FLOWS.keys())
@@ -242,3 +244,59 @@ def test_bad_arguments_say_which(build, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+# Inverses of autoregressive steps -----------------------------------------------------------------
+
+STEPS = {
+    "two dimensions": (2, 0, [64], False),
+    "two layers": (5, 3, [7, 9], True),
+    "no context": (5, 0, [7, 9], False),
+    "three layers": (4, 1, [4, 6, 5], True),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_the_inverse_in_one_pass_is_pyros_in_many(case: str) -> None:
+    num_dims, num_context, hidden, reverse = STEPS[case]
+    order = torch.arange(num_dims)
+    order = order.flip(0) if reverse else order
+    network = Masked(num_dims, num_context, hidden, permutation=order, nonlinearity=nn.SiLU())
+    network = network.double()
+    context = torch.randn(6, 1, num_context, dtype=torch.float64)
+    y = torch.randn(6, 3, num_dims, dtype=torch.float64, requires_grad=True)
+    bounds = {"log_scale_min_clip": -3.0, "log_scale_max_clip": 3.0}
+    conditioned = partial(network, context=context)
+    conditioned.permutation = order.tolist()
+    found = []
+    for step in (
+        AutoregressiveStep(network, order.tolist(), context, **bounds),
+        AffineAutoregressive(conditioned, **bounds),
+    ):
+        x = step.inv(y)
+        log_slope = step._cached_log_scale.sum(-1)
+        gradients = torch.autograd.grad(x.sin().sum() + log_slope.cos().sum(),
+                                        [y, *network.parameters()])  # fmt: skip
+        found.append([x, log_slope, *gradients])
+    for ours, pyros in zip(*found, strict=True):
+        torch.testing.assert_close(ours, pyros, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(step(x), y)
+
+
+def test_an_inverse_keeps_the_activations_of_one_pass() -> None:
+    """Pyro's keeps those of D passes, each of all units."""
+    num_dims, num_rows = 16, 64
+    flow = InverseAutoregressive((num_dims,), num_flows=1)
+    y = torch.randn(num_rows, num_dims)
+    kept = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        flow(torch.zeros(flow.raw_shape)).log_prob(y)
+    size = sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
+    one_pass = 4 * num_rows * (64 + 2 * num_dims)
+    weights = 2 * sum(4 * p.numel() for p in flow.parameters())
+    assert size < 4 * one_pass + weights

@@ -466,3 +466,20 @@ def test_bad_arguments_say_which(build, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def test_an_average_of_flows_is_the_same_in_blocks(monkeypatch) -> None:
+    posterior = Conditional(InverseAutoregressive((3,), num_flows=1), context_shape=(4,),
+                            network=partial(MLP, hidden=(5,)))  # fmt: skip
+    prior = VampPrior((3,), num_pseudo_inputs=6)
+    prior.meet(posterior, torch.randn(10, 4))
+    z = torch.randn(2, 7, 3, requires_grad=True)
+    parameters = [z, *posterior.parameters(), *prior.parameters()]
+    found = []
+    for most in (2**22, 4 * 6 * 3):
+        monkeypatch.setattr("pyro_vae.components.mixtures._PAIRED_NUMBERS", most)
+        log_p = prior().log_prob(z)
+        found.append([log_p, *torch.autograd.grad(log_p.sum(), parameters)])
+    assert found[0][0].shape == (2, 7)
+    for whole, in_blocks in zip(*found, strict=True):
+        torch.testing.assert_close(in_blocks, whole, rtol=1e-4, atol=1e-5)

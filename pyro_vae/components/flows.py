@@ -18,10 +18,11 @@ from typing import Any
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import torch
-from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN
+from pyro.nn import ConditionalDenseNN
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, ReshapeTransform, constraints
 
+from pyro_vae.components.autoregressive_steps import FAR, AutoregressiveStep, Masked
 from pyro_vae.components.conditional import Distribution, Family, Shape, positive
 
 __all__ = [
@@ -35,8 +36,6 @@ __all__ = [
 # Of one transform; a scale of the whole has no such bounds.
 _LOG_SCALES = {"log_scale_min_clip": -3.0, "log_scale_max_clip": 3.0}
 _START = 0.01
-# What a network sees of a value: beyond a hundred scales, that it is far.
-_FAR = 100.0
 # Of a spline: what is steeper loses its inverse in float32.
 _MAX_RAW = 8.0
 _BINS = {"min_bin_width": 0.01, "min_bin_height": 0.01}
@@ -96,8 +95,8 @@ class InverseAutoregressive(Flow):
 
     with the order of the dimensions reversed from step to step and :math:`\sigma` between
     :math:`e^{-3}` and :math:`e^3`. A sample and its density cost one pass of each network. The
-    density of any other value takes D passes in turn: right, but slow, so for a prior take
-    :class:`MaskedAutoregressive`.
+    density of any other value takes D operations in turn, one pass in all: slower, so for a prior
+    take :class:`MaskedAutoregressive`.
 
     Args:
         event_shape: The shape of one event, of D >= 2 numbers.
@@ -326,15 +325,15 @@ class _Autoregressive(nn.Module):
         super().__init__()
         order = torch.arange(num_dims)
         order = order.flip(0) if reverse else order
-        network = _Masked(num_dims, num_context, hidden, permutation=order, nonlinearity=nn.SiLU())
+        network = Masked(num_dims, num_context, hidden, permutation=order, nonlinearity=nn.SiLU())
         _shrink(network.layers[-1])
         self.step = transforms.ConditionalAffineAutoregressive(network, **_LOG_SCALES)
+        # A list, by which an inverse can be recorded, unlike a tensor.
         self.order: list[int] = order.tolist()
         self.inverse = inverse
 
     def forward(self, context: Tensor) -> list[Any]:
-        step = self.step.condition(context)
-        step.arn.permutation = self.order  # whose inverse can be recorded, unlike a tensor's
+        step = AutoregressiveStep(self.step.nn, self.order, context, **_LOG_SCALES)
         return [step.inv if self.inverse else step]
 
 
@@ -410,14 +409,6 @@ class _SplineOfHalf(dist.transforms.Transform):
         return self._cached_log_det
 
 
-class _Masked(ConditionalAutoRegressiveNN):
-    """Pyro's, in the context's precision: its inverse begins with zeros of torch's default type."""
-
-    def forward(self, x: Tensor, context: Tensor) -> Any:
-        seen = x.to(context.dtype).clamp(-_FAR, _FAR)
-        return tuple(out.to(context.dtype) for out in super().forward(seen, context))
-
-
 class _Dense(ConditionalDenseNN):
     """Pyro's, near zero at the start, with outputs as precise as its inputs."""
 
@@ -426,7 +417,7 @@ class _Dense(ConditionalDenseNN):
         _shrink(self.layers[-1])
 
     def forward(self, x: Tensor, context: Tensor) -> Any:
-        seen = x.clamp(-_FAR, _FAR)
+        seen = x.clamp(-FAR, FAR)
         return tuple(out.to(x.dtype) for out in super().forward(seen, context))
 
 

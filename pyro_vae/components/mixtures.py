@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape, positive
 
@@ -17,6 +18,9 @@ __all__ = ["DiagonalNormalMixture", "MixtureOfNormals", "VampPrior"]
 
 # Of a pseudo-input's range, at either end.
 _MARGIN = 0.05
+# Numbers of pairs of a datum and a pseudo-input that are scored at once: 16 MB of float32, of which
+# a flow's networks hold some twenty times as much.
+_PAIRED_NUMBERS = 2**22
 
 
 class DiagonalNormalMixture(TorchDistribution):
@@ -332,6 +336,22 @@ class _AverageOfPosteriors(TorchDistribution):
         return self._posterior(self._inputs[chosen]).sample()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_q = self._parts.log_prob(value.unsqueeze(-1 - self.event_dim))
-        log_p = log_q.logsumexp(-1) - math.log(len(self._inputs))
-        return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
+        batch_shape = value.shape[: value.dim() - self.event_dim]
+        rows = value.reshape(-1, *self.event_shape)
+        at_once = max(1, _PAIRED_NUMBERS // (len(self._inputs) * rows[:1].numel()))
+        if len(rows) <= at_once:
+            log_p = self._average(rows)
+        else:
+            # What a block holds is computed again on the way back, for one block at a time.
+            log_p = torch.cat(
+                [
+                    checkpoint(self._average, block, use_reentrant=False, preserve_rng_state=False)
+                    for block in rows.split(at_once)
+                ]
+            )
+        log_p = log_p.reshape(batch_shape)
+        return log_p.expand(torch.broadcast_shapes(batch_shape, self.batch_shape))
+
+    def _average(self, rows: Tensor) -> Tensor:
+        log_q = self._parts.log_prob(rows.unsqueeze(-1 - self.event_dim))
+        return log_q.logsumexp(-1) - math.log(len(self._inputs))
