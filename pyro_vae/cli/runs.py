@@ -260,9 +260,9 @@ def _told(found: evaluation.Information | None) -> dict[str, Any]:
 def _num_parameters(run: Run) -> int:
     # Functions hold no parameters: theirs are in modules that they refer to, or in Pyro's store.
     program = Program(run.program.model, run.program.guide)
-    found = [p for module in program.reachable for p in module.parameters() if p.requires_grad]
-    if not found:
-        found = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
+    found: list[Tensor] = []
+    found += [p for module in program.reachable for p in module.parameters() if p.requires_grad]
+    found += program.stored_parameters().values()
     return sum(parameter.numel() for parameter in {id(p): p for p in found}.values())
 
 

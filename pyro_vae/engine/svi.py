@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -301,6 +302,7 @@ def _announcing(program: Program) -> Callable[..., Any]:
     name, parameter = named
     statement = poutine.runtime.effectful(lambda *_, **__: parameter, type="param")
 
+    @functools.wraps(program.model, updated=())
     def model(*args: Any, **kwargs: Any) -> Any:
         statement(name, parameter, name=name)
         return program.model(*args, **kwargs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,4 +136,14 @@ def _outside(svi: SVI) -> dict[str, Tensor]:
     """Return the parameters that neither the program's modules nor the objective's hold."""
     inside = {id(p) for p in svi.program.parameters().values()}
     inside |= {id(p) for module in svi.modules_of_loss.values() for p in module.parameters()}
-    return {name: p for name, p in svi.parameters.items() if id(p) not in inside}
+    outside = {name: p for name, p in svi.parameters.items() if id(p) not in inside}
+    return dict(zip(_without_others(outside), outside.values(), strict=True))
+
+
+def _without_others(names: Iterable[str]) -> Iterator[str]:
+    """Number equal names as if the program were the only one of the process."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        stated = name.partition("#")[0]
+        counts[stated] += 1
+        yield stated if counts[stated] == 1 else f"{stated}#{counts[stated]}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from itertools import chain
+from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import nn
+
+from pyro_vae.inference.owners import Owner, Start, fits, running
 
 __all__ = ["OwnNames", "prepare_local_parameters", "unchanged_parameters"]
 
@@ -18,48 +20,96 @@ __all__ = ["OwnNames", "prepare_local_parameters", "unchanged_parameters"]
 class OwnNames(Messenger):
     """Give each program its own parameters in Pyro's store, whatever names others have taken.
 
-    A name belongs to the pair of functions that used it first, as long as they live and the store
-    holds that very parameter; and a module's parameter is never exchanged for another one.
+    A name belongs to the function that declares it (see ``owners``), as long as the store holds
+    that very parameter, and within a program to model and guide alike. A module's parameter is
+    never exchanged for another one.
     """
-
-    _owners: ClassVar[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
         super().__init__()
-        by_guide = self._owners.setdefault(_identity(model), weakref.WeakKeyDictionary())
-        self.mine = by_guide.setdefault(_identity(guide), weakref.WeakValueDictionary())
+        self._starts = (Start(model), Start(guide))
+        self._enclosing: dict[Start, list[Any]] = {}
+        self._declared: list[tuple[Start | None, str, str]] = []
+        self._settled = all(start.settled for start in self._starts)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not self._settled:
+            self._look()
 
     def _pyro_param(self, msg: Any) -> None:
-        if not _in_store(msg):
+        if not _in_store(msg) or "stated" in msg:
             return
         name, *rest = msg["args"]
         initial = rest[0] if rest else None
-        own, number = name, 1
-        while self._taken(own, initial):
-            number += 1
-            own = f"{name}#{number}"
-        msg["name"], msg["args"] = own, (own, *rest)
+        own = self._known(name, initial) or self._found(name, initial)
+        own = own or _new_name(name, initial)
+        msg["stated"], msg["name"], msg["args"] = name, own, (own, *rest)
 
     def _pyro_post_param(self, msg: Any) -> None:
-        if _in_store(msg):
-            self.mine[msg["name"]] = pyro.get_param_store()._params[msg["name"]]
+        if _in_store(msg) and self._known(msg["stated"]) != msg["name"]:
+            start, _ = self._look()
+            self._declared.append((start, msg["stated"], msg["name"]))
+            if self._settled or start is None:
+                self._register()
 
-    def _taken(self, name: str, initial: Any) -> bool:
-        held = pyro.get_param_store()._params.get(name)
-        if held is None:
-            return False
-        if _IN_MODULE in name and isinstance(initial, nn.Parameter):
-            return held is not initial
-        owned = [owned for by_guide in self._owners.values() for owned in by_guide.values()]
-        return self.mine.get(name) is not held and any(o.get(name) is held for o in owned)
+    def __exit__(self, *error: Any) -> None:
+        """Note to whom new parameters belong, now that all statements of a run were seen."""
+        super().__exit__(*error)
+        self._register()
+        if error[0] is None:
+            for start, owners in self._enclosing.items():
+                start.ran(owners[0])
+
+    def _known(self, name: str, initial: Any = None) -> str | None:
+        """Return what a name stands for, where that is settled whoever of the two states it."""
+        if not self._settled:
+            return None
+        known = {Owner.of(start.root).find(name, initial) for start in self._starts} - {None}
+        return known.pop() if len(known) == 1 else None
+
+    def _found(self, name: str, initial: Any) -> str | None:
+        """Return the name of what the running function has declared, or else its partner."""
+        running, owners = self._look()
+        partners = [start.owner for start in self._starts if start is not running]
+        found = (Owner.of(owner).find(name, initial) for owner in [*owners, *partners])
+        new = (own for _, stated, own in self._declared if stated == name and fits(own, initial))
+        return next((own for own in chain(found, new) if own is not None), None)
+
+    def _look(self) -> tuple[Start | None, list[Any]]:
+        """Return which of the two runs, and what encloses all of its statements so far."""
+        start, owners = running(self._starts)
+        if start is not None:
+            before = self._enclosing.get(start, owners)
+            owners = [owner for owner in owners if any(owner is other for other in before)]
+            self._enclosing[start] = owners
+        return start, owners
+
+    def _register(self) -> None:
+        for start, stated, own in self._declared:
+            unknown = [each.root for each in self._starts]
+            for owner in unknown if start is None else self._enclosing[start][:1]:
+                Owner.of(owner).add(stated, own)
+        self._declared.clear()
+
+
+def _new_name(name: str, initial: Any) -> str:
+    own, number = name, 1
+    while _taken(own, initial):
+        number += 1
+        own = f"{name}#{number}"
+    return own
+
+
+def _taken(name: str, initial: Any) -> bool:
+    held = pyro.get_param_store()._params.get(name)
+    if held is None:
+        return False
+    return Owner.has(held) or not fits(name, initial)
 
 
 def _in_store(msg: Any) -> bool:
     # A PyroModule's own parameter makes a statement too, but never reaches the store.
     return bool(msg["fn"] == pyro.get_param_store().get_param)
-
-
-_IN_MODULE = "$$$"  # stands between the names of a pyro.module and of its parameter
 
 
 def prepare_local_parameters(root: nn.Module) -> None:
@@ -97,7 +147,3 @@ def _tables(module: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
         yield lambda: module._pyro_params
         yield lambda: context.param_state["params"]
         yield lambda: context.param_state["constraints"]
-
-
-def _identity(function: Any) -> Any:
-    return getattr(function, "__self__", function)

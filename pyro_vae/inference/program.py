@@ -19,10 +19,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger, _context_wrap
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_vae.inference.owners import Owner, Start, called, root_of
 from pyro_vae.inference.parameters import OwnNames, prepare_local_parameters, unchanged_parameters
 
 __all__ = ["Layout", "Program", "ProgramError", "is_invertible"]
@@ -57,8 +58,9 @@ class Program:
     """A model and a guide, run so that no other program in the process is touched.
 
     PyroModules keep their own parameters. ``pyro.param`` and ``pyro.module`` statements in plain
-    functions use Pyro's store, as always, but under a name of their own where another program
-    already has that name.
+    functions use Pyro's store, as always, but under a name of their own where another function
+    already has that name: a parameter belongs to the model or the guide that declares it, so that
+    two programs with one model share the model's.
 
     Args:
         model: Declares p(x, z); a function, a module, or a method of one.
@@ -95,6 +97,11 @@ class Program:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
+
+    def stored_parameters(self) -> dict[str, Tensor]:
+        """Return what model and guide have declared in Pyro's store, unconstrained, by its name."""
+        owners = [Owner.of(Start(function).owner) for function in (self.model, self.guide)]
+        return {name: p for owner in owners for name, p in owner.parameters().items()}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -287,22 +294,14 @@ def _reason(error: BaseException) -> str:
 
 
 def _modules(function: Any) -> Iterator[nn.Module]:
-    if isinstance(function, nn.Module):
-        yield function
-    elif isinstance(getattr(function, "__self__", None), nn.Module):
-        yield function.__self__
-    elif isinstance(function, functools.partial):
-        yield from _modules(_called(function))
-
-
-def _called(function: functools.partial[Any]) -> Any:
-    """Return what a partial calls; where it is a program inside a handler, that program."""
-    return function.args[1] if function.func is _context_wrap else function.func
+    root = root_of(function)
+    if isinstance(root, nn.Module):
+        yield root
 
 
 def _closure_modules(function: Any) -> Iterator[nn.Module]:
     while isinstance(function, functools.partial):
-        function = _called(function)
+        function = called(function)
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         for value in [*variables.nonlocals.values(), *variables.globals.values()]:
