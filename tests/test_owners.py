@@ -163,6 +163,15 @@ def test_a_function_made_anew_starts_anew_whether_the_old_one_was_collected_or_n
     assert names == {"loc", "loc#2", "loc#3"}
 
 
+def test_a_parameter_that_was_only_looked_at_before_is_owned_once_it_is_trained():
+    model, guide = made()
+    for _ in range(3):
+        Program(model, guide).check(X)
+    trained = param_of(model, guide)
+    assert len(Program(model, guide).stored_parameters()) == 2
+    assert param_of(*made()) is not trained
+
+
 def test_a_helper_of_two_models_belongs_to_neither():
     def decode(z):
         return z + pyro.param("loc", torch.zeros(1))

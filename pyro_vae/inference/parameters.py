@@ -46,7 +46,10 @@ class OwnNames(Messenger):
         msg["stated"], msg["name"], msg["args"] = name, own, (own, *rest)
 
     def _pyro_post_param(self, msg: Any) -> None:
-        if _in_store(msg) and self._known(msg["stated"]) != msg["name"]:
+        if not _in_store(msg):
+            return
+        owned = Owner.has(pyro.get_param_store()._params[msg["name"]])
+        if not owned or self._known(msg["stated"]) != msg["name"]:
             start, _ = self._look()
             self._declared.append((start, msg["stated"], msg["name"]))
             if self._settled or start is None:
