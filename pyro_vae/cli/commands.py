@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
 import re
@@ -16,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from jsonargparse import Namespace
 
 from pyro_vae import datasets
@@ -26,6 +24,7 @@ from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import latent_shapes
+from pyro_vae.cli.sampling import check_suffix, write
 from pyro_vae.cli.settled import default_arguments
 from pyro_vae.cli.wishes import objective_wished
 from pyro_vae.components.automatic import distribution_names
@@ -34,7 +33,7 @@ from pyro_vae.engine.course import divergence
 from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder
-from pyro_vae.evaluation import plots, report, samples
+from pyro_vae.evaluation import report, samples
 from pyro_vae.files import remove, replace_file
 
 __all__ = ["compare", "evaluate", "list_parts", "plot", "sample", "train"]
@@ -90,23 +89,16 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--mean", action="store_true", help="the mean of x given z, not a draw")
     help_ = "the class to draw, by name or number, or several, 3,7; all in turn unless given"
     parser.add_argument("--label", help=help_)
-    parser.add_argument("--out", type=Path, help="a .npy file; RUN/samples.npy unless given")
+    help_ = "a .npy file, or .npz of several sites; RUN/samples.* unless given"
+    parser.add_argument("--out", type=Path, help=help_)
     run, _, folder, options, _ = _opened(parser, arguments, needs_data=False)
-    out = Path(options.out or folder / "samples.npy")
-    if out.suffix != ".npy":
-        raise ValueError(f"--out {out}: samples are written as a .npy file; end it in .npy")
+    check_suffix(options.out)
     x = samples.prior_samples(
         run.program.model, run.rows_like(options.label)[0], options.num,
         *run.rows_like(options.label)[1:], stochastic=not options.mean, seed=options.seed or 0,
     )  # fmt: skip
-    buffer = io.BytesIO()
-    np.save(buffer, x.numpy(), allow_pickle=False)
-    replace_file(out, buffer.getvalue())
-    print(f"wrote {out}: {tuple(x.shape)}, {x.min():g} to {x.max():g}")
-    if x.dim() == 4 and x.shape[1] in (1, 3, 4):
-        picture = out.with_suffix(".png")
-        plots.save(plots.image_grid(x[:64], title="Samples from the prior"), picture)
-        print(f"wrote {picture}")
+    for line in write(x, options.out, folder):
+        print(line)
 
 
 def plot(arguments: list[str]) -> None:
@@ -325,8 +317,9 @@ def _tell(
     run: runs.Run, done: Fit, out: Path, config: str, num_samples: int, diagnosis: dict[str, Any]
 ) -> None:
     results = runs.judge(run, done, num_samples=num_samples) | diagnosis
+    print(report.table(results))
+    print("", *results["verdict"], sep="\n", flush=True)
+    runs.store(results, out)
     drawn = pictures.draw(run, done, out / "pictures")
     runs.tell(run, done, results, drawn, out, config)
-    print(report.table(results))
-    print("", *results["verdict"], sep="\n")
     print(f"\nreport: {out / 'report.html'}")

@@ -2,158 +2,344 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
+from pyro_vae.cli.attempts import Failure, attempted, optional
 from pyro_vae.cli.runs import Run
 from pyro_vae.engine.loop import Fit
 from pyro_vae.evaluation import UnitActivity, plots
 
-__all__ = ["draw"]
+__all__ = ["draw", "ending"]
 
 _DRAWN_ROWS = 2_000
+_COMPARED_ROWS = 10
+_NUM_SAMPLES = 64
 _NUM_UNITS = 8
 _SPAN = 3.0
 _NUM_STEPS = 10
 _TEMPERATURES = (0.25, 0.5, 0.75, 1.0)
 
 
-def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path]]:
-    """Draw the run's pictures into a folder; return captions and paths."""
-    test = run.test()
-    activity = evaluation.unit_activity(run.program.model, run.program.guide, *test)
-    figures: dict[str, tuple[str, Any]] = {}
-    if done.history:
-        figures["curves"] = ("Bounds by epoch", plots.curves(done.history))
-    figures |= _reconstructions(run, test)
-    if _is_image(test[0]) and len(test) == 1:
-        figures |= _of_images(run, test[0], activity)
-    figures |= _units(activity)
-    figures["latents"] = ("Posterior means of test data", _scatter(run, test))
-    return [(caption, _saved(figure, folder / name)) for name, (caption, figure) in figures.items()]
+class _Picture(NamedTuple):
+    """A picture that may be drawn.
+
+    Attributes:
+        name: Of its file, without suffix.
+        caption: What it shows.
+        draw: Returns the figure; None where the program has no such picture.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[], Any]
+
+
+def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path | str]]:
+    """Draw the run's pictures into a folder; return captions and paths.
+
+    In the place of the path of a picture that cannot be drawn stands a sentence that says why.
+    """
+    drawn: list[tuple[str, Path | str]] = []
+    for picture in _pictures(run, done):
+        figure = attempted(f"the picture {picture.name!r}", picture.draw)
+        if isinstance(figure, Failure):
+            drawn.append((picture.caption, f"This picture could not be drawn: {figure}"))
+        elif figure is not None:
+            drawn.append((picture.caption, _saved(figure, folder / f"{picture.name}.png")))
+    return drawn
 
 
 def _saved(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path.with_suffix(".png"))
-    return path.with_suffix(".png")
+    plots.save(figure, path)
+    return path
 
 
-def _is_image(x: Tensor) -> bool:
-    return x.dim() == 4 and x.shape[1] in (1, 3, 4)
+def _pictures(run: Run, done: Fit) -> Iterator[_Picture]:
+    program = _Program(run)
+    if done.history:
+        yield _Picture("curves", "Bounds by epoch", lambda: plots.curves(done.history))
+    sites = optional("what each site observes", lambda: program.sites)
+    activity = optional("the activity of units", lambda: program.activity) or {}
+    if sites is not None:
+        images = [name for name, site in sites.items() if site.is_image]
+        for name in images:
+            yield from _of_images(program, name, ending(name), activity)
+        if len(images) < len(sites):
+            numbers = [name for name in sites if name not in images]
+            yield from _of_numbers(program, numbers, ending("other" if images else ""))
+    yield from _units(activity)
+    yield _Picture("latents", "Posterior means of test data", lambda: _scatter(run, program.test))
 
 
-def _reconstructions(run: Run, test: tuple[Tensor, ...]) -> dict[str, tuple[str, Any]]:
-    few = tuple(argument[:10] for argument in test)
-    model, guide = run.program.model, run.program.guide
-    mean = evaluation.reconstruct(model, guide, *few)
-    sample = evaluation.reconstruct(model, guide, *few, stochastic=True)
-    x = few[0].cpu()
-    if _is_image(x):
-        figure = plots.reconstructions(x, mean, sample)
-    else:
-        figure = plots.rows(x, {"mean": mean, "sample": sample}, title="Reconstructions")
-    return {"reconstructions": ("Test data, and their reconstructions: mean and sample", figure)}
+def ending(site: str) -> str:
+    """Return what names of a site's files end with; nothing of the one site of a program."""
+    return f"_{re.sub(r'[^0-9A-Za-z]+', '_', site)}" if site else ""
+
+
+class _Site(NamedTuple):
+    """What one observed site has of the test data.
+
+    Attributes:
+        values: As they are drawn, ``[N, *shape]``.
+        is_image: Whether that is the shape of an image.
+        limits: The smallest and the largest value.
+    """
+
+    values: Tensor
+    is_image: bool
+    limits: tuple[float, float]
+
+    def shaped(self, values: Tensor, lead: int) -> Tensor:
+        """Return values of the site in the shape that is drawn, behind ``lead`` dimensions."""
+        return values.reshape(*values.shape[:lead], *self.values.shape[1:])
+
+
+class _Program:
+    """A run's program and what it makes of the test data; each is made once, when it is drawn."""
+
+    def __init__(self, run: Run) -> None:
+        self.model, self.guide = run.program.model, run.program.guide
+        self.test = run.test()
+
+    def few(self, count: int) -> tuple[Tensor, ...]:
+        """Return the first test data (and labels where the program takes them)."""
+        return tuple(argument[:count] for argument in self.test)
+
+    @cached_property
+    def sites(self) -> dict[str, _Site]:
+        """What each site observes; x in its own shape where a site observes all of it."""
+        x, *_ = args = self.few(_DRAWN_ROWS)
+        found = {}
+        for name, values in _by_site(evaluation.observed(self.model, self.guide, *args)).items():
+            whole = values.numel() == x.numel()
+            same = whole and torch.equal(values.reshape(x.shape).nan_to_num(), x.cpu().nan_to_num())
+            values = values.reshape(x.shape) if same else values
+            seen = values[values.isfinite()]
+            limits = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+            is_image = values.dim() == 4 and values.shape[1] in (1, 3, 4)
+            found[name] = _Site(values, is_image, limits)
+        return found
+
+    @cached_property
+    def activity(self) -> dict[str, UnitActivity]:
+        """How much each unit is used."""
+        return evaluation.unit_activity(self.model, self.guide, *self.test)
+
+    @cached_property
+    def reconstructions(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Means and samples."""
+        args = self.few(_COMPARED_ROWS)
+        mean = evaluation.reconstruct(self.model, self.guide, *args)
+        sample = evaluation.reconstruct(self.model, self.guide, *args, stochastic=True)
+        return _by_site(mean), _by_site(sample)
+
+    @cached_property
+    def samples(self) -> dict[str, Tensor]:
+        """Means of x for z drawn from the prior, ``[64, ...]``."""
+        x, *labels = self.few(_NUM_SAMPLES)
+        return _by_site(evaluation.prior_samples(self.model, x, _NUM_SAMPLES, *labels))
+
+    @cached_property
+    def moved(self) -> tuple[str, list[int], dict[str, Tensor]]:
+        """The latent site whose units are moved, which units, and ``[units, steps, ...]``."""
+        site, first = next(iter(self.activity.items()))
+        units = first.activity.argsort(descending=True)[:_NUM_UNITS].tolist()
+        found = evaluation.traverse(
+            self.model, self.guide, *self.few(1), units=units, site=site, span=_SPAN,
+            num_steps=_NUM_STEPS,
+        )  # fmt: skip
+        return site, units, _by_site(found)
+
+    @cached_property
+    def between(self) -> dict[str, Tensor]:
+        """The way from the first test data to the last, ``[pairs, steps, ...]``."""
+        (x, *labels), end = self.few(4), self.test[0][-4:]
+        found = evaluation.interpolate(
+            self.model, self.guide, x[: len(end)], end, *labels, num_steps=_NUM_STEPS
+        )
+        return _by_site(found)
+
+    @cached_property
+    def cooled(self) -> dict[str, Tensor] | None:
+        """Samples at several temperatures, ``[temperatures, steps, ...]``; None without a mean."""
+        x, *labels = self.few(_NUM_STEPS)
+        try:
+            found = [
+                _by_site(
+                    evaluation.prior_samples(self.model, x, _NUM_STEPS, *labels, temperature=t)
+                )
+                for t in _TEMPERATURES
+            ]
+        except ValueError:
+            return None
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+    @cached_property
+    def below(self) -> dict[str, Tensor]:
+        """Samples redrawn below each layer, ``[layers, steps, ...]``."""
+        args = self.few(1)
+        return _by_site(evaluation.resample_below(self.model, *args, num_samples=_NUM_STEPS))
+
+    @cached_property
+    def from_top(self) -> dict[str, Tensor]:
+        """Test data as the uppermost layers see them, ``[layers, steps, ...]``."""
+        args = self.few(_NUM_STEPS)
+        return _by_site(evaluation.reconstruct_from_top(self.model, self.guide, *args))
+
+    @cached_property
+    def plane(self) -> dict[str, Tensor]:
+        """Means of x over two latents, ``[steps, steps, ...]``."""
+        return _by_site(evaluation.manifold(self.model, *self.few(1)))
+
+
+def _by_site(found: Any) -> dict[str, Tensor]:
+    """Return data by observed site; where a program has one, its name is left out."""
+    return dict(found) if isinstance(found, Mapping) else {"": found}
+
+
+def _of_numbers(program: _Program, names: list[str], end: str) -> Iterator[_Picture]:
+    """Draw sites that are no images as rows of numbers, side by side."""
+    beside = ", ".join(f"{name} ({_width(program, name)})" for name in names if name)
+    sites = f"; sites and their numbers of features: {beside}" if beside else ""
+
+    def rows(values: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([values[name].reshape(len(values[name]), -1).float() for name in names], 1)
+
+    def data() -> Tensor:
+        return rows({name: program.sites[name].values[:_COMPARED_ROWS] for name in names})
+
+    def reconstructions() -> Any:
+        mean, sample = program.reconstructions
+        others = {"mean": rows(mean), "sample": rows(sample)}
+        return plots.rows(data(), others, title="Reconstructions")
+
+    def samples() -> Any:
+        others = {"prior": rows(program.samples)[:_COMPARED_ROWS]}
+        return plots.rows(data(), others, title="Data, and samples from the prior")
+
+    caption = f"Test data, and their reconstructions: mean and sample{sites}"
+    yield _Picture(f"reconstructions{end}", caption, reconstructions)
+    caption = f"Test data, and means of x for z drawn from the prior{sites}"
+    yield _Picture(f"samples{end}", caption, samples)
+
+
+def _width(program: _Program, name: str) -> int:
+    return program.sites[name].values[0].numel()
 
 
 def _of_images(
-    run: Run, x: Tensor, activity: dict[str, UnitActivity]
-) -> dict[str, tuple[str, Any]]:
-    model, guide = run.program.model, run.program.guide
-    seen = x[~x.isnan()]
-    limits = (float(seen.min()), float(seen.max()))
-    name, first = next(iter(activity.items()))
-    units = first.activity.argsort(descending=True)[:_NUM_UNITS].tolist()
-    positions = torch.linspace(-_SPAN, _SPAN, _NUM_STEPS).tolist()
-    moved = evaluation.traverse(
-        model, guide, x[:1], units=units, site=name, span=_SPAN, num_steps=_NUM_STEPS
-    )
-    between = evaluation.interpolate(model, guide, x[:4], x[-4:], num_steps=_NUM_STEPS)
-    samples = evaluation.prior_samples(model, x[:1], 64)
-    figures = {
-        "samples": (
-            "Means of x for z drawn from the prior",
-            plots.image_grid(samples, title="From the prior", columns=16, limits=limits),
-        ),
-        "interpolations": (
-            "Between the posterior means of two test data",
-            plots.interpolation(between, limits=limits),
-        ),
-        "traversals": (
-            f"One unit of {name} at a time, in standard deviations of its prior",
-            plots.traversal(
-                moved, [f"unit {unit}" for unit in units], values=positions, limits=limits
-            ),
-        ),
-    }
-    figures |= _cooled(run, x, limits)
+    program: _Program, name: str, end: str, activity: dict[str, UnitActivity]
+) -> Iterator[_Picture]:
+    site = program.sites[name]
+    limits, of = site.limits, f" of {name}" if end else ""
+
+    def reconstructions() -> Any:
+        mean, sample = (site.shaped(part[name], 1) for part in program.reconstructions)
+        return plots.reconstructions(site.values[:_COMPARED_ROWS], mean, sample)
+
+    def samples() -> Any:
+        images = site.shaped(program.samples[name], 1)
+        return plots.image_grid(images, title="From the prior", columns=16, limits=limits)
+
+    def between() -> Any:
+        return plots.interpolation(site.shaped(program.between[name], 2), limits=limits)
+
+    def moved() -> Any:
+        _, units, images = program.moved
+        labels, places = [f"unit {u}" for u in units], torch.linspace(-_SPAN, _SPAN, _NUM_STEPS)
+        return plots.traversal(
+            site.shaped(images[name], 2), labels, values=places.tolist(), limits=limits
+        )
+
+    caption = f"Test data, and their reconstructions{of}: mean and sample"
+    yield _Picture(f"reconstructions{end}", caption, reconstructions)
+    yield _Picture(f"samples{end}", f"Means of x for z drawn from the prior{of}", samples)
+    caption = f"Between the posterior means of two test data{of}"
+    yield _Picture(f"interpolations{end}", caption, between)
+    latent = next(iter(activity), "z")
+    caption = f"One unit of {latent} at a time, in standard deviations of its prior{of}"
+    yield _Picture(f"traversals{end}", caption, moved)
+    yield from _of_prior(program, name, end, activity)
+
+
+def _of_prior(
+    program: _Program, name: str, end: str, activity: dict[str, UnitActivity]
+) -> Iterator[_Picture]:
+    """Draw what only some priors and latents have: temperatures, layers, a plane."""
+    site, labels = program.sites[name], [f"{value:g}" for value in _TEMPERATURES]
+    yield _grid(
+        site, lambda: program.cooled and program.cooled[name], f"temperatures{end}",
+        "From the prior, by temperature", labels,
+        "Means of x for latents drawn nearer to the prior's mean, by a factor",
+    )  # fmt: skip
     if len(activity) > 1:
-        figures |= _of_layers(run, x, limits)
-    if len(activity) == 1 and first.activity.numel() == 2:
-        grid = evaluation.manifold(model, x[:1])
-        figures["manifold"] = (
-            "Means of x over the quantiles of both latents",
-            plots.manifold(grid, limits=limits),
-        )
-    return figures
+        yield from _of_layers(program, name, end, len(activity))
+    if len(activity) == 1 and next(iter(activity.values())).activity.numel() == 2:
+        yield _Picture(
+            f"manifold{end}", "Means of x over the quantiles of both latents",
+            lambda: plots.manifold(site.shaped(program.plane[name], 2), limits=site.limits),
+        )  # fmt: skip
 
 
-def _of_layers(run: Run, x: Tensor, limits: tuple[float, float]) -> dict[str, tuple[str, Any]]:
+def _of_layers(program: _Program, name: str, end: str, num_layers: int) -> Iterator[_Picture]:
     """Draw what the upper layers of a hierarchy decide, and what the lower ones leave open."""
-    model, guide = run.program.model, run.program.guide
-    below = evaluation.resample_below(model, x[:1], num_samples=_NUM_STEPS)
-    seen = evaluation.reconstruct_from_top(model, guide, x[:_NUM_STEPS])
-    labels = [f"top {number}" for number in range(1, len(below) + 1)]
-    return {
-        "layers_samples": (
-            "Samples with the uppermost layers fixed, and the others redrawn",
-            plots.image_grid(
-                below, title="Upper layers fixed, the others redrawn", row_labels=labels,
-                limits=limits,
-            ),
-        ),
-        "layers_reconstructions": (
-            "Test data, and what the uppermost layers alone know of them",
-            plots.image_grid(
-                torch.cat([x[None, :_NUM_STEPS].cpu(), seen]), limits=limits,
-                title="Upper layers from the data, the others from the model",
-                row_labels=["data", *labels],
-            ),
-        ),
-    }  # fmt: skip
+    site = program.sites[name]
+    labels = [f"top {number}" for number in range(1, num_layers + 1)]
+    yield _grid(
+        site, lambda: program.below[name], f"layers_samples{end}",
+        "Upper layers fixed, the others redrawn", labels,
+        "Samples with the uppermost layers fixed, and the others redrawn",
+    )  # fmt: skip
+
+    def seen() -> Tensor:
+        images = site.shaped(program.from_top[name], 2)
+        return torch.cat([site.values[None, : images.shape[1]], images])
+
+    yield _grid(
+        site, seen, f"layers_reconstructions{end}",
+        "Upper layers from the data, the others from the model", ["data", *labels],
+        "Test data, and what the uppermost layers alone know of them",
+    )  # fmt: skip
 
 
-def _cooled(run: Run, x: Tensor, limits: tuple[float, float]) -> dict[str, tuple[str, Any]]:
-    """Draw samples at several temperatures; nothing where a prior has no mean."""
-    try:
-        images = torch.stack(
-            [
-                evaluation.prior_samples(run.program.model, x[:1], _NUM_STEPS, temperature=value)
-                for value in _TEMPERATURES
-            ]
-        )
-    except ValueError:
-        return {}
-    labels = [f"{value:g}" for value in _TEMPERATURES]
-    title = "From the prior, by temperature"
-    figure = plots.image_grid(images, title=title, row_labels=labels, limits=limits)
-    caption = "Means of x for latents drawn nearer to the prior's mean, by a factor"
-    return {"temperatures": (caption, figure)}
+def _grid(
+    site: _Site,
+    images: Callable[[], Any],
+    name: str,
+    title: str,
+    labels: list[str],
+    caption: str,
+) -> _Picture:
+    """Draw ``[rows, columns, ...]`` of a site with a label for each row."""
+
+    def figure() -> Any:
+        found = images()
+        if found is None:
+            return None
+        shaped = site.shaped(found, 2)
+        return plots.image_grid(shaped, title=title, row_labels=labels, limits=site.limits)
+
+    return _Picture(name, caption, figure)
 
 
-def _units(activity: dict[str, UnitActivity]) -> dict[str, tuple[str, Any]]:
+def _units(activity: dict[str, UnitActivity]) -> Iterator[_Picture]:
     """Draw the KL of the units of all layers that have one."""
     known = {name: site for name, site in activity.items() if site.kl_nats is not None}
     if not known:
-        return {}
+        return
     bars = {name: (site.kl_nats, site.activity) for name, site in known.items() if
             site.kl_nats is not None}  # fmt: skip
     counts = ", ".join(f"{site.num_active} of {name}" for name, site in known.items())
-    return {"units": (f"KL of each unit; active: {counts}", plots.layer_bars(bars))}
+    yield _Picture("units", f"KL of each unit; active: {counts}", lambda: plots.layer_bars(bars))
 
 
 def _scatter(run: Run, test: tuple[Tensor, ...]) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli import known_data
+from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.known_data import KnownData
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
@@ -37,8 +38,9 @@ from pyro_vae.engine.weights import load_weights
 from pyro_vae.evaluation import report
 from pyro_vae.files import replace_file
 from pyro_vae.inference import Program
+from pyro_vae.inference.observed import observed_places, view_of
 
-__all__ = ["Run", "judge", "load", "open_run", "tell", "train"]
+__all__ = ["Run", "judge", "load", "open_run", "store", "tell", "train"]
 
 _OF_LEVELS = {
     "Binarize": "integers, or values in [0, 1]",
@@ -196,8 +198,10 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     estimate = evaluation.importance_sampling(
         model, guide, x, *labels, num_samples=num_samples, progress=sys.stderr.isatty()
     )
-    activity = evaluation.unit_activity(model, guide, x, *labels)
-    information = _information(run)
+    activity = optional(
+        "the activity of units", lambda: evaluation.unit_activity(model, guide, x, *labels)
+    )
+    information = optional("the mutual information", lambda: _information(run))
     return {
         "test_elbo_nats": bound.elbo_nats,
         "test_elbo_standard_error": bound.standard_error,
@@ -207,11 +211,11 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "effective_sample_size": float(estimate.effective_sample_size.median()),
         "test_rate_nats": bound.rate_nats,
         "test_distortion_nats": bound.distortion_nats,
-        "bits_per_dim": _bits_per_dim(run, bound),
-        "active_units": sum(site.num_active for site in activity.values()),
-        "num_units": sum(site.activity.numel() for site in activity.values()),
+        **_by_site(bound),
+        "bits_per_dim": optional("bits per dimension", lambda: _bits_per_dim(run, bound)),
+        **_units(activity),
         **_told(information),
-        "probe_accuracy": _probe_accuracy(run),
+        "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
         "num_parameters": _num_parameters(run),
         "epochs": done.epochs,
         "steps": done.steps,
@@ -223,7 +227,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "classes": run.data.classes,
         "verdict": [
             *_course(done),
-            *evaluation.verdict(activity, bound.kl_nats, information),
+            *evaluation.verdict(activity or {}, bound.kl_nats, information),
         ],
     }
 
@@ -236,6 +240,21 @@ def _course(done: Fit) -> list[str]:
     judged = f"the {done.weights} weights, of epoch {done.judged_epoch}, are judged"
     other = "; --weights best judges the best" if done.weights == "last" else ""
     return [f"{said}; {judged}{other}"]
+
+
+def _by_site(bound: evaluation.Bound) -> dict[str, Any]:
+    """Return the distortion of each observed site, where there are several."""
+    by_site = bound.site_distortion_nats
+    return {"test_site_distortion_nats": by_site} if len(by_site) > 1 else {}
+
+
+def _units(activity: dict[str, evaluation.UnitActivity] | None) -> dict[str, Any]:
+    if activity is None:
+        return {"active_units": None}
+    return {
+        "active_units": sum(site.num_active for site in activity.values()),
+        "num_units": sum(site.activity.numel() for site in activity.values()),
+    }
 
 
 def _information(run: Run) -> evaluation.Information | None:
@@ -269,8 +288,8 @@ def _num_parameters(run: Run) -> int:
 def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
     """Bits per dimension of the stored integers; None for data that have no such unit.
 
-    Those are real numbers, densities of integers that were not dequantised, bags and sequences, and
-    data of which numbers are missing.
+    Those are real numbers, densities of integers that were not dequantised, bags and sequences,
+    data of which numbers are missing, and what a program makes of its data before it observes it.
     """
     numbers = single_numbers(_support(run))
     if run.data.levels is None or numbers is None or _has_missing(run):
@@ -287,14 +306,20 @@ def _has_missing(run: Run) -> bool:
 
 
 def _support(run: Run) -> Any:
-    """Return the support of the observed site; None where it states none."""
+    """Return the support of the site that observes the data; None where none does, or states it."""
     program = Program(run.program.model, run.program.guide)
     few = tuple(argument[:3] for argument in run.test())
     layout = program.check(*few)
     with program.evaluating(seed=0):
         model_trace, _ = program.traces(*few)
+    site = model_trace.nodes[layout.observed[0]]
+    view = view_of(site, few)
+    if len(layout.observed) > 1 or view is None or observed_places(site) is not None:
+        return None
+    if view.argument > 0 or site["value"].numel() != few[0].numel():
+        return None
     try:
-        return model_trace.nodes[layout.observed[0]]["fn"].support
+        return site["fn"].support
     except (AttributeError, NotImplementedError):
         return None
 
@@ -313,20 +338,27 @@ def _probe_accuracy(run: Run) -> float | None:
     return evaluation.linear_probe(means[0], train.labels, means[1], test.labels)
 
 
+def store(results: dict[str, Any], out: Path) -> None:
+    """Write ``results.json`` into the run folder; numbers that are not finite are null."""
+    text = json.dumps(_finite(results), indent=2)
+    replace_file(out / "results.json", f"{text}\n".encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def tell(
     run: Run,
     done: Fit,
     results: dict[str, Any],
-    pictures: list[tuple[str, Path]],
+    pictures: list[tuple[str, Path | str]],
     out: Path,
     config: str,
 ) -> None:
-    """Write ``results.json`` and ``report.html`` into the run folder."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in results.items()
-    }
-    replace_file(out / "results.json", (json.dumps(finite, indent=2) + "\n").encode())
+    """Write ``report.html`` into the run folder."""
     report.write_report(
         out / "report.html",
         title=f"{type(run.program).__name__} on {run.data.name}",

@@ -22,7 +22,10 @@ from pyro_vae.engine.agreement import Steps, check_progress, check_state
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
     Batches,
+    Binarize,
+    Dequantize,
     Observation,
+    Rescale,
     observe_once,
 )
 from pyro_vae.engine.defaults import (
@@ -45,7 +48,7 @@ from pyro_vae.files import show
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
-from pyro_vae.inference.support import Part, check_support
+from pyro_vae.inference.support import Part, check_support, observes_arguments
 from pyro_vae.inference.terms import site_terms
 
 __all__ = [
@@ -151,7 +154,7 @@ class Training:
         observed = observe_once(data.validation, observation, seed=seed, device=self.device)
         self.validation = arguments(observed, self.with_labels)
         self.layout = self.program.check(*self.validation)
-        for name in ("train", "validation", "test"):
+        for name in ("validation", "train", "test"):
             self._check_rows(name, getattr(data, name), observation)
 
     def _settings(
@@ -207,6 +210,15 @@ class Training:
 
     def _check_rows(self, name: str, part: Data, observation: Observation) -> None:
         """Hold all rows of a part against what the program observes, some at a time."""
+        levelled = isinstance(observation, (Binarize, Dequantize, Rescale))
+        few = tuple(argument[:3] for argument in self.validation)
+        if (
+            name != "validation"
+            and levelled
+            and not part.x.is_floating_point()
+            and observes_arguments(self.program, self.layout, *few)
+        ):
+            return  # whatever the integers, the result has the range of the validation rows
         step = max(1, _CHECKED_ELEMENTS // max(1, part.x[0].numel()))
         for begin in range(0, len(part), step):
             rows = self._observed_rows(part, observation, slice(begin, begin + step))

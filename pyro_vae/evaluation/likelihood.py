@@ -75,6 +75,7 @@ class Bound:
         rate_nats: The KL of q(z | x) from p(z), over all latent sites.
         distortion_nats: Of the observed sites, the average of -log p(x | z).
         kl_nats: The part of the rate of each latent site.
+        site_distortion_nats: The part of the distortion of each observed site.
         standard_error: Of ``elbo_nats``: the standard deviation over data / sqrt(N), which holds
             the Monte-Carlo error too. NaN for one datum.
         num_data: N.
@@ -85,6 +86,7 @@ class Bound:
     rate_nats: float
     distortion_nats: float
     kl_nats: dict[str, float]
+    site_distortion_nats: dict[str, float]
     standard_error: float
     num_data: int
     num_dims: int
@@ -219,7 +221,7 @@ def elbo(
         for batch in batches(args, rows):
             for name, mean in _mean_parts(program, layout, batch, num_particles, particles).items():
                 parts.setdefault(name, []).append(mean)
-    return _bound({name: torch.cat(means) for name, means in parts.items()}, x)
+    return _bound({name: torch.cat(means) for name, means in parts.items()}, layout, x)
 
 
 def _program(
@@ -337,19 +339,24 @@ def _standard_error(per_datum: Tensor) -> float:
 def _mean_parts(
     program: Program, layout: Layout, batch: tuple[Tensor, ...], num_samples: int, particles: int
 ) -> dict[str, Tensor]:
-    """Average over the samples: the distortion under the name "", the KL of each latent site."""
+    """Average over the samples: the KL of each latent site, -log p of each observed one.
+
+    The distortion of all observed sites together is under the name "".
+    """
     sums: dict[str, Tensor] = {}
     for table in _tables(program, layout, batch, num_samples, particles):
         parts = {"": table.distortion}
         for name, log_q in table.log_q.items():
             parts[name] = log_q - table.log_p[name] if name in table.log_p else log_q
+        parts |= {name: -table.log_p[name] for name in layout.observed}
         for name, part in parts.items():
             sums[name] = sums.get(name, torch.zeros(())) + double(part).sum(0)
     return {name: total / num_samples for name, total in sums.items()}
 
 
-def _bound(parts: dict[str, Tensor], x: Tensor) -> Bound:
+def _bound(parts: dict[str, Tensor], layout: Layout, x: Tensor) -> Bound:
     distortion = parts.pop("")
+    by_site = {name: parts.pop(name).mean().item() for name in layout.observed}
     rate = torch.stack([torch.zeros_like(distortion), *parts.values()]).sum(0)
     per_datum = -(rate + distortion)
     _refuse_nan(per_datum)
@@ -358,6 +365,7 @@ def _bound(parts: dict[str, Tensor], x: Tensor) -> Bound:
         rate_nats=rate.mean().item(),
         distortion_nats=distortion.mean().item(),
         kl_nats={name: part.mean().item() for name, part in parts.items()},
+        site_distortion_nats=by_site,
         standard_error=_standard_error(per_datum),
         num_data=len(x),
         num_dims=x[0].numel(),

@@ -63,7 +63,7 @@ def write_report(
     title: str,
     results: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
-    pictures: Sequence[tuple[str, Path]],
+    pictures: Sequence[tuple[str, Path | str]],
     config: str,
     provenance: Mapping[str, Any],
 ) -> None:
@@ -80,7 +80,8 @@ def write_report(
         history: One record per epoch, as ``plots.curves`` takes it; the curves are drawn here
             unless a picture named ``curves.png`` has them.
         pictures: Captions and PNG files, in the order of the page; a file that is missing or no
-            PNG is named on the page in place of the picture.
+            PNG is named on the page in place of the picture, as is why there is none, if a
+            sentence stands in the place of the file.
         config: The configuration of the run, as text.
         provenance: What is needed to repeat the run: ``command``, and versions, hardware, seed.
 
@@ -156,6 +157,7 @@ NUMBERS = {
         _nats,
         "E_q[-log p(x | z)]: what z leaves untold; the ELBO is -(rate + distortion).",
     ),
+    "test_site_distortion_nats": _Number("distortion (nats per datum)", _nats, "That of one site."),
     "active_units": _Number(
         "active latent units",
         _count,
@@ -281,13 +283,14 @@ _WHOLES = {
 def _rows(results: Mapping[str, Any]) -> Iterator[_Row]:
     flat = {key: value for key, value in _flat(results) if key not in TEXTS}
     hidden = {part for part, whole in PARTNERS.items() if whole in flat}
-    for key in [
-        *(key for key in NUMBERS if key in flat),
-        *(key for key in flat if key not in NUMBERS),
-    ]:
+    wholes = {key: key.partition(".")[0] for key in flat}
+    known = [key for whole in NUMBERS for key in flat if wholes[key] == whole]
+    for key in [*known, *(key for key in flat if wholes[key] not in NUMBERS)]:
         if key not in hidden:
-            number = NUMBERS.get(key, _Number(key, _plain, ""))
-            yield _Row(key, _one_line(number.name), _value(key, flat, number.write), number.meaning)
+            number = NUMBERS.get(wholes[key], _Number(key, _plain, ""))
+            part = key.removeprefix(wholes[key]).replace(".", " of ", 1) if key in known else ""
+            name = _one_line(number.name.replace(" (", f"{part} (", 1))
+            yield _Row(key, name, _value(key, flat, number.write), number.meaning)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -369,14 +372,16 @@ def _result(row: _Row) -> str:
     return f"<tr><th>{_text(row.name)}{meaning}</th><td>{value}</td></tr>"
 
 
-def _read(file: Path) -> bytes | str:
+def _read(file: Path | str) -> bytes | str:
     """Return the bytes of a PNG file, or a sentence on why there are none."""
+    if isinstance(file, str):
+        return file
     try:
-        content = Path(file).read_bytes()
+        content = file.read_bytes()
     except OSError as error:
-        return f"The picture {Path(file).name} could not be read: {reason(error)}."
+        return f"The picture {file.name} could not be read: {reason(error)}."
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return f"The picture {Path(file).name} is not a PNG file."
+        return f"The picture {file.name} is not a PNG file."
     return content
 
 

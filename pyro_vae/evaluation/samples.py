@@ -27,6 +27,7 @@ __all__ = [
     "generated",
     "interpolate",
     "manifold",
+    "observed",
     "prior_samples",
     "reconstruct",
     "traverse",
@@ -34,6 +35,32 @@ __all__ = [
 
 # A tensor, or a dictionary of them by site; a caller of a program of one site may take it for one.
 Generated = Tensor | Any
+
+
+def observed(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *labels: Tensor
+) -> Generated:
+    """Return what the sites observe of the data, ``[N, *event_shape]``, as the program computes it.
+
+    Args:
+        model: Declares p(x, z).
+        guide: Declares q(z | x).
+        x: Data, ``[N, *event_shape]``, on the device of the program.
+        labels: ``[N, ...]`` each, where the program takes them.
+
+    Raises:
+        ValueError: If ``x`` is empty or the program breaks the convention.
+    """
+    args = checked(x, *labels)
+    program = Program(model, guide)
+    layout = program.check(*args)
+    found: dict[str, list[Tensor]] = {name: [] for name in layout.observed}
+    with program.evaluating(seed=0):
+        for batch in batches(args, pairs_at_once(program, layout, *args)):
+            trace, _ = program.traces(*batch)
+            for name, parts in found.items():
+                parts.append(site_rows(trace.nodes[name]).cpu())
+    return generated({name: torch.cat(parts) for name, parts in found.items()})
 
 
 def reconstruct(

@@ -22,7 +22,7 @@ from pyro_vae.inference.observed import View, is_masked_out, observed_places, vi
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import site_terms
 
-__all__ = ["Part", "check_support"]
+__all__ = ["Part", "check_support", "observes_arguments"]
 
 _CHUNK_ELEMENTS = 2**22
 # Of bits, a single draw may be one of categories by chance.
@@ -85,6 +85,14 @@ def check_support(
     for name in layout.latents:
         if name in model_trace.nodes:
             _check_latent(name, model_trace.nodes[name]["fn"], guide_trace.nodes[name])
+
+
+def observes_arguments(program: Program, layout: Layout, *few: Tensor) -> bool:
+    """Say whether every site observes an argument or a part of it, under bounds that stay."""
+    few = tuple(argument.contiguous() for argument in few)
+    nodes = _traces(program, few)[0].nodes
+    sites = (_Observed(program, name, nodes[name], few, few) for name in layout.observed)
+    return all(site.view is not None for site in sites)
 
 
 def _spread(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

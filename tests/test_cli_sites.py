@@ -1,0 +1,153 @@
+"""Programs of a user's own through the whole command: judged, drawn and sampled by site."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import TINY
+
+from pyro_vae.cli import main, pictures
+
+PROGRAMS = '''
+import torch, pyro, pyro.distributions as dist
+from pyro.nn import PyroModule
+from torch import nn
+
+class Base(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.e, self.d = nn.Linear(16, 4), nn.Linear(2, 16)
+
+    def guide(self, x, *labels):
+        with pyro.plate("data", len(x)):
+            a, b = self.e(x.reshape(len(x), 16) / 8).chunk(2, -1)
+            pyro.sample("z", dist.Normal(a, nn.functional.softplus(b)).to_event(1))
+
+    def model(self, x, *labels):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            self.observe(self.d(z), x.reshape(len(x), 16), *labels)
+
+
+class Rows(Base):
+    """Rows of counts, in a plate at dim -2."""
+
+    def observe(self, raw, x):
+        raw, x = raw.unflatten(-1, (4, 4)).movedim(-2, -3), x.reshape(-1, 4, 4)
+        with pyro.plate("rows", 4, dim=-2):
+            raw = raw.squeeze(-4) if raw.dim() > 3 else raw
+            pyro.sample("x", dist.Binomial(9, logits=raw).to_event(1), obs=x.movedim(0, 1))
+
+
+class Several(Base):
+    """An image and how many of its pixels are bright, of another kind and shape."""
+
+    def observe(self, raw, x):
+        image = dist.Binomial(9, logits=raw.unflatten(-1, (1, 4, 4))).to_event(3)
+        pyro.sample("image", image, obs=x.reshape(-1, 1, 4, 4))
+        pyro.sample("bright", dist.Poisson(raw[..., 0].exp()), obs=(x > 5).float().sum(-1))
+
+
+class Breaks(Base):
+    """Cannot be run on the numbers of rows that pictures take."""
+
+    def observe(self, raw, x):
+        if len(x) == 64:
+            raise ArithmeticError("no picture of 64")
+        fn = dist.Binomial(9, logits=raw.unflatten(-1, (1, 4, 4))).to_event(3)
+        pyro.sample("x", fn, obs=x.reshape(-1, 1, 4, 4))
+'''
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    np.save("counts.npy", np.random.default_rng(0).integers(0, 10, (40, 4, 4)))
+    return tmp_path
+
+
+def trained(name: str) -> dict:
+    Path(f"programs_{name}.py").write_text(PROGRAMS)  # a module is loaded once
+    program = ["--model", f"programs_{name}.py:{name}"]
+    scale = [*TINY[: TINY.index("--network.hidden")], "--observation", "AsFloat"]
+    assert main(["train", *scale, *program, "--data", "counts.npy", "--out", "run"]) == 0
+    return json.loads(Path("run/results.json").read_text())
+
+
+def drawn() -> set[str]:
+    return {path.stem for path in Path("run/pictures").glob("*.png")}
+
+
+IMAGES = {"reconstructions", "samples", "interpolations", "traversals", "temperatures"}
+
+
+def test_a_plate_inside_the_datum_is_judged_drawn_and_sampled(data) -> None:
+    results = trained("Rows")
+    assert results["bits_per_dim"] == pytest.approx(-results["test_elbo_nats"] / 16 / np.log(2))
+    assert drawn() >= IMAGES
+    assert main(["sample", "run", "--num", "5", "--model", "programs_Rows.py:Rows"]) == 0
+    samples = np.load("run/samples.npy")
+    assert samples.shape == (5, 4, 4)
+    assert samples.min() >= 0
+    assert samples.max() <= 9
+
+
+def test_several_sites_are_judged_drawn_and_sampled_by_name(data, capsys) -> None:
+    results = trained("Several")
+    parts = results["test_site_distortion_nats"]
+    assert set(parts) == {"image", "bright"}
+    assert sum(parts.values()) == pytest.approx(results["test_distortion_nats"])
+    assert results["bits_per_dim"] is None
+    assert "distortion of bright (nats per datum)" in capsys.readouterr().out
+    assert drawn() >= {f"{name}_image" for name in IMAGES}
+    assert drawn() >= {"reconstructions_other", "samples_other"}
+    assert main(["sample", "run", "--num", "5", "--model", "programs_Several.py:Several"]) == 0
+    with np.load("run/samples.npz") as samples:
+        assert {name: samples[name].shape for name in samples} == {
+            "image": (5, 1, 4, 4),
+            "bright": (5,),
+        }
+    assert Path("run/samples_image.png").exists()
+    said = ["--model", "programs_Several.py:Several", "--out", "x.npy"]
+    assert main(["sample", "run", *said]) == 2
+    assert "several sites (image, bright); end the file in .npz" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default:.*could not be made")
+def test_a_picture_that_fails_takes_no_number_away(data, capsys, monkeypatch) -> None:
+    def broken(*args, **options):
+        assert Path("run/results.json").exists()
+        raise ZeroDivisionError("no plane")
+
+    monkeypatch.setattr(pictures.plots, "latent_scatter", broken)
+    results = trained("Breaks")
+    assert np.isfinite(results["test_log_likelihood_nats"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(said) == 2
+    assert "the picture 'samples' could not be made: ArithmeticError: no picture of 64" in said[0]
+    assert "the picture 'latents' could not be made: ZeroDivisionError: no plane" in said[1]
+    assert drawn() >= IMAGES - {"samples"}
+    page = Path("run/report.html").read_text()
+    assert "This picture could not be drawn: ArithmeticError: no picture of 64" in page
+    assert "Means of x for z drawn from the prior" in page
+
+
+@pytest.mark.filterwarnings("default:.*could not be made")
+def test_numbers_that_fail_take_no_other_away(data, capsys, monkeypatch) -> None:
+    def broken(*args, **options):
+        raise RuntimeError("not today")
+
+    optional = ("unit_activity", "mutual_information", "linear_probe")
+    for name in optional:
+        monkeypatch.setattr(f"pyro_vae.evaluation.{name}", broken)
+    monkeypatch.setattr("pyro_vae.cli.commands.pictures.draw", lambda *args: [])
+    np.savez("counts.npz", x=np.load("counts.npy"), y=np.arange(40) // 2 % 2)
+    assert main(["train", *TINY, "--data", "counts.npz", "--out", "run"]) == 0
+    results = json.loads(Path("run/results.json").read_text())
+    assert np.isfinite(results["test_elbo_nats"])
+    shown = capsys.readouterr()
+    assert "test ELBO" in shown.out
+    assert shown.err.count("could not be made: RuntimeError: not today") == len(optional)
