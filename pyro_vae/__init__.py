@@ -5,8 +5,30 @@ or ``fit`` maximises any of Pyro's ELBOs over both. ``VAE`` is such a program, m
 combine freely; every function here works on any program of your own as well.
 """
 
-from pyro_vae import components, datasets, evaluation, inference
-from pyro_vae.engine import SVI, fit
-from pyro_vae.models import VAE
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_vae import components, datasets, evaluation, inference
+    from pyro_vae.engine import SVI, fit
+    from pyro_vae.models import VAE
 
 __all__ = ["SVI", "VAE", "components", "datasets", "evaluation", "fit", "inference"]
+
+_HOMES = {"SVI": "engine", "fit": "engine", "VAE": "models"}
+_PARTS = {
+    "components", "datasets", "distributions", "engine", "evaluation", "inference", "models",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: until a name is used, a command can still be interrupted.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _PARTS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_PARTS})

@@ -8,6 +8,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from pyro_vae.signals import Interrupted, Stop, answered, owning_process
+from pyro_vae.terminal import occupy_descriptors, printing
+
 __all__ = ["main"]
 
 _COMMANDS = {
@@ -18,27 +21,39 @@ _COMMANDS = {
     "compare": "compare objectives: their gradients, and what they train to",
     "list": "show every part by name, with its one line",
 }
+_WORKING = ("train", "evaluate", "sample", "plot", "compare")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status.
 
     Mistakes of a user's are told in one line and give 2; a run that diverged, whose results are
-    written, gives 3; SIGINT gives 130 and SIGTERM 143.
+    written, gives 3; SIGINT gives 130, SIGTERM 143 and SIGHUP 129.
     Set ``PYRO_VAE_DEBUG=1`` to see where in the code an error arose.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    occupy_descriptors()
+    with printing() as (out, _), owning_process():
+        was_closed = out.gone
+        status = _answered(words)
+        out.flush()
+    # A command that works goes on without its reader (`| head`); one that only tells has failed.
+    left = out.gone and not was_closed and words[:1] not in [[name] for name in _WORKING]
+    return status or int(left)
+
+
+def _answered(arguments: list[str]) -> int:
+    stop = Stop()
     try:
-        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone (`| head`); nothing is left to be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        with answered(at_once=True) as stop:
+            return _dispatch(arguments)
     except (KeyboardInterrupt, Exception) as error:
         if os.environ.get("PYRO_VAE_DEBUG"):
             raise
+        if stop.signum and not isinstance(error, KeyboardInterrupt):
+            # An import that is interrupted ends in whatever the library makes of it.
+            return _status(Interrupted(stop.signum))
         return _status(error)
-    return status
 
 
 def _dispatch(arguments: list[str]) -> int:

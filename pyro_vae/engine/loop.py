@@ -21,7 +21,7 @@ from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation
 from pyro_vae.engine.defaults import BATCH_SIZE, arguments, resolve_device, takes_labels
 from pyro_vae.engine.optimizers import Optim, adam
-from pyro_vae.engine.progress import Bar, Clock, Stop, stop_requests
+from pyro_vae.engine.progress import Bar, Clock
 from pyro_vae.engine.replicas import Replica, Replicas
 from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.training import Training, cuda_index
@@ -30,6 +30,7 @@ from pyro_vae.engine.warning import warn
 from pyro_vae.engine.weights import check_weights
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
+from pyro_vae.signals import Interrupted, Stop, answered
 
 __all__ = ["Fit", "Interrupted", "fit"]
 
@@ -37,18 +38,6 @@ __all__ = ["Fit", "Interrupted", "fit"]
 # Multiplications in a product below which oneDNN's overhead exceeds its gain. By size, not by time:
 # the choice changes bits, and the same run has to make it again.
 _WORTHWHILE_PRODUCT = 2**22
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run at the end of a step, after its checkpoint was written.
-
-    Attributes:
-        signum: The signal.
-    """
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.signum = signum
 
 
 @dataclass(frozen=True)
@@ -172,7 +161,12 @@ def fit(
     fast = fast and device.type == "cpu" and rows * widest >= _WORTHWHILE_PRODUCT
     fast = fast and precision == "float32"
     arithmetic = fast_arithmetic() if fast else reduced_precision(precision, device)
-    with arithmetic, _own_random_state(device), stop_requests() as stop, _locked(folder) as locked:
+    with (
+        arithmetic,
+        _own_random_state(device),
+        answered(at_once=False) as stop,
+        _locked(folder) as locked,
+    ):
 
         def start(each: Given, seed: int, folder: Path | None) -> Training:
             locked(folder)
@@ -184,6 +178,7 @@ def fit(
             )  # fmt: skip
 
         with closing(Replicas(start, given, seed, folder, device, engine)) as runs:
+            stop.farewell = lambda: f"a step went on for too long: {runs.goodbye()}"
             if resume:
                 runs.restore()
             _train(runs, stop, checkpoint_seconds, progress)
@@ -204,9 +199,10 @@ def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool
             for draws in runs.draws():
                 runs.step(draws)
                 bar.step()
-                if stop.signum or clock.due():
+                stop.heard = stop.signum != 0
+                if stop.heard or clock.due():
                     runs.save()
-                if stop.signum:
+                if stop.heard:
                     bar.close()
                     raise Interrupted(stop.signum, runs.goodbye())
         runs.end_epoch()

@@ -1,53 +1,18 @@
-"""What a person at the terminal sees and says: the bar, the clock, and requests to stop."""
+"""What a person at the terminal sees: the bar, and the clock behind it."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from pyro_vae.engine.training import Progress, Training
+from pyro_vae.terminal import Terminal
 
-__all__ = ["Bar", "Clock", "Stop", "stop_requests"]
-
-
-@dataclass
-class Stop:
-    """The signal that asked the run to stop; 0 while none did."""
-
-    signum: int = 0
-
-
-@contextmanager
-def stop_requests() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a flag that the loop looks at between steps.
-
-    A parameter is then never left half-updated. A second signal interrupts at once.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(signum: int, frame: Any) -> None:
-        if stop.signum:
-            raise KeyboardInterrupt
-        stop.signum = signum
-
-    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+__all__ = ["Bar", "Clock"]
 
 
 class Clock:
@@ -74,7 +39,10 @@ class Clock:
 
 def _has_room(stream: Any) -> bool:
     """Whether a stream is a terminal in which a bar can be drawn; some say they have no lines."""
-    return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
+    except OSError:
+        return False
 
 
 class Bar:
@@ -84,13 +52,15 @@ class Bar:
         self.run, self.enabled = run, enabled
         batches = run.batches.num_batches
         done = run.progress.epoch * batches + run.progress.position
-        on_terminal = enabled and _has_room(sys.stderr)
+        self.stream = Terminal(sys.stderr)
+        on_terminal = enabled and _has_room(self.stream)
         self.lines = enabled and not on_terminal
         numbers: Any = [""]  # where tqdm's own postfix would stand
         self.bar: Any = tqdm(
             total=run.epochs * batches,
             initial=done,
             unit="step",
+            file=self.stream,
             disable=not on_terminal,
             mininterval=0.2,
             dynamic_ncols=True,
@@ -108,7 +78,7 @@ class Bar:
         self._describe()
         epoch, epochs = self.run.progress.epoch, self.run.epochs
         if self.lines and (epoch * 10 // epochs != (epoch - 1) * 10 // epochs):
-            print(f"epoch {epoch}/{epochs}: {self._numbers()}", file=sys.stderr, flush=True)
+            print(f"epoch {epoch}/{epochs}: {self._numbers()}", file=self.stream, flush=True)
 
     def close(self) -> None:
         """Leave the terminal to others."""
