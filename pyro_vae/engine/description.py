@@ -39,6 +39,7 @@ _LONGEST = 500
 def program_settings(program: Program) -> dict[str, str]:
     """Return each module's class and each of its settings, by place: ``"0.likelihood:scale"``.
 
+    Classes of the user's own may be renamed; what is in them, ``source`` tells.
     Settings are attributes of plain values: numbers, strings, functions, classes and collections of
     them. Tensors are not told: they are in the weights, or made anew.
     """
@@ -46,7 +47,7 @@ def program_settings(program: Program) -> dict[str, str]:
     for place, root in enumerate(program.reachable):
         for name, module in root.named_modules():
             where = f"{place}.{name}".rstrip(".")
-            told[where] = _path(type(module))
+            told[where] = _path(type(module)) if _is_known(type(module)) else "a class of your own"
             for key, value in vars(module).items():
                 if key not in _INTERNAL and (text := in_words(value)) is not None:
                     told[f"{where}:{key}"] = text[:_LONGEST]
@@ -104,7 +105,7 @@ def _sources(program: Program) -> Iterator[str]:
     classes = {type(m): None for root in program.reachable for m in root.modules()}
     functions = [getattr(f, "__func__", f) for f in (program.model, program.guide)]
     for member in [*functions, *classes]:
-        if (getattr(member, "__module__", None) or "").partition(".")[0] in _LIBRARIES:
+        if _is_known(member):
             continue
         try:
             yield ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(member))))
@@ -112,9 +113,15 @@ def _sources(program: Program) -> Iterator[str]:
             yield _path(member)
 
 
+def _is_known(member: Any) -> bool:
+    return _library(member) in _LIBRARIES
+
+
+def _library(member: Any) -> str:
+    return (getattr(member, "__module__", None) or "").partition(".")[0]
+
+
 def _path(member: Any) -> str:
-    home = getattr(member, "__module__", None) or ""
     # A script's own module is named after how it was started, and a file's after where it lies.
-    own = home.partition(".")[0] in _LIBRARIES
-    name = getattr(member, "__qualname__", type(member).__qualname__)
-    return f"{home.partition('.')[0]}.{name}" if own else name
+    name: str = getattr(member, "__qualname__", type(member).__qualname__)
+    return f"{_library(member)}.{name}" if _is_known(member) else name
