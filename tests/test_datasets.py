@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -207,6 +210,10 @@ def test_a_download_puts_whole_files_in_place_and_is_not_repeated(tmp_path, monk
     from torchvision.datasets import MNIST
 
     calls = []
+    for left in (".download-abc", ".download-999999999-x"):
+        (tmp_path / "data" / left / "MNIST").mkdir(parents=True)
+    alive = tmp_path / "data" / f".download-{os.getppid()}-x"
+    alive.mkdir()
 
     def fetch(self):
         calls.append(self.root)
@@ -215,13 +222,75 @@ def test_a_download_puts_whole_files_in_place_and_is_not_repeated(tmp_path, monk
             path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
 
     monkeypatch.setattr(MNIST, "download", fetch)
-    first = load("mnist", root=tmp_path / "data")
-    assert load("mnist", root=tmp_path / "data").fingerprint() == first.fingerprint()
+    first = load("kmnist", root=tmp_path / "data")
+    assert load("kmnist", root=tmp_path / "data").fingerprint() == first.fingerprint()
     assert len(calls) == 1
     # On the file system of the root, so that moving into place is atomic.
     assert Path(calls[0]).parent == tmp_path / "data"
     found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert found == sorted(f"data/MNIST/raw/{stem}" for stem in IDX)
+    assert found == sorted(f"data/KMNIST/raw/{stem}" for stem in IDX)
+    # What others left is swept away, except of a process that still runs.
+    assert [p.name for p in (tmp_path / "data").glob(".download-*")] == [alive.name]
+
+
+def test_files_that_were_not_published_are_told(tmp_path):
+    write_idx(tmp_path / "MNIST/raw")
+    with pytest.raises(ValueError, match="not the published file: SHA-256") as caught:
+        load("mnist", root=tmp_path)
+    assert "delete it and download again" in one_line(caught.value)
+
+
+@pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="../shared/data/torchvision is absent")
+@pytest.mark.parametrize("place", [3, 20, -1])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_one_bit_of_a_published_file_is_noticed(tmp_path, place, zipped):
+    folder = tmp_path / "MNIST/raw"
+    folder.mkdir(parents=True)
+    for stem in IDX:
+        (folder / f"{stem}.gz").symlink_to(SHARED / f"MNIST/raw/{stem}.gz")
+    path = folder / f"{IDX[3]}.gz"
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[place] ^= 1
+    path.unlink()
+    if zipped:
+        path.write_bytes(gzip.compress(bytes(raw), 1))
+    else:
+        path.with_suffix("").write_bytes(raw)
+    with pytest.raises(ValueError, match="delete it and download again") as caught:
+        load("mnist", root=tmp_path)
+    assert IDX[3] in one_line(caught.value)
+
+
+ADDRESSES = {
+    "http://yann.lecun.com/exdb/mnist/x.gz": "https://yann.lecun.com/exdb/mnist/x.gz",
+    "https://a.com/x.gz": "https://a.com/x.gz",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/x.gz":
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/x.gz",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_nothing_is_downloaded_over_plain_http(tmp_path, monkeypatch, address):
+    from torchvision.datasets import MNIST, utils
+
+    asked = []
+
+    def refuse(self, request):
+        asked.append(request.full_url)
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", refuse)
+    monkeypatch.setattr(urllib.request.HTTPHandler, "http_open", refuse)
+    # The second way that torchvision turns to is plain http.
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
+    monkeypatch.setattr(
+        MNIST, "download", lambda self: utils.download_url(address, self.raw_folder)
+    )
+    before = urllib.request._opener
+    with pytest.raises(FileNotFoundError, match="no route"):
+        load("kmnist", root=tmp_path)
+    assert set(asked) == {ADDRESSES[address]}
+    assert urllib.request._opener is before
 
 
 def test_colour_images_become_channel_first_with_the_last_rows_held_out(tmp_path, monkeypatch):

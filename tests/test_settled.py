@@ -18,6 +18,7 @@ from pyro_vae.cli.settled import default_arguments
 from pyro_vae.components import Automatic, Family
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.datasets import Dataset, from_arrays
+from pyro_vae.evaluation.verdict import beyond_storage
 
 RNG = np.random.default_rng(0)
 HOLES = RNG.random((30, 4)) < 0.2
@@ -29,12 +30,24 @@ REAL = RNG.normal(size=(30, 4))
 TABLE = np.stack([REAL[:, 0], BITS[:, 1], COUNTS[:, 2] % 5, 50 * COUNTS[:, 0]], 1).astype(float)
 TABLE[0, 2] = 4
 IMAGES = RNG.integers(0, 256, (30, 3, 2, 2)).astype("u1")
+IMAGES[0] = 254
+PIXELS = np.minimum(IMAGES[:, 0], 254)
 DATA = {
     "real": REAL,
     "counts": COUNTS,
     "bits": BITS,
     "bytes": IMAGES,
     "grey": IMAGES[:, :1],
+    "bytes as bytes": PIXELS,
+    "bytes as integers": PIXELS.astype("i8"),
+    "bytes as words": PIXELS.astype("u2"),
+    "bytes as floats": PIXELS.astype("f4"),
+    "words": (257 * PIXELS.astype("i4")).astype("u2"),
+    "words as floats": 257.0 * PIXELS,
+    "words of 12 bits": 16 * PIXELS.astype("i8"),
+    "black and white": PIXELS > 100,
+    "black and white as floats": (PIXELS > 100).astype(float),
+    "deep": 2**22 * PIXELS.astype("i8"),
     "unit": RNG.random((30, 4)),
     "table": TABLE,
     "float counts": COUNTS.astype(float),
@@ -65,6 +78,16 @@ SETTLED = {
     "bits": ("", "AsFloat", "Bernoulli", {}),
     "bytes": ("", "Dequantize", "Normal", {}),
     "grey": ("", "Binarize", "Bernoulli", {}),
+    **{
+        f"bytes as {kind}": ("", "Dequantize", "Normal", {})
+        for kind in ("bytes", "integers", "words", "floats")
+    },
+    "words": ("", "Dequantize", "Normal", {}),
+    "words as floats": ("", "Dequantize", "Normal", {}),
+    "words of 12 bits": ("", "Dequantize", "Normal", {}),
+    "black and white": ("", "AsFloat", "Bernoulli", {}),
+    "black and white as floats": ("", "AsFloat", "Bernoulli", {}),
+    "deep": ("", "AsFloat", "Normal", {}),
     "unit": ("", "AsFloat", "Normal", {}),
     "real with holes": ("", "AsFloat", "Normal", {}),
     "grey 1": ("ContinuousBernoulli", "Dequantize", "ContinuousBernoulli", {}),
@@ -272,3 +295,50 @@ def test_what_is_settled_is_written_and_not_settled_again(tmp_path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(found))
     assert settled("table with holes", "--config", str(path)) == found
+
+
+LEVELS = {
+    "bytes": 255, "words of 12 bits": 4095, "words": 65535, "words as floats": 65535,
+    "black and white": 1, "black and white as floats": 1,
+    **{f"bytes as {kind}": 255 for kind in ("bytes", "integers", "words", "floats")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_pixels_have_the_levels_of_their_bits_whatever_their_type(kind: str) -> None:
+    data = data_of(kind)
+    assert data.levels == LEVELS[kind]
+    assert not data.train.x.is_floating_point()
+
+
+MISSING = {
+    "--missing -9999": "-9999", "--missing=-9999,-8888": "-9999,-8888",
+    "--missing -9999,-8888": "-9999,-8888", "--missing -1e30": "-1e30", "--missing 0": "0",
+    "--missing [-9999,-1]": "-9999,-1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", MISSING)
+def test_codes_of_missing_values_are_read_as_typed_and_from_a_file(typed: str) -> None:
+    parser = training_parser()
+    config = parser.parse_args(typed.split())
+    assert config.missing == MISSING[typed]
+    again = parser.parse_string(parser.dump(config))
+    wanted = [float(word) for word in MISSING[typed].split(",")]
+    assert [float(word) for word in str(again.missing).split(",")] == wanted
+
+
+@pytest.mark.parametrize("typed", ["--missing NA", "--missing=", "--missing inf"])
+def test_what_is_no_code_is_refused(typed: str) -> None:
+    with pytest.raises(ValueError, match="--missing"):
+        training_parser().parse_args(typed.split())
+
+
+@pytest.mark.parametrize(("bits", "levels", "told"), [
+    (8.1, 255, True), (7.9, 255, False), (17.0, 65535, True), (15.0, 65535, False),
+    (99.0, None, False), (None, 255, False), (math.nan, 255, True),
+])  # fmt: skip
+def test_more_bits_than_the_data_are_stored_in_are_remarked_on(bits, levels, told) -> None:
+    said = beyond_storage(bits, levels)
+    assert bool(said) == told
+    assert not told or "bits per dimension" in said[0]

@@ -16,7 +16,6 @@ import torch
 from jsonargparse import Namespace
 from pyro.infer import ELBO
 
-from pyro_vae import datasets
 from pyro_vae.cli import part_help, parts, runs, stored
 from pyro_vae.cli.lists import as_list, with_lists, words_of
 from pyro_vae.cli.parser import (
@@ -27,6 +26,7 @@ from pyro_vae.cli.parser import (
     command_parser,
     hide_what_is_long,
 )
+from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.settled import default_arguments
 from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.evaluation import Comparison, plots, report
@@ -52,7 +52,7 @@ def compare(arguments: list[str]) -> None:
     check_ranges(config)
     if not config.objectives:
         raise ValueError(f"{_OPTION}: the list is empty; name at least one, such as ELBO IWAE")
-    data = datasets.load(config.data, root=Path(config.data_root))
+    data = loaded(config.data, config)
     settled = default_arguments(parser, arguments, data)
     config = parser.parse_args([*arguments, *settled])
     text = parser.dump(_without(config, "config", "out"))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import datasets
+from pyro_vae.cli.reading import loaded
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.defaults import takes_labels
@@ -87,20 +88,20 @@ class KnownData:
         share = np.isin(seen, self.hashes).mean() if len(seen) else 0.0
         return round(float(share) * len(found))
 
-    def load(self, folder: Path, given: str | None, root: Path) -> Dataset:
+    def load(self, folder: Path, given: str | None, config: Any) -> Dataset:
         """Load the data of the run in ``folder``, from where they are now.
 
         Raises:
             FileNotFoundError: If they are nowhere.
         """
         if given is not None:
-            return datasets.load(given, root=root)
+            return loaded(given, config)
         absolute, relative = self.source["absolute"], self.source["relative"]
         if absolute is None or relative is None:
-            return datasets.load(str(self.source["given"]), root=root)
+            return loaded(str(self.source["given"]), config)
         for path in (Path(absolute), folder.resolve() / relative):
             if path.exists():
-                return datasets.load(path)
+                return loaded(path, config)
         raise FileNotFoundError(
             f"{show(folder)} was trained on {show(Path(absolute))}, which is not there any more: "
             "say with --data where the data are now"
@@ -129,7 +130,7 @@ class KnownData:
         """
         if not needs_data and self.opens_alone and options.data is None:
             return self.stand_in()
-        data = self.load(options.run, options.data, Path(config.data_root))
+        data = self.load(options.run, options.data, config)
         said, judges_all = self.held_against(data, options.run), bool(options.get("all"))
         if said is None and judges_all:
             raise ValueError("--all judges all rows of other data: name them with --data")
@@ -246,10 +247,10 @@ def to_go_on_with(folder: Path, given: str | None, config: Any) -> Dataset:
     Raises:
         ValueError: If they are not those that it was trained on.
     """
-    root, known = Path(config.data_root), read(folder)
+    known = read(folder)
     if known is None:
-        return datasets.load(config.data, root=root)
-    data = known.load(folder, given, root)
+        return loaded(config.data, config)
+    data = known.load(folder, given, config)
     if (said := known.held_against(data, folder)) is not None:
         raise ValueError(f"{said}; a run goes on with its own data alone: restore them")
     return data

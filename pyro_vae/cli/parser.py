@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ class Parser(ArgumentParser):
         Raises:
             ValueError: If it cannot be parsed; says on one line what was wrong, and what would do.
         """
-        self._given = self._typed(list(args))
+        self._given = self._typed(_with_negatives(args))
         return super().parse_args(self._given, *rest, **options)
 
     def _typed(self, words: list[str]) -> list[str]:
@@ -122,6 +123,18 @@ class Parser(ArgumentParser):
         defaults = {action.dest: action.default for action in self._actions}
         classes = {name: d["class_path"] for name, d in defaults.items() if isinstance(d, dict)}
         raise ValueError(messages.readable(message, self._given, options, classes)) from ex
+
+
+def _with_negatives(words: Sequence[str]) -> list[str]:
+    """Join options with values that begin with a minus, which argparse takes for options."""
+    joined: list[str] = []
+    for word in words:
+        of_option = joined and joined[-1].startswith("--") and "=" not in joined[-1]
+        if of_option and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def command_parser(command: str, description: str, **options: Any) -> Parser:
@@ -171,6 +184,9 @@ def _add_data(group: Any) -> None:
     add = group.add_argument
     add("--data", default="digits", help="a data set's name, a .npy or .npz file, or a folder")
     add("--data-root", default="data", help="where named data sets lie, or are downloaded to")
+    add("--missing", type=missing_codes, metavar="NUMBERS",
+        help="what stands for a missing value in a file, such as -9999 or -9999,-8888; NaN always "
+        "does")  # fmt: skip
     add("--observation", type=Callable[[int | None], Observation] | None,
         help="how stored values become observations; by the data unless given")  # fmt: skip
 
@@ -243,6 +259,29 @@ def _add_run(group: Any) -> None:
 
 def _part(role: str) -> dict[str, str]:
     return {"class_path": DEFAULT_PARTS[role]}
+
+
+def missing_codes(given: Any) -> str:
+    """Return the numbers that stand for missing values as one word: "-9999,-8888".
+
+    Args:
+        given: A number, a list of numbers, or numbers parted by commas or blanks.
+
+    Raises:
+        ValueError: If it holds no number, or something else.
+    """
+    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+    words = text.strip("[]() ").replace(",", " ").split()
+    if words and all(_is_number(word) for word in words):
+        return ",".join(words)
+    raise _SizesError(f"--missing {text}: give numbers, such as -9999 or -9999,-8888")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return not math.isinf(float(word))
+    except ValueError:
+        return False
 
 
 class _SizesError(argparse.ArgumentTypeError, ValueError):

@@ -32,6 +32,8 @@ _TRAINING_STEPS = 12_000
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _COMPONENTS = "pyro_vae.components"
 _MOST_CATEGORIES = 20
+_PIXEL_LEVELS = 255  # images of fewer are counts, such as those of black cells in a scan
+_DEQUANTIZED_LEVELS = 2**20  # beyond them, what is added within a level is lost in float32
 
 
 def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> list[str]:
@@ -39,7 +41,8 @@ def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> li
 
     Unless a likelihood is given, binary data take a Bernoulli; the digits of scikit-learn and other
     counts a Binomial; the MNIST family is binarised anew at every visit, under a Bernoulli; other
-    images are dequantised and real data taken as they are, under a Normal.
+    images are dequantised, whatever the type and the number of their levels, and real data taken as
+    they are, under a Normal.
 
     A likelihood that is given decides how data are observed. Densities take integers dequantised,
     to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
@@ -87,10 +90,10 @@ def single_numbers(support: Any) -> Any:
 
 
 def _default_likelihood(data: Dataset) -> str:
-    levels, is_image = data.levels, len(data.event_shape) == 3
+    levels, is_table = data.levels, len(data.event_shape) < 2
     if levels == 1 or data.name in _BINARIZED:
         return f"{_COMPONENTS}.Bernoulli"
-    if levels is not None and not (is_image and levels == 255):
+    if levels is not None and (is_table or levels < _PIXEL_LEVELS):
         return f"{_COMPONENTS}.Binomial"
     return f"{_COMPONENTS}.Normal"
 
@@ -209,4 +212,4 @@ def _observation(support: Any, data: Dataset) -> str:
         return "AsFloat"
     if numbers is constraints.boolean:
         return "Binarize" if data.name in _BINARIZED else "AsFloat"
-    return "AsFloat" if numbers.is_discrete else "Dequantize"
+    return "AsFloat" if numbers.is_discrete or data.levels > _DEQUANTIZED_LEVELS else "Dequantize"

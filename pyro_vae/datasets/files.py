@@ -15,6 +15,7 @@ from pyro_vae.datasets.arrays import Dataset, from_arrays, from_splits
 from pyro_vae.datasets.axes import Axes, as_images
 from pyro_vae.datasets.containers import first_of, split_names
 from pyro_vae.datasets.images import read_images, visible
+from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
 
 __all__ = ["load_file", "load_folder"]
@@ -92,7 +93,9 @@ def _warn_of_order(path: Path, array: np.ndarray) -> None:
 def _from_npz(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> Dataset:
     parts = _npz_splits(path, arrays)
     if parts is not None:
-        return from_splits(path.name, parts, **options)
+        found = from_splits(path.name, parts, **options)
+        warn_of_shared_rows(found)
+        return found
     others = [name for name in arrays if name != "weights"]
     key = first_of(arrays, "x", "images", "data") or (others[0] if len(others) == 1 else None)
     if key is None:
@@ -160,7 +163,9 @@ def load_folder(folder: Path) -> Dataset:
             stacklevel=4,
         )
     splits = {part: read_images(place / name) for part, name in parts.items()}
-    return from_splits(folder.resolve().name, splits)
+    found = from_splits(folder.resolve().name, splits)
+    warn_of_shared_rows(found)
+    return found
 
 
 def reason_of(error: Exception) -> str:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
+import hashlib
 import math
-import socket
-import sys
-import tempfile
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyro_vae.datasets.arrays import Dataset, from_arrays, from_splits
+from pyro_vae.datasets.downloads import download
 from pyro_vae.datasets.files import reason_of
 from pyro_vae.datasets.labels import number_classes
 
@@ -24,6 +21,23 @@ __all__ = ["NAMES", "load_named"]
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "svhn")
 """The data sets that `load` knows by name."""
+
+
+# SHA-256 of the files, unzipped, of which MD5 sums are published zipped.
+_PUBLISHED = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion_mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
 
 
 class _Idx(NamedTuple):
@@ -77,17 +91,19 @@ def _load_idx(name: str, root: Path, files: _Idx) -> Dataset:
         options = {"split": "balanced"} if name == "emnist" else {}
         placed = [Path(files.folder) / "raw" / stem for stem in stems]
         wanted = f"{', '.join(f'{stem}.gz' for stem in missing)} in {folder}"
-        _download(
+        download(
             name,
             root,
             placed,
             wanted,
             lambda tv, at: getattr(tv, files.folder)(at, download=True, **options),
         )
-    train, classes, test, test_classes = (_read_idx(folder, stem) for stem in stems)
+    read = [_read_idx(folder, stem) for stem in stems]
+    train, classes, test, test_classes = (array for array, _ in read)
     if name == "emnist":
         train, test = train.transpose(0, 2, 1), test.transpose(0, 2, 1)
     held = _held_out(name, train, classes, files.num_validation)
+    _check_published(name, folder, stems, [digest for _, digest in read])
     parts = {**held, "test": (test, test_classes)}
     return from_splits(name, parts, levels=255, classes=files.classes)
 
@@ -96,8 +112,21 @@ def _idx_path(folder: Path, stem: str) -> Path | None:
     return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
 
 
-def _read_idx(folder: Path, stem: str) -> np.ndarray:
-    """The array in an idx file, plain or gzipped; every count in its header is checked."""
+def _check_published(name: str, folder: Path, stems: list[str], digests: list[str]) -> None:
+    """Refuse files that are not, bit for bit, those that were published, where these are known."""
+    for stem, digest, published in zip(stems, digests, _PUBLISHED.get(name, ()), strict=False):
+        if digest != published:
+            path = _idx_path(folder, stem)
+            assert path is not None
+            what = f"not the published file: SHA-256 {digest[:12]}..., not {published[:12]}..."
+            raise ValueError(_delete(path, what))
+
+
+def _read_idx(folder: Path, stem: str) -> tuple[np.ndarray, str]:
+    """The array in an idx file, plain or gzipped, and the SHA-256 of the file, unzipped.
+
+    Every count in its header is checked.
+    """
     path = _idx_path(folder, stem)
     assert path is not None
     rank = int(stem.split("idx")[1][0])
@@ -113,7 +142,8 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
         raise ValueError(
             _delete(path, f"holds {len(raw) - start:,} bytes where its header says {shape}")
         )
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+    array = np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+    return array, hashlib.sha256(raw).hexdigest()
 
 
 def _delete(path: Path, what: str) -> str:
@@ -147,7 +177,7 @@ def _load_colour(name: str, root: Path) -> Dataset:
         wanted = f"{', '.join(files)} in {root}"
     placed = [Path(folder) / file for file in files]
     if not all((root / path).is_file() for path in placed):
-        _download(name, root, placed, wanted, lambda tv, at: read(tv, at, download=True))
+        download(name, root, placed, wanted, lambda tv, at: read(tv, at, download=True))
     from torchvision import datasets as torchvision_datasets
 
     try:
@@ -164,34 +194,3 @@ def _load_colour(name: str, root: Path) -> Dataset:
 def _pixels(images: Any) -> tuple[np.ndarray, np.ndarray]:
     data = images.data if images.data.shape[1] == 3 else images.data.transpose(0, 3, 1, 2)
     return data, np.asarray(images.labels if hasattr(images, "labels") else images.targets)
-
-
-def _download(
-    name: str, root: Path, files: list[Path], wanted: str, fetch: Callable[[Any, str], Any]
-) -> None:
-    """Let torchvision download into a temporary folder, then move `files` to `root`, whole."""
-    created = [folder for folder in (root, *root.parents) if not folder.exists()]
-    timeout = socket.getdefaulttimeout()
-    try:
-        from torchvision import datasets as torchvision_datasets
-
-        root.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary,
-            contextlib.redirect_stdout(sys.stderr),
-        ):
-            socket.setdefaulttimeout(30.0)  # torchvision sets none, and would wait for ever
-            fetch(torchvision_datasets, temporary)
-            for file in files:
-                (root / file).parent.mkdir(parents=True, exist_ok=True)
-                (Path(temporary) / file).replace(root / file)
-    except Exception as error:  # torchvision, urllib, ssl, zipfile and tarfile: dozens of kinds
-        raise FileNotFoundError(
-            f"{name} is not in {root} and cannot be downloaded ({reason_of(error)}): "
-            f"place {wanted}, or pass --data-root with the folder that holds it"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-        for folder in created:
-            with contextlib.suppress(OSError):  # not empty: the download succeeded
-                folder.rmdir()

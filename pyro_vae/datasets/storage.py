@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = ["as_pixels", "is_mapped", "stored_as", "tensor"]
 
 _CHUNK_BYTES = 2**24
 _MOST_PIXEL_LEVELS = 2**16 - 1
+_EXACT = 2**24  # up to which float32 holds every integer
 # Types of mapped files that torch computes with as they are; others are copied.
 _OF_TORCH = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 
@@ -73,6 +74,8 @@ def stored_as(
             f"{name}: values from {span.low:g} to {span.high:g} do not fit in 32-bit floats; "
             "rescale them"
         )
+    if max(-span.low, span.high) > _EXACT:
+        _warn_of_rounded(name, arrays.values())
     integer = "u1" if (levels or 0) <= 255 else "i2" if (levels or 0) <= 32767 else "i4"
     return np.dtype("f4" if levels is None or span.missing else integer), levels
 
@@ -103,6 +106,22 @@ def _levels(name: str, arrays: list[np.ndarray], span: _Range, levels: int | Non
 def _pixel_levels(high: int) -> int:
     """The largest value of pixels that go up to `high`: of 8 bits, or of as many as it takes."""
     return high if high > _MOST_PIXEL_LEVELS else max(255, 2 ** high.bit_length() - 1)
+
+
+def _warn_of_rounded(name: str, arrays: Iterable[np.ndarray]) -> None:
+    """Warn of integers that float32, in which models compute, cannot tell from others."""
+    integers = [array for array in arrays if array.dtype.kind in "iu"]
+    num_rounded = sum(
+        int((rows.astype("f4").astype("f8") != rows.astype("f8")).sum())
+        for array in integers
+        for _, rows in chunks(array)
+    )
+    if num_rounded:
+        warnings.warn(
+            f"{name}: {num_rounded:,} integers beyond {_EXACT:,} are rounded, since models compute "
+            "in 32-bit floats; subtract what they have in common, such as x - x.min(), or divide",
+            stacklevel=5,
+        )
 
 
 def is_mapped(array: np.ndarray) -> bool:

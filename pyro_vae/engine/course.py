@@ -72,9 +72,9 @@ def divergence(
     """Return how training went wrong; None where it did not.
 
     An epoch stands badly if both ELBO and distortion are worse than before training, the latter by
-    more than all that training gained and than itself, or the rate is absurd; a KL that was weighted by little
-    makes the ELBO alone worse. A run diverged, too, if it ends with less than half of what it had
-    gained, in validation as in training.
+    more than all that training gained and than itself, or the rate is absurd; a KL that was
+    weighted by little makes the ELBO alone worse. A run diverged, too, if it ends with less than
+    half of what it had gained, in validation as in training.
 
     Args:
         history: One record per epoch, of ``Fit``.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pyro_vae.evaluation.information import Information
 from pyro_vae.evaluation.latents import UnitActivity
 
-__all__ = ["verdict"]
+__all__ = ["beyond_storage", "verdict"]
 
 # A layer that tells less is hardly used: it tells apart fewer than e^2, seven kinds of data. Of a
 # layer of few units, that may be all it can.
@@ -86,3 +86,20 @@ def _by_units(site: UnitActivity) -> str:
 
 def _two_places(nats: float) -> str:
     return f"{round(nats, 2) + 0.0:,.2f}"  # zero, by sampling, may come out a little below it
+
+
+def beyond_storage(bits_per_dim: float | None, levels: int | None) -> list[str]:
+    """Say of data that are worse coded than stored that they are.
+
+    Args:
+        bits_per_dim: -ELBO in bits per integer of a datum; None where it has no such unit.
+        levels: Integers take the values ``0..levels``; None of real data.
+    """
+    stored = math.inf if levels is None else math.log2(levels + 1)
+    if bits_per_dim is None or levels is None or bits_per_dim <= stored:
+        return []
+    return [
+        f"{bits_per_dim:,.1f} bits per dimension are more than the {stored:.1f} that "
+        f"each number from 0 to {levels:,} takes as it is stored: the model says less than no "
+        "model; train longer, or take another likelihood"
+    ]

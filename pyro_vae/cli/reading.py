@@ -1,0 +1,23 @@
+"""How the command line reads data: which axes they have, and what stands for a missing value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyro_vae import datasets
+
+__all__ = ["loaded"]
+
+
+def loaded(given: str | Path, config: Any) -> datasets.Dataset:
+    """Load data for a program: as tables and images for ours, of any shape as it is for others.
+
+    Args:
+        given: A name, or the path of a file or a folder.
+        config: Of a run: ``data_root``, ``missing`` and ``model``.
+    """
+    codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
+    own = config.model is not None and not config.model.class_path.startswith("pyro_vae.")
+    axes = datasets.as_given if own else datasets.as_images
+    return datasets.load(given, root=Path(config.data_root), missing=codes, axes=axes)
