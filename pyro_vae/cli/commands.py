@@ -24,11 +24,8 @@ from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import latent_shapes
-<<<<<<< HEAD
-from pyro_vae.cli.sampling import check_suffix, write
-=======
 from pyro_vae.cli.reading import loaded
->>>>>>> 1634f6e (Compare published data with their hashes; download over https alone; read pixels of any type alike)
+from pyro_vae.cli.sampling import check_suffix, write
 from pyro_vae.cli.settled import default_arguments
 from pyro_vae.cli.wishes import objective_wished
 from pyro_vae.components.automatic import distribution_names

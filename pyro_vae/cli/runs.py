@@ -199,15 +199,11 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     estimate = evaluation.importance_sampling(
         model, guide, x, *labels, num_samples=num_samples, progress=sys.stderr.isatty()
     )
-<<<<<<< HEAD
     activity = optional(
         "the activity of units", lambda: evaluation.unit_activity(model, guide, x, *labels)
     )
     information = optional("the mutual information", lambda: _information(run))
-=======
-    activity = evaluation.unit_activity(model, guide, x, *labels)
-    information, bits_per_dim = _information(run), _bits_per_dim(run, bound)
->>>>>>> 1634f6e (Compare published data with their hashes; download over https alone; read pixels of any type alike)
+    bits_per_dim = optional("bits per dimension", lambda: _bits_per_dim(run, bound))
     return {
         "test_elbo_nats": bound.elbo_nats,
         "test_elbo_standard_error": bound.standard_error,
@@ -217,15 +213,9 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "effective_sample_size": float(estimate.effective_sample_size.median()),
         "test_rate_nats": bound.rate_nats,
         "test_distortion_nats": bound.distortion_nats,
-<<<<<<< HEAD
         **_by_site(bound),
-        "bits_per_dim": optional("bits per dimension", lambda: _bits_per_dim(run, bound)),
-        **_units(activity),
-=======
         "bits_per_dim": bits_per_dim,
-        "active_units": sum(site.num_active for site in activity.values()),
-        "num_units": sum(site.activity.numel() for site in activity.values()),
->>>>>>> 1634f6e (Compare published data with their hashes; download over https alone; read pixels of any type alike)
+        **_units(activity),
         **_told(information),
         "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
         "num_parameters": _num_parameters(run),
@@ -239,12 +229,8 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "classes": run.data.classes,
         "verdict": [
             *_course(done),
-<<<<<<< HEAD
-            *evaluation.verdict(activity or {}, bound.kl_nats, information),
-=======
             *beyond_storage(bits_per_dim, run.data.levels),
-            *evaluation.verdict(activity, bound.kl_nats, information),
->>>>>>> 1634f6e (Compare published data with their hashes; download over https alone; read pixels of any type alike)
+            *evaluation.verdict(activity or {}, bound.kl_nats, information),
         ],
     }
 
