@@ -20,6 +20,7 @@ __all__ = ["as_pixels", "is_mapped", "stored_as", "tensor"]
 
 _CHUNK_BYTES = 2**24
 _MOST_PIXEL_LEVELS = 2**16 - 1
+_DISTINCT = 0.25
 _EXACT = 2**24  # up to which float32 holds every integer
 # Types of mapped files that torch computes with as they are; others are copied.
 _OF_TORCH = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
@@ -75,7 +76,8 @@ def stored_as(
             "rescale them"
         )
     if max(-span.low, span.high) > _EXACT:
-        _warn_of_rounded(name, arrays.values())
+        of_integers = [a for a in arrays.values() if a.dtype.kind in "iu" or span.missing]
+        _warn_of_rounded(name, of_integers if span.whole else [])
     integer = "u1" if (levels or 0) <= 255 else "i2" if (levels or 0) <= 32767 else "i4"
     return np.dtype("f4" if levels is None or span.missing else integer), levels
 
@@ -110,10 +112,9 @@ def _pixel_levels(high: int) -> int:
 
 def _warn_of_rounded(name: str, arrays: Iterable[np.ndarray]) -> None:
     """Warn of integers that float32, in which models compute, cannot tell from others."""
-    integers = [array for array in arrays if array.dtype.kind in "iu"]
     num_rounded = sum(
-        int((rows.astype("f4").astype("f8") != rows.astype("f8")).sum())
-        for array in integers
+        int((rows.astype("f4").astype("f8") != rows)[~np.isnan(rows)].sum())
+        for array in arrays
         for _, rows in chunks(array)
     )
     if num_rounded:
@@ -183,8 +184,11 @@ def _is_multiple(rows: np.ndarray, levels: int) -> bool:
     """Whether all values are k / levels, up to the rounding of their type."""
     if not rows.size or not (rows.min() >= 0 and rows.max() <= 1):
         return False
+    eps = float(np.finfo(rows.dtype).eps)
+    if eps * levels > _DISTINCT:
+        return False  # the type does not tell one multiple from the next
     exact = np.rint(rows.astype("f8") * levels) / levels
-    return bool((np.abs(exact - rows) <= 4 * np.finfo(rows.dtype).eps * exact).all())
+    return bool((np.abs(exact - rows) <= min(4 * eps, _DISTINCT / levels) * exact).all())
 
 
 def _multiples(array: np.ndarray, levels: int, dtype: str) -> np.ndarray:
