@@ -60,7 +60,7 @@ class LinearNormal(nn.Module):
 def test_each_datum_reaches_its_own_exact_posterior() -> None:
     x, rows = torch.randn(8, 3), torch.arange(8)
     likelihood = LinearNormal()
-    posterior = PerDatum(FullNormal((2,)), num_data=8)
+    posterior = PerDatum(FullNormal((2,)), num_data=8, rate_factor=1.0)
     vae = UnamortizedVAE(prior=StandardNormal((2,)), likelihood=likelihood, posterior=posterior)
     optim = partial(torch.optim.Adam, lr=0.1)
     svi = SVI(vae.model, vae.guide, optim, TraceMeanField_ELBO())
@@ -85,6 +85,58 @@ def test_a_datum_has_the_same_posterior_in_any_batch() -> None:
     torch.testing.assert_close(q.mean[0], vae.posterior.raw[4, 0])
     gradient = torch.autograd.grad(q.mean.sum() + q.variance.sum(), vae.posterior.raw)[0]
     assert gradient.flatten(1).any(1).tolist() == [False, True, False, False, True, False]
+
+
+def rows_of(x: Tensor) -> Dataset:
+    part = Data(x, torch.arange(len(x)))
+    return Dataset("rows", part, part, part, levels=1)
+
+
+def test_free_numbers_have_a_rate_of_their_own_by_default() -> None:
+    """Without it, training at defaults leaves them at the prior."""
+    torch.manual_seed(0)
+    codes = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(8, 1)
+    x = codes.repeat(1, 6)  # two bits a datum, which z has to tell
+    found = {}
+    for factor in (1.0, None):
+        vae = UnamortizedVAE.assemble((12,), (2,), num_data=32, network=partial(MLP, hidden=(16,)))
+        if factor is not None:
+            vae.posterior.rate_factor = factor
+        fit(vae, rows_of(x), epochs=200, batch_size=32, engine="eager")
+        found[factor] = evaluation.elbo(vae.model, vae.guide, x, torch.arange(32)).rate_nats
+    assert found[1.0] < 0.2
+    assert found[None] > 0.5  # of 2 log 2 = 1.39
+
+
+def test_a_factor_of_the_rate_is_any_modules_and_keeps_recorded_bits() -> None:
+    def build() -> VAE:
+        torch.manual_seed(0)
+        vae = VAE.assemble((4,), (2,), network=NETWORK)
+        vae.likelihood.rate_factor = 3.0
+        vae.likelihood.network.rate_factor = 0.5
+        vae.posterior.network.layers[0].bias.rate_factor = 0.25
+        return vae
+
+    vae = build()
+    svi = SVI(vae.model, vae.guide, partial(torch.optim.SGD, lr=0.1), Trace_ELBO())
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    svi.loss_and_grads(binary())
+    gradients = {name: p.grad.clone() for name, p in vae.named_parameters() if p.grad is not None}
+    svi.apply_gradients()
+    for name, gradient in gradients.items():
+        factor = {"likelihood.": 3.0}.get(name[:11], 1.0)
+        factor *= 0.5 if name.startswith("likelihood.network") else 1.0
+        factor *= 0.25 if name == "posterior.network.layers.0.bias" else 1.0
+        moved = before[name] - dict(vae.named_parameters())[name].detach()
+        torch.testing.assert_close(moved, 0.1 * factor * gradient)
+    eager, recorded = build(), build()
+    done = [
+        fit(each, binary(30), epochs=4, batch_size=8, engine=engine)
+        for each, engine in ((eager, "eager"), (recorded, "recorded"))
+    ]
+    assert done[0].history == done[1].history
+    for one, other in zip(eager.parameters(), recorded.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_rows_outside_are_refused() -> None:

@@ -152,6 +152,8 @@ class PerDatum(nn.Module):
         family: How raw numbers become a distribution.
         num_data: N, the number of training data.
         spread: Standard deviation of the raw numbers at the start.
+        rate_factor: What the learning rate is multiplied by for the raw numbers: each is moved in
+            one step of an epoch alone, where an encoder's weights are moved in all of them.
 
     Raises:
         ValueError: If ``num_data`` is less than 1, or the family has no raw numbers.
@@ -160,8 +162,12 @@ class PerDatum(nn.Module):
         Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018)
     """
 
-    def __init__(self, family: Family, *, num_data: int, spread: float = 0.01) -> None:
+    def __init__(
+        self, family: Family, *, num_data: int, spread: float = 0.01, rate_factor: float = 100.0
+    ) -> None:
         super().__init__()
+        if not 0 < rate_factor < math.inf:
+            raise ValueError(f"rate_factor={rate_factor}: give a finite number above 0")
         if num_data < 1:
             raise ValueError(f"num_data={num_data}: give the number of training data, 1 or more")
         if 0 in family.raw_shape:
@@ -170,6 +176,7 @@ class PerDatum(nn.Module):
                 "take one that has, such as DiagonalNormal"
             )
         self.family = family
+        self.rate_factor = rate_factor
         self.raw = nn.Parameter(spread * torch.randn(num_data, *family.raw_shape))
 
     def forward(self, context: Tensor | None = None) -> Distribution:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params.param_store import normalize_param_name
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "Optim",
@@ -21,6 +22,7 @@ __all__ = [
     "build",
     "clip_as_pyro",
     "factor_of_turn",
+    "rate_factors",
     "resting",
 ]
 
@@ -35,23 +37,52 @@ def adam(parameters: Iterable[Any], lr: float = 1e-3) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=lr)
 
 
-def build(optim: Optim | PyroOptim, parameters: dict[str, Tensor]) -> tuple[Any, Any]:
+def rate_factors(modules: Iterable[nn.Module]) -> dict[int, float]:
+    """Return by what the learning rates of parameters are multiplied, by their id.
+
+    A module says it of the parameters in it, its submodules' included, by an attribute
+    ``rate_factor``; so does a parameter of itself. Factors of modules within each other multiply.
+    """
+    factors: dict[int, float] = {}
+    distinct = {id(part): part for module in modules for part in module.modules()}
+    for part in distinct.values():
+        own = getattr(part, "rate_factor", 1.0)
+        for parameter in part.parameters() if own != 1 else ():
+            factors[id(parameter)] = factors.get(id(parameter), 1.0) * own
+        for parameter in part.parameters(recurse=False):
+            if hasattr(parameter, "rate_factor"):
+                factor = factors.get(id(parameter), 1.0) * parameter.rate_factor
+                factors[id(parameter)] = factor
+    return factors
+
+
+def build(
+    optim: Optim | PyroOptim,
+    parameters: dict[str, Tensor],
+    factors: Mapping[int, float] = MappingProxyType({}),
+) -> tuple[Any, Any]:
     """Return a torch optimiser, and the scheduler that a ``pyro.optim`` object brings, or None.
+
+    Parameters have the learning rate of ``optim``, times their factor if ``rate_factors`` has one.
 
     Adam, AdamW and SGD take their fused kernel, the same arithmetic in one pass, unless another
     one was asked for.
     """
-    optimizer, scheduler = _built(optim, parameters)
+    optimizer, scheduler = _built(optim, _groups(optim, parameters, factors), parameters)
     _take_fused_kernels(optimizer)
     return optimizer, scheduler
 
 
 def add_parameters(
-    optimizer: torch.optim.Optimizer, optim: Optim | PyroOptim, parameters: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    optim: Optim | PyroOptim,
+    parameters: dict[str, Tensor],
+    factors: Mapping[int, float] = MappingProxyType({}),
 ) -> None:
     """Let an optimiser built by ``build`` train more parameters."""
-    for group in _groups(optim, parameters):
+    for group in _groups(optim, parameters, factors):
         optimizer.add_param_group(group)
+        _scale(optimizer.param_groups[-1:])
     _take_fused_kernels(optimizer)
 
 
@@ -173,11 +204,16 @@ def _has_fused_kernel(parameter: Tensor) -> bool:
     return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
 
 
-def _built(optim: Any, parameters: dict[str, Tensor]) -> tuple[torch.optim.Optimizer, Any]:
+def _built(
+    optim: Any, groups: list[dict[str, Any]], parameters: dict[str, Tensor]
+) -> tuple[torch.optim.Optimizer, Any]:
     if not isinstance(optim, PyroOptim):
-        return optim(_groups(optim, parameters)), None
+        optimizer = optim(groups)
+        _scale(optimizer.param_groups)
+        return optimizer, None
     shared = optim.pt_optim_args if isinstance(optim.pt_optim_args, dict) else {}
-    optimizer = optim.pt_optim_constructor(_groups(optim, parameters), **shared)
+    optimizer = optim.pt_optim_constructor(groups, **shared)
+    _scale(optimizer.param_groups)
     if not isinstance(optim, PyroLRScheduler):
         return optimizer, None
     scheduler = optim.pt_scheduler_constructor(optimizer, **optim.kwargs)
@@ -186,12 +222,31 @@ def _built(optim: Any, parameters: dict[str, Tensor]) -> tuple[torch.optim.Optim
     return optimizer, scheduler
 
 
-def _groups(optim: Any, parameters: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Return one group of all parameters; one of each where their arguments differ."""
+def _scale(groups: Iterable[dict[str, Any]]) -> None:
+    for group in groups:
+        if "rate_factor" in group and "lr" in group:
+            group["lr"] = group["lr"] * group["rate_factor"]
+
+
+def _groups(
+    optim: Any, parameters: dict[str, Tensor], factors: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """Return one group for each factor of the rate; one of each where their arguments differ."""
     per_parameter = isinstance(optim, PyroOptim) and callable(optim.pt_optim_args)
-    if not per_parameter:
-        return [{"params": list(parameters.values())}]
-    return [{"params": [p], **_arguments(optim, name)} for name, p in parameters.items()]
+    if per_parameter:
+        return [
+            {"params": [p], **_arguments(optim, name), **_said(factors.get(id(p), 1.0))}
+            for name, p in parameters.items()
+        ]
+    members: dict[float, list[Tensor]] = {}
+    for parameter in parameters.values():
+        members.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+    plain_first = sorted(members, key=lambda factor: factor != 1)
+    return [{"params": members[factor], **_said(factor)} for factor in plain_first]
+
+
+def _said(factor: float) -> dict[str, float]:
+    return {} if factor == 1 else {"rate_factor": factor}
 
 
 def _arguments(optim: PyroOptim, name: str) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vae.engine.failure import not_finite
-from pyro_vae.engine.optimizers import Optim, add_parameters, build, clip_as_pyro, resting
+from pyro_vae.engine.optimizers import (
+    Optim,
+    add_parameters,
+    build,
+    clip_as_pyro,
+    rate_factors,
+    resting,
+)
 from pyro_vae.engine.replaying import ENGINES
 from pyro_vae.engine.step import RecordedStep
 from pyro_vae.engine.turns import Turns
@@ -272,12 +279,15 @@ class SVI:
         if not new:
             return
         if self.optimizer is None:
-            self.optimizer, self.scheduler = build(self._optim, new)
+            self.optimizer, self.scheduler = build(self._optim, new, self._rate_factors())
             self._guard_on_device()
         else:
-            add_parameters(self.optimizer, self._optim, new)
+            add_parameters(self.optimizer, self._optim, new, self._rate_factors())
         if self.failed is not None:
             self.faults = self.failed.new_zeros(1 + len(self._parameters))
+
+    def _rate_factors(self) -> dict[int, float]:
+        return rate_factors([*self.program.reachable, *self.modules_of_loss.values()])
 
     def _guard_on_device(self) -> None:
         if self.failed is not None and self.num_made is not None:
