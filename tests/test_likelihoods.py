@@ -712,7 +712,7 @@ def test_an_encoder_sees_zeros_and_a_mask() -> None:
     x = torch.tensor([[1.0, torch.nan, 5.0], [3.0, 4.0, torch.nan], [torch.nan, 8.0, 5.0]])
     standardize = Standardize.of(x)
     torch.testing.assert_close(standardize.loc, torch.tensor([2.0, 6.0, 5.0]))
-    torch.testing.assert_close(standardize.scale, torch.tensor([1.0, 2.0, 1.0]))
+    torch.testing.assert_close(standardize.scale, torch.tensor([1.0, 2.0, 5.0]))
 
     class Echo(torch.nn.Module):
         def __init__(self, in_shape, out_shape) -> None:

@@ -446,9 +446,10 @@ def test_encoder_and_decoder_may_have_networks_of_their_own() -> None:
     parts = {"network": partial(MLP, hidden=(3,)), "data": torch.randn(9, 4)}
     for encoder, decoder in ((None, None), (GatedMLP, None), (None, SkipMLP), (GatedMLP, SkipMLP)):
         vae = VAE.assemble((4,), (2,), encoder=encoder, decoder=decoder, **parts)
-        assert type(vae.posterior.network[1]) is (encoder or MLP)
+        assert type(vae.posterior.network) is (encoder or MLP)
         assert type(vae.likelihood.network) is (decoder or MLP)
-        assert isinstance(vae.posterior.network[0], Standardize)
+        assert vae.posterior.inputs.known
+        assert not vae.likelihood.inputs.known
 
 
 def test_symbols_are_not_standardised() -> None:

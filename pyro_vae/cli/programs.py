@@ -16,12 +16,11 @@ from pyro_vae.components import (
     assemble_ladder,
 )
 from pyro_vae.components.conditional import Shape
-from pyro_vae.datasets import Data, Dataset
-from pyro_vae.engine.data import OBSERVATION_SEED, Observation, observe_once
+from pyro_vae.datasets import Dataset
+from pyro_vae.engine.data import Observation, representative
 
 __all__ = ["build_program", "default_program", "latent_shapes"]
 
-_SEEN_ROWS = 10_000
 _NUM_LATENTS = 40
 _PARTS = ("prior", "likelihood", "posterior", "network", "encoder", "decoder")
 
@@ -79,7 +78,7 @@ def build_program(
         )
     families = {name: getattr(instances, name) for name in _PARTS}
     if "num_classes" in wanted:
-        families |= _classes(data, model_class.__name__)
+        families |= _classes(data, observation, model_class.__name__)
     if takes:
         families["data"] = _seen(data, observation)
         given = {k: v for k, v in families.items() if k in takes or "**" in takes}
@@ -141,21 +140,20 @@ def _by_name(
     return {name: value for name, value in known.items() if name in wanted}
 
 
-def _classes(data: Dataset, name: str) -> dict[str, Any]:
-    """Return how many classes all parts have together, and the first labels."""
-    labels = data.train.labels
-    if labels is None or data.classes is None:
+def _classes(data: Dataset, observation: Observation, name: str) -> dict[str, Any]:
+    """Return how many classes all parts have together, and the labels of seen rows."""
+    if data.train.labels is None or data.classes is None:
         raise ValueError(
             f"--model {name}: it takes a class for each datum, 0, 1, ..., which {data.name} has "
             "not; name data with labels, such as --data digits, or take --model VAE"
         )
-    return {"num_classes": len(data.classes), "labels": labels[:_SEEN_ROWS]}
+    seen = representative(data.train, observation).labels
+    return {"num_classes": len(data.classes), "labels": seen}
 
 
 def _seen(data: Dataset, observation: Observation) -> Tensor:
-    """Return the first training data as they are observed, to start networks from."""
-    rows = Data(data.train.x[:_SEEN_ROWS])
-    return observe_once(rows, observation, seed=OBSERVATION_SEED, device="cpu").x
+    """Return training data as they are observed, to start the program from."""
+    return representative(data.train, observation).x
 
 
 def _own_arguments(model_class: type, config: Any, wanted: set[str]) -> dict[str, Any]:

@@ -18,7 +18,15 @@ from pyro_vae.components.posteriors import DiagonalNormal
 from pyro_vae.components.priors import StandardNormal, learned
 from pyro_vae.components.tables import Incomplete
 
-__all__ = ["assemble", "assemble_hierarchy", "assemble_ladder", "dependent_family"]
+__all__ = [
+    "assemble",
+    "assemble_hierarchy",
+    "assemble_ladder",
+    "dependent_family",
+    "meet",
+    "observed",
+    "standardized",
+]
 
 _T = TypeVar("_T")
 
@@ -47,24 +55,25 @@ def assemble(
         encoder: The same for q(z | x) alone, in place of ``network``.
         decoder: The same for p(x | z) alone, in place of ``network``.
         data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as they
-            are, and the likelihood starts at their mean. Where numbers are missing (NaN, or an
-            ``Incomplete`` likelihood), the encoder is given a mask as well. ``Family.meet`` hands
-            the data to the prior and the likelihood, to the prior with the posterior.
+            are, and the likelihood takes their units and starts at their mean. Where numbers are
+            missing (NaN, or an ``Incomplete`` likelihood), the encoder is given a mask as well.
+            ``Family.meet`` hands the data to the prior and the likelihood, to the prior with the
+            posterior. Without data, ``fit`` does all this but for the mask.
 
     Returns:
         The modules "prior", "likelihood" and "posterior".
     """
     p_x = likelihood(event_shape)
-    p_x.meet(None, data)
     given_z = Conditional(p_x, context_shape=latent_shape, network=decoder or network)
-    if data is not None:
-        given_z.start_at(data.nanmean(0).nan_to_num())
+    meet(given_z, data)
     p_z = prior(latent_shape)
     given_x = Conditional(
         posterior(latent_shape),
         context_shape=event_shape,
-        network=_of_data(encoder or network, p_x, data),
+        network=observed(encoder or network, p_x, data),
     )
+    if data is not None:
+        given_x.meet_inputs(data)
     p_z.meet(given_x, data)
     return {"prior": learned(p_z), "likelihood": given_z, "posterior": given_x}
 
@@ -188,7 +197,8 @@ def assemble_ladder(
             "that maps data to it, which a ladder has not: use HierarchicalVAE, or StandardNormal"
         )
     networks = _networks(network, len(latent_shapes))
-    networks[0] = _of_data(encoder or networks[0], parts["likelihood"].family, data)
+    first = observed(encoder or networks[0], parts["likelihood"].family, data)
+    networks[0] = partial(standardized, data, first)
     upward: list[nn.Module] = []
     posteriors: list[nn.Module] = []
     state = event_shape
@@ -238,16 +248,28 @@ def dependent_family(
     return DiagonalNormal(shape) if support is constraints.real else alike
 
 
-def _of_data(network: Network, likelihood: Family, data: Tensor | None) -> Network:
-    """Return the network that takes data: standardised, with a mask where numbers are missing."""
-    if isinstance(likelihood, Incomplete) or (data is not None and bool(data.isnan().any())):
-        network = partial(Observed, network)
-    return network if data is None else partial(_standardized, Standardize.of(data), network)
+def meet(likelihood: Conditional, data: Tensor | None) -> None:
+    """Let p(x | z) meet the data; its family is told where there are none."""
+    if data is None:
+        likelihood.family.meet(None, None)
+    else:
+        likelihood.meet_data(data)
 
 
-def _standardized(
-    standardize: Standardize, network: Network, in_shape: Shape, out_shape: Shape
+def observed(network: Network, likelihood: Family, data: Tensor | None) -> Network:
+    """Return the network that takes data, with a mask where numbers are missing."""
+    missing = isinstance(likelihood, Incomplete) or (data is not None and bool(data.isnan().any()))
+    return partial(Observed, network) if missing else network
+
+
+def standardized(
+    data: Tensor | None, network: Network, in_shape: Shape, out_shape: Shape
 ) -> nn.Module:
+    """Build a network of standardised inputs; without data, they are standardised once met."""
     built = network(in_shape, out_shape)
-    # Symbols are names, which have no mean.
-    return built if getattr(built, "reads_symbols", False) else nn.Sequential(standardize, built)
+    if getattr(built, "reads_symbols", False):  # symbols are names, which have no mean
+        return built
+    inputs = Standardize.unknown(in_shape)
+    if data is not None:
+        inputs.meet_inputs(data)
+    return nn.Sequential(inputs, built)

@@ -27,6 +27,7 @@ from pyro_vae.components.conditional import (
     positive,
     raw_at_scale,
 )
+from pyro_vae.components.networks import Standardize
 
 __all__ = ["Automatic", "class_path", "distribution_names"]
 
@@ -49,7 +50,8 @@ class Automatic(Family):
         event_shape: The shape of one event.
         distribution: A class of ``pyro.distributions``, or its name.
         num_categories: How many categories, for distributions over integers 0..K-1.
-        constants: Arguments that are fixed, such as ``total_count=16`` or ``scale=0.1``.
+        constants: Arguments that are fixed, such as ``total_count=16``, or ``scale=0.1`` in the
+            data's own units.
 
     Raises:
         ValueError: If the distribution is unknown, has no tensor parameters, or its event cannot
@@ -75,13 +77,36 @@ class Automatic(Family):
         self._links: dict[str, Any] = links
         self._layout = layout
         self._reinterpreted = len(shape) - event_dim
+        self._measures = {name: _measure(chosen, name) for name in constants}
+        if any(self._measures.values()):
+            self.constant_units = Standardize.unknown(shape)
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution whose raw parameters are ``raw``, ``[*batch, *raw_shape]``."""
         if raw is None:
             raise ValueError(f"{self.distribution.__name__} needs its raw parameters")
         parameters = self._layout.parameters(raw, self._links)
-        return self.distribution(**parameters, **self.constants).to_event(self._reinterpreted)
+        constants = self._constants_in_units()
+        return self.distribution(**parameters, **constants).to_event(self._reinterpreted)
+
+    def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Take constants into units of the data; where one has none that are known, take none."""
+        if "unknown" in self._measures.values():
+            return torch.zeros_like(loc), torch.ones_like(scale)
+        if any(self._measures.values()):
+            self.constant_units.take(loc, scale)
+        return loc, scale
+
+    def _constants_in_units(self) -> dict[str, Any]:
+        if not (any(self._measures.values()) and self.constant_units.known):
+            return self.constants
+        loc, scale = self.constant_units.loc, self.constant_units.scale
+        return {
+            name: _IN_UNITS[measure](self.constants[name], loc, scale) if measure else constant
+            for (name, constant), measure in zip(
+                self.constants.items(), self._measures.values(), strict=True
+            )
+        }
 
     def raw_at(self, mean: Tensor) -> Tensor | None:
         """Return raw numbers of this mean where a single parameter moves it, else None."""
@@ -197,6 +222,33 @@ def _start(family: Automatic, mean: Tensor) -> tuple[str, Tensor] | None:
 
 # Symmetric about their location, whatever the other parameters are.
 _LOCATED = ("Cauchy", "Laplace", "Logistic", "Normal", "SoftLaplace", "StudentT")
+
+# How a constant in the data's own units is said in others, t = (x - loc) / scale.
+_IN_UNITS: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
+    "place": lambda constant, loc, scale: (constant - loc) / scale,
+    "length": lambda constant, loc, scale: constant / scale,
+    "inverse length": lambda constant, loc, scale: constant * scale,
+    "logarithm": lambda constant, loc, scale: constant - scale.log(),
+}
+# What a constant measures; of other distributions' constants, or by other names, it is not known.
+_MEASURES: dict[str, dict[str, str]] = {
+    **{
+        name: {"loc": "place", "scale": "length"}
+        for name in (*_LOCATED, "AsymmetricLaplace", "SoftAsymmetricLaplace", "Gumbel")
+    },
+    **{name: {"scale": "length"} for name in ("HalfCauchy", "HalfNormal", "Weibull")},
+    "Exponential": {"rate": "inverse length"},
+    "Gamma": {"rate": "inverse length"},
+    "InverseGamma": {"rate": "length"},
+    "LogNormal": {"loc": "logarithm", "scale": ""},
+}
+_PURE_NUMBERS = ("asymmetry", "concentration", "df", "df1", "df2", "softness", "validate_args")
+
+
+def _measure(distribution: Any, name: str) -> str:
+    """Return what a constant measures, in the data's own units; nothing if it has none."""
+    known = _MEASURES.get(distribution.__name__, {})
+    return known.get(name, "" if name in _PURE_NUMBERS else "unknown")
 
 
 class _Layout:

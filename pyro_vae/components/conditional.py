@@ -7,6 +7,10 @@ of them it needs. A *conditional* is a network followed by a family,
 
 and without a context the offset alone is learned: a prior with free parameters. One contract
 serves every role: p(z) takes no context, p(x | z) takes z, q(z | x) takes x.
+
+A conditional that has met data works in their *units*: contexts are standardised before the network
+sees them, and raw numbers are those of the distribution of ``t = (x - loc) / scale``, so that no
+factor or offset of the data changes what is learned. The density is that of x, Jacobian included.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+from pyro_vae.components.networks import Standardize
+from pyro_vae.components.units import units_of
+from pyro_vae.distributions import in_units
 
 __all__ = [
     "Conditional",
@@ -72,11 +80,15 @@ def unbound(family: Family, raw: Tensor | None) -> tuple[Tensor, ...]:
 class Family(nn.Module):
     """How ``raw_shape`` unconstrained numbers become a distribution over ``event_shape``.
 
-    A leaf sets the two shapes and defines ``forward``; ``raw_at`` and ``meet`` are optional.
+    A leaf sets the two shapes and defines ``forward``; ``raw_at``, ``meet`` and ``measured`` are
+    optional. All but the constants of ``measured`` is in units of the data, which a ``Conditional``
+    takes care of: bounds such as the smallest scale are relative to how the data are spread.
     """
 
     event_shape: Shape
     raw_shape: Shape
+    of_data: tuple[str, ...] = ()
+    """Attributes that data decide, which are no settings of the family."""
 
     def __init__(self, event_shape: Shape, raw_shape: Shape) -> None:
         super().__init__()
@@ -95,13 +107,26 @@ class Family(nn.Module):
         """Take what the family needs beyond its shapes; nothing, unless a leaf says otherwise.
 
         ``assemble`` calls it once, before the family is used: p(z)'s with q(z | x), and
-        p(x | z)'s with None.
+        p(x | z)'s with None; ``fit`` calls p(x | z)'s with the data where nothing had met them.
 
         Args:
             posterior: The model's q(z | x). Keep it where its parameters are not registered a
                 second time, such as in a tuple.
-            data: Observations, ``[N, *data_shape]`` in floating point; None where none are known.
+            data: Observations, ``[N, *data_shape]`` in floating point, and for p(x | z) in their
+                own units, ``(x - loc) / scale``; None where none are known.
         """
+
+    def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the units that raw numbers are in, given those of the data.
+
+        A family with constants in the data's own units takes these into account, or, where it
+        cannot, returns zeros and ones.
+
+        Args:
+            loc: What is zero in units of the data, ``event_shape``.
+            scale: How long one of their units is, ``event_shape``.
+        """
+        return loc, scale
 
     def extra_repr(self) -> str:
         """Show the event's shape."""
@@ -114,10 +139,17 @@ class Conditional(PyroModule):
     The network's output size comes from the family, so swapping a family never means editing a
     network. Without a ``network`` the offset :math:`b` alone is learned, and no context is taken.
 
+    ``assemble`` and ``fit`` let it meet the data: q(z | x) by ``meet_inputs``, p(x | z) by
+    ``meet_data``. One that has met none takes contexts and raw numbers as they are.
+
     Args:
         family: How raw numbers become a distribution.
         context_shape: The shape of one context.
         network: Builds the network from ``(context_shape, family.raw_shape)``.
+
+    Attributes:
+        inputs: Standardises contexts.
+        units: Those of events, of which raw numbers are.
 
     Raises:
         ValueError: If only one of ``context_shape`` and ``network`` is given.
@@ -139,14 +171,22 @@ class Conditional(PyroModule):
         self.family = family
         self.context_shape = None
         self.offset = nn.Parameter(torch.zeros(family.raw_shape))
+        self.units = Standardize.unknown(family.event_shape)
         self.network = None
         if network is not None and context_shape is not None:
             self.context_shape = checked_shape("context_shape", context_shape)
             self.network = network(self.context_shape, family.raw_shape)
+            # Symbols are names, which have no mean.
+            symbols = getattr(self.network, "reads_symbols", False)
+            self.inputs = nn.Identity() if symbols else Standardize.unknown(self.context_shape)
+        self._drawn = _sums(self)  # a tensor, and so no setting of the program
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution given ``context``, ``[*batch, *context_shape]``."""
-        return self.family(self.raw(context))
+        distribution = self.family(self.raw(context))
+        if not self.units.known:
+            return distribution
+        return in_units(distribution, self.units.loc, self.units.scale)
 
     def raw(self, context: Tensor | None = None) -> Tensor:
         """Return the family's raw numbers given ``context``, ``[*batch, *raw_shape]``."""
@@ -154,7 +194,7 @@ class Conditional(PyroModule):
             return self.offset
         if context is None:
             raise ValueError("this Conditional has a network: call it with a context")
-        numbers: Tensor = self.offset + self.network(context)
+        numbers: Tensor = self.offset + self.network(self.inputs(context))
         return numbers
 
     @torch.no_grad()
@@ -164,9 +204,39 @@ class Conditional(PyroModule):
         Training then starts from the data's marginals instead of learning them first. Families
         that know no such offset are left as they are.
         """
-        raw = self.family.raw_at(mean.to(self.offset))
+        raw = self.family.raw_at(self.units(mean.to(self.offset)))
         if raw is not None:
             self.offset.copy_(raw)
+
+    def meet_inputs(self, x: Tensor) -> None:
+        """Standardise contexts from now on as ``x``, ``[N, *context_shape]``; symbols stay."""
+        inputs = getattr(self, "inputs", None)
+        if isinstance(inputs, Standardize):
+            inputs.meet_inputs(x)
+
+    @torch.no_grad()
+    def meet_data(self, x: Tensor) -> None:
+        """Take the units of ``x``, ``[N, *event_shape]``, let the family meet them, start there."""
+        raw = None if 0 in self.family.raw_shape else self.offset
+        units = units_of(self.family(raw), x.to(self.offset))
+        if units is not None:
+            self.units.take(*self.family.measured(*units))
+        seen = self.units(x)
+        self.family.meet(None, seen)
+        start = self.family.raw_at(seen.nanmean(0).nan_to_num().to(self.offset))
+        if start is not None:
+            self.offset.copy_(start)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no data have been met and all parameters are as they were drawn."""
+        return not self.units.known and torch.equal(_sums(self), self._drawn)
+
+
+def _sums(module: nn.Module) -> Tensor:
+    """Return the sum of each parameter, which training and loading of weights change."""
+    known = [p for p in module.parameters() if not nn.parameter.is_lazy(p) and not p.is_meta]
+    return torch.tensor([p.detach().cpu().double().sum().item() for p in known])
 
 
 def checked_shape(name: str, shape: Shape) -> Shape:

@@ -78,6 +78,8 @@ class LogitNormal(Family):
         ValueError: If a scale is not positive, or an ``OptimalScale``, which is a Normal's.
     """
 
+    of_data = ("_moments",)
+
     def __init__(
         self,
         event_shape: Shape,
@@ -107,7 +109,7 @@ class LogitNormal(Family):
 
     def raw_at(self, mean: Tensor) -> Tensor:
         """Return ``logit(mean)``, the median, and a scale of one; or those of the data met."""
-        loc, raw_scale = _logit(mean), torch.zeros_like(mean)
+        loc, raw_scale = _logit(mean, typical=mean), torch.zeros_like(mean)
         if self._moments is not None:
             loc = self._moments[0].to(mean)
             raw_scale = raw_at_scale(self._moments[1].to(mean), floor=self.min_scale)
@@ -116,7 +118,7 @@ class LogitNormal(Family):
     def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
         """Start at the mean and the standard deviation of the logits of the data."""
         if data is not None and bool(data.isfinite().all()):
-            logits = _logit(data)
+            logits = _logit(data, typical=data.mean(0))
             self._moments = (logits.mean(0), deviation_of(logits))
             if isinstance(self.scale, Scale):
                 self.scale.meet(self._moments[1])
@@ -136,6 +138,8 @@ class Categorical(Family):
     Raises:
         ValueError: If there are fewer than two categories.
     """
+
+    of_data = ("_frequencies",)
 
     def __init__(self, event_shape: Shape, *, num_categories: int = 256) -> None:
         super().__init__(event_shape, raw_shape=(num_categories, *event_shape))
@@ -289,8 +293,11 @@ class DiscretizedLogisticMixture(Family):
 _RAW_TENTH = -2.05  # a fifth of a half range
 
 
-def _logit(probability: Tensor) -> Tensor:
-    return probability.clamp(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY).logit()
+def _logit(probability: Tensor, *, typical: Tensor) -> Tensor:
+    """Return finite logits of numbers near ``typical``, also where that is nearly zero or one."""
+    low = _SMALLEST_PROBABILITY * (2 * typical).clamp(1e-6, 1)
+    high = 1 - _SMALLEST_PROBABILITY * (2 - 2 * typical).clamp(1e-4, 1)
+    return torch.minimum(torch.maximum(probability, low), high).logit()
 
 
 def _check_levels(levels: int) -> None:

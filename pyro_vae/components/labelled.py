@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.components.assembly import _of_data
+from pyro_vae.components.assembly import meet, observed, standardized
 from pyro_vae.components.conditional import Conditional, Family, Network, Shape
 from pyro_vae.components.likelihoods import Bernoulli
 from pyro_vae.components.networks import MLP
@@ -64,12 +64,10 @@ def assemble_conditional(
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: labels have one class or more")
     p_x, p_z = likelihood(event_shape), prior(latent_shape)
-    p_x.meet(None, data)
     width = math.prod(latent_shape) + num_classes
     given_z = Conditional(p_x, context_shape=(width,), network=decoder or network)
-    if data is not None:
-        given_z.start_at(data.nanmean(0).nan_to_num())
-    of_data = _of_data(encoder or network, p_x, data)
+    meet(given_z, data)
+    of_data = partial(standardized, data, observed(encoder or network, p_x, data))
     given_x = Conditional(
         posterior(latent_shape),
         context_shape=(math.prod(event_shape) + num_classes,),

@@ -17,6 +17,7 @@ from pyro_vae.components.conditional import (
     raw_at_scale,
     unbound,
 )
+from pyro_vae.components.networks import Standardize
 from pyro_vae.components.scales import OptimalScale, Scale, built_scale, deviation_of
 
 __all__ = ["Bernoulli", "Binomial", "Normal"]
@@ -91,13 +92,16 @@ class Normal(Family):
 
     Args:
         event_shape: The shape of one datum.
-        scale: A fixed scale, in the units of the data; a class such as ``SharedScale``,
+        scale: A fixed scale, in the data's own units; a class such as ``SharedScale``,
             ``PerDimensionScale`` or ``OptimalScale``; None: predicted for every dimension.
-        min_scale: The smallest predicted scale.
+        min_scale: The smallest predicted scale, in standard deviations of the data that the model
+            has met.
 
     Raises:
         ValueError: If a scale is not positive.
     """
+
+    of_data = ("_deviation",)
 
     def __init__(
         self,
@@ -110,6 +114,8 @@ class Normal(Family):
         if not min_scale > 0:
             raise ValueError(f"min_scale={min_scale}: the smallest scale is positive")
         self.scale = built_scale(self.event_shape, scale)
+        if isinstance(self.scale, float):
+            self.constant_units = Standardize.unknown(self.event_shape)
         self.min_scale = min_scale
         self._deviation: Tensor | None = None
 
@@ -120,8 +126,12 @@ class Normal(Family):
             return self.scale.normal(loc).to_event(len(self.event_shape))
         if isinstance(self.scale, Scale):
             scale: Tensor | float = self.scale()
+        elif self.scale is None:
+            scale = positive(raw_scale[0], floor=self.min_scale)
         else:
-            scale = self.scale or positive(raw_scale[0], floor=self.min_scale)
+            scale = (
+                self.scale / self.constant_units.scale if self.constant_units.known else self.scale
+            )
         return dist.Normal(loc, scale).to_event(len(self.event_shape))
 
     def raw_at(self, mean: Tensor) -> Tensor:
@@ -137,3 +147,11 @@ class Normal(Family):
             self._deviation = deviation_of(data)
             if isinstance(self.scale, Scale):
                 self.scale.meet(self._deviation)
+
+    def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a fixed scale, or where a learned one is told to start, into units of the data."""
+        if isinstance(self.scale, Scale):
+            self.scale.measured(scale)
+        elif self.scale is not None:
+            self.constant_units.take(loc, scale)
+        return loc, scale

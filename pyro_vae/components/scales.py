@@ -32,15 +32,19 @@ class Scale(nn.Module):
         """Start at the standard deviation of data, ``event_shape``, unless told otherwise."""
         raise NotImplementedError
 
+    def measured(self, units: Tensor) -> None:
+        """Take where it is told to start into units of the data, ``event_shape``."""
+        raise NotImplementedError
+
 
 class SharedScale(Scale):
-    """One learned number for all data and all dimensions.
+    """One learned number for all data and all dimensions, in units of the data.
 
     Args:
         event_shape: The shape of one event.
-        initial: Where it starts, in the units of the data; None: 1, or the standard deviation of
-            the data that the model meets when it is assembled.
-        min_scale: The smallest that it can become.
+        initial: Where it starts, in the data's own units (their root mean square, where columns
+            have several); None: 1, or the standard deviation of the data that the model meets.
+        min_scale: The smallest that it can become, in standard deviations of these data.
 
     Raises:
         ValueError: If ``initial`` is not above ``min_scale``, or that not above zero.
@@ -54,7 +58,7 @@ class SharedScale(Scale):
         started = torch.full((), 1.0 if initial is None else float(initial))
         self.raw = nn.Parameter(raw_at_scale(started, floor=min_scale))
         self.min_scale = min_scale
-        self._is_given = initial is not None
+        self._initial = initial
 
     def forward(self) -> Tensor:
         """Return the scale, a scalar."""
@@ -63,8 +67,15 @@ class SharedScale(Scale):
     @torch.no_grad()
     def meet(self, deviation: Tensor) -> None:
         """Start at the standard deviation of data about their mean, unless told otherwise."""
-        if not self._is_given:
+        if self._initial is None:
             self.raw.copy_(raw_at_scale(deviation.square().mean().sqrt(), floor=self.min_scale))
+
+    @torch.no_grad()
+    def measured(self, units: Tensor) -> None:
+        """Take where it is told to start into units of the data."""
+        if self._initial is not None:
+            typical = units.square().mean().sqrt()
+            self.raw.copy_(raw_at_scale(self._initial / typical, floor=self.min_scale))
 
 
 class PerDimensionScale(Scale):
@@ -72,9 +83,9 @@ class PerDimensionScale(Scale):
 
     Args:
         event_shape: The shape of one event.
-        initial: Where all of them start, in the units of the data; None: 1, or the standard
-            deviations of the data that the model meets when it is assembled.
-        min_scale: The smallest that one can become.
+        initial: Where all of them start, in the data's own units; None: 1, or the standard
+            deviations of the data that the model meets.
+        min_scale: The smallest that one can become, in standard deviations of these data.
 
     Raises:
         ValueError: If ``initial`` is not above ``min_scale``, or that not above zero.
@@ -88,7 +99,7 @@ class PerDimensionScale(Scale):
         started = torch.full(event_shape, 1.0 if initial is None else float(initial))
         self.raw = nn.Parameter(raw_at_scale(started, floor=min_scale))
         self.min_scale = min_scale
-        self._is_given = initial is not None
+        self._initial = initial
 
     def forward(self) -> Tensor:
         """Return the scales, ``event_shape``."""
@@ -97,8 +108,14 @@ class PerDimensionScale(Scale):
     @torch.no_grad()
     def meet(self, deviation: Tensor) -> None:
         """Start at the standard deviations of data, unless told otherwise."""
-        if not self._is_given:
+        if self._initial is None:
             self.raw.copy_(raw_at_scale(deviation, floor=self.min_scale))
+
+    @torch.no_grad()
+    def measured(self, units: Tensor) -> None:
+        """Take where they are told to start into units of the data."""
+        if self._initial is not None:
+            self.raw.copy_(raw_at_scale(self._initial / units, floor=self.min_scale))
 
 
 class OptimalScale(Scale):
@@ -113,10 +130,10 @@ class OptimalScale(Scale):
 
     Args:
         event_shape: The shape of one event.
-        initial: Where it starts, in the units of the data; None: 1, or the standard deviation of
-            the data that the model meets when it is assembled.
+        initial: Where it starts, in the data's own units (their root mean square, where columns
+            have several); None: 1, or the standard deviation of the data that the model meets.
         rate: r, the weight of one batch.
-        min_scale: The smallest that it can become.
+        min_scale: The smallest that it can become, in standard deviations of these data.
 
     Raises:
         ValueError: If ``initial`` is not above ``min_scale``, that not above zero, or ``rate`` not
@@ -145,7 +162,7 @@ class OptimalScale(Scale):
         self.register_buffer("variance", torch.tensor(started**2))
         self.rate = rate
         self.min_scale = min_scale
-        self._is_given = initial is not None
+        self._initial = initial
 
     def forward(self) -> Tensor:
         """Return the scale, a scalar."""
@@ -155,8 +172,14 @@ class OptimalScale(Scale):
     @torch.no_grad()
     def meet(self, deviation: Tensor) -> None:
         """Start at the standard deviation of data about their mean, unless told otherwise."""
-        if not self._is_given:
+        if self._initial is None:
             self.variance.copy_(deviation.square().mean())
+
+    @torch.no_grad()
+    def measured(self, units: Tensor) -> None:
+        """Take where it is told to start into units of the data."""
+        if self._initial is not None:
+            self.variance.copy_(self._initial**2 / units.square().mean())
 
     @torch.no_grad()
     def follow(self, squared_error: Tensor) -> None:
@@ -199,7 +222,7 @@ def built_scale(
         return scale(event_shape)
     if scale is not None and not scale > 0:
         raise ValueError(f"scale={scale}: the scale of a Normal is positive")
-    return scale
+    return None if scale is None else float(scale)
 
 
 def deviation_of(data: Tensor) -> Tensor:

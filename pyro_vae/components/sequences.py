@@ -29,6 +29,8 @@ class Multinomial(Family):
         Autoencoding Variational Inference for Topic Models (Srivastava & Sutton, 2017)
     """
 
+    of_data = ("num_words",)
+
     def __init__(self, event_shape: Shape, *, num_words: int | None = None) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
         _check_vector("Multinomial", event_shape)

@@ -78,6 +78,13 @@ class Columns(Family):
         for place, family in enumerate(self._families):
             family.meet(posterior, None if data is None else data[:, place : place + 1])
 
+    def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Let each column's family take the units of its column."""
+        pairs = zip(loc.split(1), scale.split(1), strict=True)
+        taken = [f.measured(*pair) for f, pair in zip(self._families, pairs, strict=True)]
+        locs, scales = zip(*taken, strict=True)
+        return torch.cat(locs), torch.cat(scales)
+
 
 class Incomplete(Family):
     """Any family over independent numbers, of which some have not been observed.
@@ -125,6 +132,10 @@ class Incomplete(Family):
     def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
         """Let the complete family meet what has been observed of each number of a datum."""
         self.complete.meet(posterior, None if data is None else self._filled(data))
+
+    def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the complete family take the units of the data."""
+        return self.complete.measured(loc, scale)
 
     def _filled(self, data: Tensor) -> Tensor:
         """Return the observed values of each number, repeated in the places of missing ones.

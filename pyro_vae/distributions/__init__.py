@@ -8,6 +8,7 @@ from pyro_vae.distributions.discretized import (
 )
 from pyro_vae.distributions.entries import Columns, Incomplete
 from pyro_vae.distributions.unit import ContinuousBernoulli, LogitNormal
+from pyro_vae.distributions.units import InUnits, in_units, kinds_of_units
 
 __all__ = [
     "Categorical",
@@ -17,7 +18,10 @@ __all__ = [
     "CoupledLogisticMixture",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "InUnits",
     "Incomplete",
     "LogitNormal",
     "Multinomial",
+    "in_units",
+    "kinds_of_units",
 ]

@@ -31,6 +31,7 @@ __all__ = [
     "Rescale",
     "in_chunks",
     "observe_once",
+    "representative",
 ]
 
 OBSERVATION_SEED = 0
@@ -38,6 +39,8 @@ OBSERVATION_SEED = 0
 The validation and test rows take the next two, so that no two parts share their noise."""
 
 _CHUNK_BYTES = 2**26
+_REPRESENTATIVE_ROWS = 10_000
+_REPRESENTATIVE_ELEMENTS = 2**26
 
 
 class Observation:
@@ -206,6 +209,26 @@ def in_chunks(x: Tensor) -> Iterator[Tensor]:
 def _room(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     filled = room((shape.numel() * dtype.itemsize,), np.dtype("u1"))
     return torch.from_numpy(filled).view(dtype).view(shape)
+
+
+def representative(
+    data: Data, observation: Observation, *, device: torch.device | str = "cpu"
+) -> Data:
+    """Training rows that stand for all, evenly spaced and observed once, to start programs from.
+
+    Args:
+        data: the stored training rows.
+        observation: how they become what the model sees.
+        device: where the observed rows go.
+
+    Returns:
+        All rows, or up to 10,000 of them, and no more than 2**26 numbers.
+    """
+    wanted = min(_REPRESENTATIVE_ROWS, _REPRESENTATIVE_ELEMENTS // max(1, data.x[0].numel()))
+    if len(data) > max(2, wanted):
+        index = torch.linspace(0, len(data) - 1, max(2, wanted), dtype=torch.float64).long()
+        data = data[index]
+    return observe_once(data, observation, seed=OBSERVATION_SEED, device=device)
 
 
 def _check_levels(x: Tensor, observation: Observation) -> None:

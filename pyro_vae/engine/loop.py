@@ -181,6 +181,7 @@ def fit(
             stop.farewell = lambda: f"a step went on for too long: {runs.goodbye()}"
             if resume:
                 runs.restore()
+            runs.begin(dataset, observation)
             _train(runs, stop, checkpoint_seconds, progress)
             replicas = runs.taken(weights)
     done = runs.first.progress

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.datasets import Dataset
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.copies import Given, check_apart, check_structure
+from pyro_vae.engine.data import Observation
 from pyro_vae.engine.joint import JointStep
 from pyro_vae.engine.noise import RandomState, seed_everything
 from pyro_vae.engine.recording import NotRecordable
@@ -183,6 +185,12 @@ class Replicas:
                 with self._alone(number):
                     _go_back(run, slowest)
         self._part_with_finished()
+
+    def begin(self, data: Dataset, observation: Observation) -> None:
+        """Let each program meet the training data before its first step."""
+        for number in self._active:
+            with self._alone(number) as run:
+                run.begin(data, observation)
 
     def finish(self) -> None:
         """Write the last states."""

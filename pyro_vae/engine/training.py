@@ -27,6 +27,7 @@ from pyro_vae.engine.data import (
     Observation,
     Rescale,
     observe_once,
+    representative,
 )
 from pyro_vae.engine.defaults import (
     arguments,
@@ -37,6 +38,7 @@ from pyro_vae.engine.defaults import (
 )
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import why_gradient, why_loss
+from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.engine.sameness import check_settings, described, environment, warn_if_other
@@ -130,7 +132,7 @@ class Training:
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self._judged = self._recorded_judge(engine)
         self._num_judged = 0
-        self.progress = Progress(start=self.validate())
+        self.progress = Progress()
         self.num_steps = max(1, epochs * self.batches.num_batches)
         for number in self.moving:
             number.check(epochs * self.batches.num_batches)
@@ -141,6 +143,15 @@ class Training:
         self.environment = environment(device, engine, program)
         self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
         self.board = metrics.tensorboard(out / "tensorboard") if out and log_tensorboard else None
+
+    def begin(self, data: Dataset, observation: Observation) -> None:
+        """Let the program meet the training data, and judge it, unless it goes on from a state."""
+        if self.progress.start:
+            return
+        if self.epochs > 0:
+            rows = representative(data.train, observation, device=self.device)
+            meet_data(self.program, self.layout, *arguments(rows, self.with_labels))
+        self.progress.start = self.validate()
 
     def _meet_data(self, data: Dataset, observation: Observation, batch_size: int) -> None:
         """Make batches, and run the program once on the validation rows."""

@@ -371,9 +371,8 @@ def _is_seen(site: Any, place: tuple[int, ...]) -> bool:
 
 
 def _family(fn: Any) -> str:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    fn = getattr(fn, "complete", fn)  # of which values may be missing
+    while hasattr(fn, "base_dist") or hasattr(fn, "complete"):
+        fn = fn.base_dist if hasattr(fn, "base_dist") else fn.complete  # values may be missing
     return type(fn).__name__.lstrip("_")
 
 

@@ -88,6 +88,7 @@ class TopDownVAE(PyroModule):
         ]  # fmt: skip
         self.blocks = PyroModuleList(blocks)
         self.upward = PyroModuleList(upward_steps(event_shape, shapes, channels=channels))
+        self.upward[0].insert(0, Standardize.unknown(event_shape))
         state = (channels, *shapes[0][1:])
         self.likelihood = Conditional(
             likelihood(event_shape), context_shape=state, network=SubPixel
@@ -130,8 +131,8 @@ class TopDownVAE(PyroModule):
     ) -> TopDownVAE:
         """Build a hierarchy, and start it from data, ``[N, *event_shape]``, where given.
 
-        The way up then standardises its inputs as these are, and the likelihood starts at their
-        mean. All else is as in the constructor.
+        The way up then standardises its inputs as these are, and the likelihood takes their units
+        and starts at their mean. All else is as in the constructor.
         """
         vae = cls(
             event_shape, latent_shapes, prior=prior, likelihood=likelihood, posterior=posterior,
@@ -143,6 +144,6 @@ class TopDownVAE(PyroModule):
                     "numbers are missing (NaN) in the data, and a top-down hierarchy has no mask "
                     "of them: use LadderVAE or HierarchicalVAE"
                 )
-            vae.upward[0].insert(0, Standardize.of(data))
-            vae.likelihood.start_at(data.mean(0))
+            vae.upward[0][0].meet_inputs(data)
+            vae.likelihood.meet_data(data)
         return vae

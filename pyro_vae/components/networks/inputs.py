@@ -3,46 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.components.networks.layers import Shape
 
-__all__ = ["Observed", "Standardize"]
+__all__ = ["Observed", "Standardize", "alike"]
 
 
 class Standardize(nn.Module):
-    """Centre and scale the inputs of a network, ``(x - loc) / scale``.
+    """Centre and scale data, ``(x - loc) / scale``: numbers in the units of the data.
 
     Args:
-        loc: What is subtracted; broadcasts against one input.
-        scale: What is divided by; zeros (constant inputs) count as one.
+        loc: What is subtracted; broadcasts against one datum.
+        scale: What is divided by; zeros count as one.
+
+    Attributes:
+        known: Whether there are units; without, data pass as they are.
     """
 
     loc: Tensor
     scale: Tensor
+    of_data = ("known",)
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.register_buffer("loc", loc.detach().clone())
         self.register_buffer("scale", torch.where(scale > 0, scale, 1.0).detach().clone())
+        self.known = True
+
+    @classmethod
+    def unknown(cls, shape: Shape) -> Standardize:
+        """Return one for data of this shape that have not been met yet: it changes nothing."""
+        new = cls(torch.zeros(shape), torch.ones(shape))
+        new.known = False
+        return new
 
     @classmethod
     def of(cls, x: Tensor) -> Standardize:
-        """Standardise as the rows of ``x``: each column of vectors, or all pixels of images.
+        """Standardise as the rows of ``x``: each column of vectors, each channel of images.
 
-        Missing numbers (NaN) do not count.
+        Missing numbers (NaN) do not count. Numbers that are all the same have no deviation; their
+        size takes its place.
         """
-        axes = (0,) if x.dim() == 2 else tuple(range(x.dim()))
-        loc = x.nanmean(axes)
-        variance = (x - loc).square().nanmean(axes)
-        # A column of which nothing has been observed has no mean.
-        return cls(loc.nan_to_num(), variance.sqrt().nan_to_num())
+        return cls(*_location_and_scale(x))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no data have been met."""
+        return not self.known
+
+    def meet_inputs(self, x: Tensor) -> None:
+        """Standardise from now on as the rows of ``x``, ``[N, *shape]``."""
+        self.take(*_location_and_scale(x.reshape(len(x), *self.loc.shape)))
+
+    @torch.no_grad()
+    def take(self, loc: Tensor, scale: Tensor) -> None:
+        """Take these as the units."""
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+        self.known = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the standardised input, of the same shape."""
-        return (x - self.loc) / self.scale
+        """Return the standardised data, of the same shape."""
+        return (x - self.loc) / self.scale if self.known else x
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self.known = bool((self.loc != 0).any() or (self.scale != 1).any())
+
+    def extra_repr(self) -> str:
+        """Show whether data have been met."""
+        return "" if self.known else "no data met"
+
+
+def alike(x: Tensor) -> tuple[int, ...]:
+    """Return the axes of ``[N, *shape]`` along which numbers have the same units.
+
+    A vector's numbers each have units of their own, as the columns of a table have; so have the
+    channels of an image or a volume, ``(C, ...)``, and the numbers of a step in a series,
+    ``(T, D)``.
+    """
+    own = 1 if x.dim() > 3 else x.dim() - 1
+    return tuple(axis for axis in range(x.dim()) if axis != own)
+
+
+@torch.no_grad()
+def _location_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, which broadcast against one datum."""
+    # In float32 the mean of numbers far from zero is off by more than they differ.
+    wide = x if x.device.type == "mps" else x.double()
+    axes = alike(x)
+    # A column of which nothing has been observed has no mean.
+    loc = wide.nanmean(axes, keepdim=True).nan_to_num()
+    scale = (wide - loc).square().nanmean(axes, keepdim=True).sqrt().nan_to_num()
+    # Below the type's precision, what differs is the rounding of numbers that are all the same.
+    rounding = torch.finfo(x.dtype).eps * loc.abs()
+    size = torch.where(loc == 0, 1.0, loc.abs())
+    return loc[0].to(x), torch.where(scale > rounding, scale, size)[0].to(x)
 
 
 class Observed(nn.Module):
