@@ -236,7 +236,8 @@ class Conditional(PyroModule):
 def _sums(module: nn.Module) -> Tensor:
     """Return the sum of each parameter, which training and loading of weights change."""
     known = [p for p in module.parameters() if not nn.parameter.is_lazy(p) and not p.is_meta]
-    return torch.tensor([p.detach().cpu().double().sum().item() for p in known])
+    sums = [p.detach().cpu().double().sum().item() for p in known]
+    return torch.tensor(sums, dtype=torch.float64)
 
 
 def checked_shape(name: str, shape: Shape) -> Shape:

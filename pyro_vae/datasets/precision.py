@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 __all__ = ["lost_digits"]
@@ -75,6 +77,6 @@ def _num_distinct(columns: np.ndarray) -> np.ndarray:
     return (later & known).sum(0) + 1
 
 
-def _place(place: int, shape: tuple[int, ...]) -> str:
+def _place(place: Any, shape: tuple[int, ...]) -> str:
     index = tuple(int(i) for i in np.unravel_index(place, shape))
     return str(index[0]) if len(index) == 1 else str(index)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.datasets.axes import CHANNELS
+from pyro_vae.datasets.precision import lost_digits
 from pyro_vae.datasets.values import chunks
 from pyro_vae.memory import room
 
@@ -75,7 +76,10 @@ def stored_as(
             f"{name}: values from {span.low:g} to {span.high:g} do not fit in 32-bit floats; "
             "rescale them"
         )
-    if max(-span.low, span.high) > _EXACT:
+    lost = next(filter(None, map(lost_digits, arrays.values())), None)
+    if lost is not None:
+        warnings.warn(f"{name}: {lost}", stacklevel=4)
+    elif max(-span.low, span.high) > _EXACT:
         of_integers = [a for a in arrays.values() if a.dtype.kind in "iu" or span.missing]
         _warn_of_rounded(name, of_integers if span.whole else [])
     integer = "u1" if (levels or 0) <= 255 else "i2" if (levels or 0) <= 32767 else "i4"
