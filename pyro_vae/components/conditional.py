@@ -218,7 +218,7 @@ class Conditional(PyroModule):
     def meet_data(self, x: Tensor) -> None:
         """Take the units of ``x``, ``[N, *event_shape]``, let the family meet them, start there."""
         raw = None if 0 in self.family.raw_shape else self.offset
-        units = units_of(self.family(raw), x.to(self.offset))
+        units = units_of(self.family(raw), x)
         if units is not None:
             self.units.take(*self.family.measured(*units))
         seen = self.units(x)

@@ -11,6 +11,7 @@ __all__ = ["lost_digits"]
 _ELEMENTS = 2_000_000
 _SHARE = 0.01
 _STEPS = 1_000
+_EXACT = 2**24  # up to it, 32-bit floats hold every whole number
 _SHOWN = 5
 
 
@@ -56,8 +57,9 @@ def _is_coarse(columns: np.ndarray) -> np.ndarray:
         largest = np.nanmax(np.abs(wide), axis=0, initial=0)
         deviation = np.nanstd(np.where(np.isnan(wide).all(0), 0, wide), axis=0)
         step = np.spacing(np.float32(largest)).astype(np.float64)
-        few_steps = (deviation > 0) & (step > deviation / _STEPS)
         whole = (np.isnan(wide) | (wide == np.floor(wide))).all(0)
+        exact = whole & (largest <= _EXACT)
+        few_steps = (deviation > 0) & (step > deviation / _STEPS) & ~exact
     before, after = _num_distinct(columns), _num_distinct(_short(columns))
     merged = before - after
     return few_steps | (whole & (merged > 0)) | (merged > np.maximum(1, _SHARE * before))

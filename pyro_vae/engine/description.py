@@ -41,8 +41,8 @@ def program_settings(program: Program) -> dict[str, str]:
 
     Classes of the user's own may be renamed; what is in them, ``source`` tells.
     Settings are attributes of plain values: numbers, strings, functions, classes and collections of
-    them. Tensors are not told: they are in the weights, or made anew. Nor is what data decide, which
-    a module's class names in ``of_data``.
+    them. Tensors are not told: they are in the weights, or made anew. Nor is what data decide: a
+    module's class names it in ``of_data``.
     """
     told = {}
     for place, root in enumerate(program.reachable):

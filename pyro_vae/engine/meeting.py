@@ -107,11 +107,11 @@ def _are_one(fn: Any, distribution: Any, value: Tensor) -> bool:
         return False
     try:
         with torch.no_grad(), pyro.validation_enabled(False):
-            scores = torch.broadcast_tensors(fn.log_prob(value), distribution.log_prob(value))
+            found, expected = fn.log_prob(value), distribution.log_prob(value)
     except (ValueError, RuntimeError, NotImplementedError):
         return False
     # Sums over strides of another kind may be rounded otherwise.
-    return torch.allclose(*scores, rtol=1e-4, atol=1e-4, equal_nan=True)
+    return torch.allclose(found, expected.expand_as(found), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def _reached(given: list[tuple[Any, Tensor]], x: Tensor) -> list[Any]:

@@ -61,9 +61,9 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def take(self, loc: Tensor, scale: Tensor) -> None:
-        """Take these as the units."""
-        self.loc.copy_(loc)
-        self.scale.copy_(scale)
+        """Take these as the units, in their precision."""
+        shape, device = self.loc.shape, self.loc.device
+        self.loc, self.scale = (x.to(device).expand(shape).clone() for x in (loc, scale))
         self.known = True
 
     def forward(self, x: Tensor) -> Tensor:
