@@ -44,7 +44,8 @@ from pyro_vae.engine.checkpoint import latest, load
 FLAGS = (
     "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--decoder", "--device",
     "--encoder", "--engine", "--epochs",
-    "--help", "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
+    "--help", "--init-from",
+    "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
     "--kl-warmup", "--beta", "--free-bits",
     "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard", "--turns",

@@ -222,3 +222,51 @@ def test_a_program_that_keeps_facts_of_the_data_elsewhere_is_opened_with_them_al
     assert main(["sample", "a/run", "--model", "my.py:MyVAE"]) == 2
     assert "say with --data where the data are now" in said(capsys)
     assert main(["sample", "a/run", "--model", "my.py:MyVAE", "--data", "moved.npz"]) == 0
+
+
+@pytest.mark.filterwarnings("default:the numbers above are not stored")
+def test_a_run_that_cannot_be_written_to_is_judged_and_one_that_is_gone_is_said(
+    place, capsys, monkeypatch
+):
+    """A folder's permissions do not hold for root, who may run the tests."""
+    run = trained(place, X)
+    first = (run / "results.json").read_bytes()
+
+    def read_only(path, data):
+        raise OSError(f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr("pyro_vae.cli.runs.replace_file", read_only)
+    capsys.readouterr()
+    assert main(["evaluate", "a/run"]) == 0
+    printed = capsys.readouterr()
+    assert "test ELBO" in printed.out
+    assert "the numbers above are not stored: cannot write" in printed.err
+    assert (run / "results.json").read_bytes() == first
+
+    def removed(path, data):
+        shutil.rmtree(run)
+        raise FileNotFoundError(2, f"cannot write {path}")
+
+    monkeypatch.setattr("pyro_vae.cli.runs.replace_file", removed)
+    assert main(["evaluate", "a/run"]) == 2
+    assert "was removed while it was judged: the numbers above are not stored" in said(capsys)
+    assert not run.exists()
+
+
+def test_a_finished_run_whose_results_are_missing_is_judged_when_it_is_resumed(place):
+    run = trained(place, X)
+    first = results(run)
+    for name in ("results.json", "report.html"):
+        (run / name).unlink()
+    assert main(["train", "--resume", "a/run"]) == 0
+    assert results(run) | {"seconds": 0} == first | {"seconds": 0}
+    assert (run / "report.html").exists()
+
+
+def test_a_run_started_from_another_says_so(place):
+    trained(place, X)
+    begun = ["--init-from", "a/run", "--data", "a/d.npz", "--epochs", "0", "--out", "b"]
+    assert main(["train", *TINY, *begun]) == 0
+    found, first = results(place / "b"), results(place / "a" / "run")
+    assert found["test_elbo_nats"] == first["test_elbo_nats"]
+    assert found["init_from"].startswith(f"the best weights of {place / 'a' / 'run'}, of epoch")

@@ -18,7 +18,14 @@ from torch import nn
 from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, DiagonalNormal, Normal
 from pyro_vae.datasets import from_arrays
-from pyro_vae.engine import Binarize, Interrupted, TrainingError, load_weights, resolve_device
+from pyro_vae.engine import (
+    Binarize,
+    CheckpointError,
+    Interrupted,
+    TrainingError,
+    load_weights,
+    resolve_device,
+)
 from pyro_vae.engine.defaults import default_objective
 from pyro_vae.inference import Constant, Cosine, Program, ProgramError
 
@@ -304,6 +311,36 @@ def test_a_run_keeps_its_best_weights_and_its_last(tmp_path, num_replicas):
         progress = load_weights(found.model, found.guide, folder, normal_data(3), weights=name)
         assert progress["weights"] == name
         assert torch.equal(bits(found), bits(expected))
+
+
+def test_a_run_starts_from_the_best_weights_of_another(tmp_path):
+    first = small_vae()
+    fit(first, normal_data(), epochs=3, batch_size=16, out=tmp_path / "first", engine="eager")
+    still = partial(torch.optim.SGD, lr=0.0)
+    options = {"batch_size": 16, "engine": "eager", "out": tmp_path / "second", "optim": still}
+    other = small_vae()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    done = fit(other, normal_data(), epochs=1, init_from=tmp_path / "first", **options)
+    assert torch.equal(bits(other), bits(first))
+    assert done.init_from == f"the best weights of {tmp_path / 'first'}, of epoch 3"
+    # Once there is a checkpoint, the run that it began with is asked no more.
+    (tmp_path / "first").rename(tmp_path / "gone")
+    options = {**options, "epochs": 1, "resume": True}
+    again = fit(small_vae(), normal_data(), init_from=tmp_path / "first", **options)
+    assert again.init_from == done.init_from
+
+
+def test_weights_that_do_not_fit_are_not_started_from(tmp_path):
+    fit(small_vae(), normal_data(), epochs=1, batch_size=16, out=tmp_path / "run", engine="eager")
+    wider = VAE.assemble((3,), (2,), likelihood=Normal, network=partial(MLP, hidden=(9,)))
+    before = bits(wider)
+    with pytest.raises(CheckpointError, match=r"cannot start from '.*run'.*of another shape"):
+        fit(wider, normal_data(), epochs=1, batch_size=16, init_from=tmp_path / "run")
+    assert torch.equal(bits(wider), before)
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        fit(wider, normal_data(), epochs=1, batch_size=16, init_from=tmp_path / "nothing")
 
 
 def test_weights_that_no_run_has_are_refused_before_anything_is_trained():

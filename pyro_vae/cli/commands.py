@@ -10,6 +10,7 @@ import shlex
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.evaluation import report, samples
-from pyro_vae.files import remove, replace_file
+from pyro_vae.files import remove, replace_file, show
 
 __all__ = ["compare", "evaluate", "list_parts", "plot", "sample", "train"]
 
@@ -78,7 +79,8 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--all", action="store_true", help=help_)
     run, done, folder, options, text = _opened(parser, arguments)
     num_samples = options.num_samples or run.config.num_samples
-    _tell(run, done, _place(run, folder), text, num_samples, diagnose(run, options))
+    found = diagnose(run, options)
+    _tell(run, done, _place(run, folder), text, num_samples, found, insists=False)
 
 
 def sample(arguments: list[str]) -> None:
@@ -106,7 +108,9 @@ def plot(arguments: list[str]) -> None:
     """Draw a trained run's pictures anew."""
     parser = _run_parser("plot", "Draw the pictures of a trained run anew.")
     run, done, folder, _, _ = _opened(parser, arguments)
-    for caption, path in pictures.draw(run, done, _place(run, folder) / "pictures"):
+    place = _place(run, folder)
+    place.mkdir(exist_ok=True)
+    for caption, path in pictures.draw(run, done, place / "pictures"):
         print(f"{path}: {caption}")
 
 
@@ -218,9 +222,7 @@ def _place(run: runs.Run, folder: Path) -> Path:
     if not run.on_other_data:
         return folder
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.data.name).strip(".-") or "data"
-    place = folder / f"on-{name}"
-    place.mkdir(exist_ok=True)
-    return place
+    return folder / f"on-{name}"
 
 
 def _split_model_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -315,12 +317,32 @@ def _announce(run: runs.Run, out: Path) -> None:
 
 
 def _tell(
-    run: runs.Run, done: Fit, out: Path, config: str, num_samples: int, diagnosis: dict[str, Any]
+    run: runs.Run,
+    done: Fit,
+    out: Path,
+    config: str,
+    num_samples: int,
+    diagnosis: dict[str, Any],
+    *,
+    insists: bool = True,
 ) -> None:
+    """Judge a run, print what is found, and store it, if that can be or the caller insists."""
     results = runs.judge(run, done, num_samples=num_samples) | diagnosis
     print(report.table(results))
     print("", *results["verdict"], sep="\n", flush=True)
-    runs.store(results, out)
-    drawn = pictures.draw(run, done, out / "pictures")
-    runs.tell(run, done, results, drawn, out, config)
+    try:
+        if run.on_other_data:
+            out.mkdir(exist_ok=True)
+        runs.store(results, out)
+        drawn = pictures.draw(run, done, out / "pictures")
+        runs.tell(run, done, results, drawn, out, config)
+    except OSError as error:
+        if not any((folder / stored.CONFIG).exists() for folder in (out, out.parent)):
+            raise FileNotFoundError(
+                f"{show(out)} was removed while it was judged: the numbers above are not stored"
+            ) from error
+        if insists:
+            raise
+        warnings.warn(f"the numbers above are not stored: {error}", stacklevel=2)
+        return
     print(f"\nreport: {out / 'report.html'}")

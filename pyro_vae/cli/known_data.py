@@ -203,11 +203,13 @@ class KnownData:
 
 
 def absolute(config: Any) -> None:
-    """Let a configuration's paths to data hold wherever it is read from; in place."""
+    """Let a configuration's paths hold wherever it is read from; in place."""
     if config.data.lower().replace("-", "_") not in datasets.NAMES:
         path = Path(config.data).expanduser()
         if path.exists():
             config.data = str(path.resolve())
+    if config.init_from is not None:
+        config.init_from = Path(config.init_from).expanduser().resolve()
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
 

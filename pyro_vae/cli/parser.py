@@ -254,6 +254,7 @@ def _add_run(group: Any) -> None:
     add("--seed", type=int, default=0, help="of weights, noise and order")
     add("--tensorboard", type=bool, default=False, help="write TensorBoard scalars too")
     add("--out", type=Path | None, help="the run folder; runs/DATA-MODEL-TIME unless given")
+    add("--init-from", type=Path | None, help="a run folder whose best weights are started from")
     add("--resume", type=Path | None, help="a run folder to go on with, to the same bits")
 
 

@@ -173,6 +173,7 @@ def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
         patience=config.patience, engine=config.engine, precision=config.precision,
         device=run.device, seed=config.seed, out=out, resume=resume, progress=True,
         log_tensorboard=config.tensorboard, turns=instances.turns, weights=config.weights,
+        init_from=config.init_from,
     )  # fmt: skip
 
 
@@ -188,7 +189,8 @@ def load(run: Run, folder: Path, *, weights: str) -> Fit:
     few = tuple(argument[:3] for argument in run.test())
     done = load_weights(run.program.model, run.program.guide, folder, *few, weights=weights)
     counts = (done["epoch"], done["step"], done["seconds"], done["best_epoch"])
-    return Fit(done["history"], *counts, weights=done["weights"], start=done["start"])
+    return Fit(done["history"], *counts, weights=done["weights"], start=done["start"],
+               init_from=done["init_from"])  # fmt: skip
 
 
 def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
@@ -224,6 +226,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "seconds": done.seconds,
         "weights": done.weights,
         "judged_epoch": done.judged_epoch,
+        **({} if done.init_from is None else {"init_from": done.init_from}),
         "num_test": len(x),
         **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
         "classes": run.data.classes,

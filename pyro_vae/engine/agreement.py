@@ -41,6 +41,7 @@ _PROGRESS: dict[str, Check] = {
     "seconds": schema.number(float, 0),
     "best_nats": schema.anything,  # follows from the history
     "start": schema.record(_JUDGED),
+    "init_from": schema.nullable(schema.text),
     "history": schema.each(schema.record(_RECORD, others=schema.plain)),
 }
 # Moments of squares and of absolute values, which optimisers take roots of.

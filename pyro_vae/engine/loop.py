@@ -18,7 +18,7 @@ from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.copies import Given, replicated
 from pyro_vae.engine.course import divergence
-from pyro_vae.engine.data import AsFloat, Observation
+from pyro_vae.engine.data import AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import BATCH_SIZE, arguments, resolve_device, takes_labels
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.progress import Bar, Clock
@@ -27,7 +27,7 @@ from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
-from pyro_vae.engine.weights import check_weights
+from pyro_vae.engine.weights import check_weights, start_from
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
 from pyro_vae.signals import Interrupted, Stop, answered
@@ -53,6 +53,7 @@ class Fit:
         replicas: The same for each program, where several were trained; all else is the first's.
         weights: Which weights the program has: the "best" by validation or the "last".
         start: ``validation_*_nats`` before the first step.
+        init_from: The weights that it started from, of another run.
     """
 
     history: list[dict[str, Any]]
@@ -63,6 +64,7 @@ class Fit:
     replicas: list[Replica] = field(default_factory=list)
     weights: str = "last"
     start: dict[str, float] = field(default_factory=dict)
+    init_from: str | None = None
 
     @property
     def judged_epoch(self) -> int:
@@ -87,6 +89,7 @@ def fit(
     device: str | torch.device = "auto",
     seed: int = 0,
     out: Path | str | None = None,
+    init_from: Path | str | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 30.0,
     progress: bool = False,
@@ -123,6 +126,8 @@ def fit(
         device: "auto" takes CUDA, then Apple's MPS, then the CPU.
         seed: Of permutations and noise. The global random state is left as it was.
         out: A folder for checkpoints and ``metrics.jsonl``; nothing is written unless given.
+        init_from: The folder of a run whose best weights this one starts from; its tensors must fit
+            the program's, all of them. It plays no part once there is a checkpoint to resume.
         resume: Go on from the checkpoint in ``out``, to the same bits.
         checkpoint_seconds: The least time between checkpoints.
         progress: Show a progress bar.
@@ -177,7 +182,13 @@ def fit(
                 copy.deepcopy(turns),
             )  # fmt: skip
 
+        began = None
+        if init_from is not None and not (resume and _has_checkpoint(folder)):
+            began = _begun([(each.model, each.guide) for each in given], init_from, dataset,
+                           observation, device)  # fmt: skip
         with closing(Replicas(start, given, seed, folder, device, engine)) as runs:
+            for run in runs.runs:
+                run.progress.init_from = began
             stop.farewell = lambda: f"a step went on for too long: {runs.goodbye()}"
             if resume:
                 runs.restore()
@@ -189,7 +200,29 @@ def fit(
     wrong = divergence(done.history, done.start)
     if wrong is not None and not wrong.came_back:
         warn(str(wrong))
-    return Fit(done.history, *counts, replicas, replicas[0].weights, done.start)
+    return Fit(done.history, *counts, replicas, replicas[0].weights, done.start, done.init_from)
+
+
+def _begun(
+    programs: list[tuple[Any, Any]],
+    run: Path | str,
+    data: Dataset,
+    observation: Observation,
+    device: torch.device,
+) -> str:
+    """Give programs the weights of another run; say which they are."""
+    few = observe_once(data.train[:3], observation, seed=0, device=device)
+    said = ""
+    for model, guide in programs:
+        for module in Program(model, guide).reachable:
+            module.to(device)
+        said = start_from(model, guide, run, *arguments(few, takes_labels(model)))
+    return said
+
+
+def _has_checkpoint(folder: Path | None) -> bool:
+    found = ("checkpoints/step-*", "replica-*/checkpoints/step-*")
+    return folder is not None and any(any(folder.glob(pattern)) for pattern in found)
 
 
 def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool) -> None:

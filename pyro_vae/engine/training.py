@@ -80,6 +80,7 @@ class Progress:
     best_nats: float = -math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
     start: dict[str, float] = field(default_factory=dict)
+    init_from: str | None = None
 
 
 class Training:

@@ -18,6 +18,7 @@ from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.sameness import check_program
 from pyro_vae.engine.svi import SVI
+from pyro_vae.files import show
 
 __all__ = [
     "WEIGHTS",
@@ -26,6 +27,7 @@ __all__ = [
     "load_weights",
     "put_weights",
     "refuse_foreign",
+    "start_from",
     "weights_of",
 ]
 
@@ -68,20 +70,56 @@ def load_weights(
         FileNotFoundError: If the run has no checkpoint.
         CheckpointError: If it is damaged or of another model.
     """
-    check_weights(weights)
-    path = checkpoint.latest(Path(run) / "checkpoints")
-    if path is None:
-        raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
-    state = checkpoint.load(path)
+    path, state = _newest(Path(run))
     svi = SVI(model, guide, adam, Trace_ELBO())
     built = program_settings(svi.program)
     with torch.random.fork_rng():
         svi.meet_parameters(*args)
-    check_progress(state, path)
-    chosen = "last" if state.get("best") is None else weights
-    put_weights(svi, state["best" if chosen == "best" else "weights"])
+    chosen = _put_chosen(svi, state, weights)
     check_program(state.get("settings"), constant_settings(svi.program, built), path)
     return {**state["progress"], "weights": chosen}
+
+
+def start_from(model: Any, guide: Any, run: Path | str, *args: Tensor) -> str:
+    """Give a program the best weights of another run, whose tensors must all fit; say which.
+
+    Args:
+        model: The model that is to be trained.
+        guide: The guide that is to be trained.
+        run: The run folder.
+        args: A batch.
+
+    Raises:
+        FileNotFoundError: If the run has no checkpoint.
+        CheckpointError: If it is damaged, or a tensor is missing, left over or of another shape.
+    """
+    _, state = _newest(Path(run))
+    svi = SVI(model, guide, adam, Trace_ELBO())
+    with torch.random.fork_rng():
+        svi.meet_parameters(*args)
+    try:
+        chosen = _put_chosen(svi, state, "best")
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"cannot start from {show(Path(run))}: {error}") from error
+    progress = state["progress"]
+    epoch = progress["best_epoch"] if chosen == "best" else progress["epoch"]
+    return f"the {chosen} weights of {Path(run).resolve()}, of epoch {epoch}"
+
+
+def _newest(run: Path) -> tuple[Path, dict[str, Any]]:
+    path = checkpoint.latest(run / "checkpoints")
+    if path is None:
+        raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
+    state = checkpoint.load(path)
+    check_progress(state, path)
+    return path, state
+
+
+def _put_chosen(svi: SVI, state: dict[str, Any], weights: str) -> str:
+    check_weights(weights)
+    chosen = "last" if state.get("best") is None else weights
+    put_weights(svi, state["best" if chosen == "best" else "weights"])
+    return chosen
 
 
 def cloned(weights: Any) -> Any:

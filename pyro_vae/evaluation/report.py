@@ -256,6 +256,7 @@ NUMBERS = {
         "The best by the ELBO of the validation data, or the last; test data choose nothing.",
     ),
     "judged_epoch": _Number("their epoch", _count, "After which the program had these weights."),
+    "init_from": _Number("started from", _count, "Another run's weights, before the first step."),
     "epochs": _Number("epochs", _count, "Passes over the training data."),
     "steps": _Number("steps", _count, "Updates of the parameters."),
     "seconds": _Number("training time (seconds)", lambda value: f"{value:,.1f}", "Wall clock."),
