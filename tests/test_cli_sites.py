@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import TINY
+import yaml
+from command import FUNCTIONS, TINY
 
-from pyro_vae.cli import main, pictures
+from pyro_vae.cli import commands, main, parts, pictures
 
 PROGRAMS = '''
 import torch, pyro, pyro.distributions as dist
@@ -69,11 +70,12 @@ def data(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def trained(name: str) -> dict:
+def trained(name: str, *more: str) -> dict:
     Path(f"programs_{name}.py").write_text(PROGRAMS)  # a module is loaded once
     program = ["--model", f"programs_{name}.py:{name}"]
-    scale = [*TINY[: TINY.index("--network.hidden")], "--observation", "AsFloat"]
-    assert main(["train", *scale, *program, "--data", "counts.npy", "--out", "run"]) == 0
+    scale = ["--epochs", "2", "--batch-size", "8", "--num-samples", "2", "--device", "cpu"]
+    words = ["train", *scale, *program, *more, "--data", "counts.npy", "--out", "run"]
+    assert main(words) == 0
     return json.loads(Path("run/results.json").read_text())
 
 
@@ -95,13 +97,43 @@ def test_a_plate_inside_the_datum_is_judged_drawn_and_sampled(data) -> None:
     assert samples.max() <= 9
 
 
+OBSERVED = {  # how images of 0..9 are observed where nothing is said
+    "dist.Binomial(9, logits=d(z))": ("x.reshape(-1, 9)", "AsFloat"),
+    "dist.Normal(d(z), 1.0)": ("x.reshape(-1, 9)", "Dequantize"),
+    "dist.Normal(d(z), 2.0)": ("x.reshape(-1, 9).log1p()", "AsFloat"),
+    "dist.Bernoulli(logits=d(z))": ("(x.reshape(-1, 9) > 4).float()", "AsFloat"),
+}
+
+
+@pytest.mark.parametrize("fn", OBSERVED)
+def test_what_a_program_observes_decides_how(fn: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    obs, expected = OBSERVED[fn]
+    file = f"own_{list(OBSERVED).index(fn)}.py"
+    source = FUNCTIONS.replace("Linear(3, 2)", "Linear(9, 2)").replace("(2, 3)", "(2, 9)")
+    source = source.replace("dist.Normal(decoder(z), 1.0)", fn.replace("d(z)", "decoder(z)"))
+    source = source.replace("obs=x", f"obs={obs}").replace("encoder(x)", "encoder(x.flatten(1))")
+    Path(file).write_text(source)
+    np.save("x.npy", np.random.default_rng(0).integers(0, 10, (30, 3, 3)).astype("u1"))
+    config, _ = commands._parsed(parts.with_loaded_files(["--data", "x.npy", "--model", file])[0])
+    assert config.observation.class_path.endswith(expected)
+
+
 def test_several_sites_are_judged_drawn_and_sampled_by_name(data, capsys) -> None:
-    results = trained("Several")
-    parts = results["test_site_distortion_nats"]
-    assert set(parts) == {"image", "bright"}
-    assert sum(parts.values()) == pytest.approx(results["test_distortion_nats"])
+    results = trained("Several", "--likelihood", "Normal", "--latent", "7")
+    shown = capsys.readouterr()
+    # Neither the first line nor the configuration say what the program does not use.
+    assert "AsFloat(255) under Several (image ~ Binomial, bright ~ Poisson), on cpu" in shown.err
+    assert "--latent, --likelihood: not used, since Several has no such argument" in shown.err
+    kept = yaml.safe_load(Path("run/config.yaml").read_text())
+    of_parts = {"prior", "likelihood", "posterior", "network", "encoder", "decoder", "latent"}
+    assert not kept.keys() & of_parts
+    assert kept["observation"]["class_path"].endswith("AsFloat")
+    by_site = results["test_site_distortion_nats"]
+    assert set(by_site) == {"image", "bright"}
+    assert sum(by_site.values()) == pytest.approx(results["test_distortion_nats"])
     assert results["bits_per_dim"] is None
-    assert "distortion of bright (nats per datum)" in capsys.readouterr().out
+    assert "distortion of bright (nats per datum)" in shown.out
     assert drawn() >= {f"{name}_image" for name in IMAGES}
     assert drawn() >= {"reconstructions_other", "samples_other"}
     assert main(["sample", "run", "--num", "5", "--model", "programs_Several.py:Several"]) == 0

@@ -23,8 +23,9 @@ from pyro_vae.cli import known_data, part_help, parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
 from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
+from pyro_vae.cli.observing import likelihoods
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
-from pyro_vae.cli.programs import latent_shapes
+from pyro_vae.cli.programs import latent_shapes, unused_options
 from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.sampling import check_suffix, write
 from pyro_vae.cli.settled import default_arguments
@@ -60,9 +61,12 @@ def train(arguments: list[str]) -> int:
     out = _run_folder(config, data) if resumed is None else Path(resumed)
     instances = training_parser().build(config)
     run = runs.open_run(config, instances, data)
-    text = training_parser().dump(_without(config, "config", "out", "resume"))
+    text = training_parser().dump(
+        _without(config, "config", "out", "resume", *unused_options(config))
+    )
     with contextlib.nullcontext() if resumed is not None else _new_folder(out, text):
         runs.keep_data(run, instances, out)
+        _say_unused(config, arguments)
         _announce(run, out)
         done = runs.train(run, instances, out=out, resume=resumed is not None)
     _tell(run, done, out, text, config.num_samples, {})
@@ -307,13 +311,39 @@ def _announce(run: runs.Run, out: Path) -> None:
     data = run.data
     sizes = " / ".join(str(len(part)) for part in (data.train, data.validation, data.test))
     observed = f"{type(run.observation).__name__}({run.observation.levels})"
-    likelihood = run.config.likelihood.class_path.rpartition(".")[2]
     classes = f" in {len(data.classes)} classes" if data.classes else ""
     print(
         f"{data.name}: {sizes} (train / validation / test){classes}, {data.event_shape}, "
-        f"{observed} under {likelihood}, on {run.device}; into {shlex.quote(str(out))}",
+        f"{observed} under {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}",
         file=sys.stderr,
     )
+
+
+def _likelihood(run: runs.Run) -> str:
+    """Return what scores the data: a part by its name, or a program of the user's own by its sites.
+
+    What is wrong with such a program is said when it is trained.
+    """
+    if "likelihood" not in unused_options(run.config):
+        return str(run.config.likelihood.class_path.rpartition(".")[2])
+    name = type(run.program).__name__
+    few = tuple(argument[:3] for argument in run.test())
+    with contextlib.suppress(Exception):
+        found = likelihoods(run.program.model, run.program.guide, *few)
+        return f"{name} ({', '.join(f'{site} ~ {family}' for site, family in found.items())})"
+    return name
+
+
+def _say_unused(config: Namespace, arguments: list[str]) -> None:
+    """Warn of options on the command line that the program does not take."""
+    given = {word.removeprefix("--").partition("=")[0].partition(".")[0] for word in arguments}
+    if names := sorted(given & unused_options(config)):
+        program = config.model.class_path.rpartition(".")[2]
+        listed = ", ".join(f"--{name}" for name in names)
+        print(
+            f"pyro-vae: warning: {listed}: not used, since {program} has no such argument",
+            file=sys.stderr,
+        )
 
 
 def _tell(

@@ -19,7 +19,7 @@ from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.data import Observation, representative
 
-__all__ = ["build_program", "default_program", "latent_shapes"]
+__all__ = ["build_program", "default_program", "latent_shapes", "unused_options"]
 
 _NUM_LATENTS = 40
 _PARTS = ("prior", "likelihood", "posterior", "network", "encoder", "decoder")
@@ -41,6 +41,23 @@ def default_program(config: Any) -> list[str]:
     if config.latent is None:
         arguments += ["--latent", _default_latents(_imported(path))]
     return arguments
+
+
+def unused_options(config: Any) -> set[str]:
+    """Return the options of parts and latents that a program has no argument for."""
+    model_class = _imported(config.model.class_path)
+    wanted = set(inspect.signature(model_class).parameters)
+    takes = _assembles(model_class, dict(vars(config.model.get("init_args") or Namespace())))
+    if takes:
+        return set() if "**" in takes else {name for name in _PARTS if name not in takes}
+    if {"priors", "posteriors"} & wanted:
+        return set()
+    unused = {name for name in ("prior", "likelihood", "posterior") if name not in wanted}
+    unused |= {"decoder"} if "likelihood" in unused else set()
+    unused |= {"encoder"} if "posterior" in unused else set()
+    unused |= {"network"} if {"decoder", "encoder"} <= unused else set()
+    all_unused = {*_PARTS} <= unused and not {"latent_shape", "latent_shapes"} & wanted
+    return unused | ({"latent"} if all_unused else set())
 
 
 def latent_shapes(sizes: int | str) -> tuple[Shape, ...]:

@@ -20,6 +20,7 @@ import pyro_vae.evaluation as evaluation
 from pyro_vae.cli import known_data
 from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.known_data import KnownData
+from pyro_vae.cli.observing import observed_support
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
 from pyro_vae.datasets import Data, Dataset
@@ -39,7 +40,6 @@ from pyro_vae.evaluation import report
 from pyro_vae.evaluation.verdict import beyond_storage
 from pyro_vae.files import replace_file
 from pyro_vae.inference import Program
-from pyro_vae.inference.observed import observed_places, view_of
 
 __all__ = ["Run", "judge", "load", "open_run", "store", "tell", "train"]
 
@@ -297,7 +297,9 @@ def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
     Those are real numbers, densities of integers that were not dequantised, bags and sequences,
     data of which numbers are missing, and what a program makes of its data before it observes it.
     """
-    numbers = single_numbers(_support(run))
+    few = tuple(argument[:3] for argument in run.test())
+    support = observed_support(run.program.model, run.program.guide, *few)
+    numbers = single_numbers(support)
     if run.data.levels is None or numbers is None or _has_missing(run):
         return None
     if numbers.is_discrete:
@@ -309,25 +311,6 @@ def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
 
 def _has_missing(run: Run) -> bool:
     return any(bool(x.isnan().any()) for x in in_chunks(run.data.test.x))
-
-
-def _support(run: Run) -> Any:
-    """Return the support of the site that observes the data; None where none does, or states it."""
-    program = Program(run.program.model, run.program.guide)
-    few = tuple(argument[:3] for argument in run.test())
-    layout = program.check(*few)
-    with program.evaluating(seed=0):
-        model_trace, _ = program.traces(*few)
-    site = model_trace.nodes[layout.observed[0]]
-    view = view_of(site, few)
-    if len(layout.observed) > 1 or view is None or observed_places(site) is not None:
-        return None
-    if view.argument > 0 or site["value"].numel() != few[0].numel():
-        return None
-    try:
-        return site["fn"].support
-    except (AttributeError, NotImplementedError):
-        return None
 
 
 def _probe_accuracy(run: Run) -> float | None:

@@ -17,14 +17,16 @@ from jsonargparse import Namespace
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.cli.observing import observed_support
 from pyro_vae.cli.parser import Parser
-from pyro_vae.cli.programs import default_program
+from pyro_vae.cli.programs import build_program, default_program, unused_options
 from pyro_vae.components import Family
 from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
-from pyro_vae.engine.data import in_chunks
-from pyro_vae.engine.defaults import BATCH_SIZE
+from pyro_vae.engine.data import AsFloat, in_chunks, observe_once
+from pyro_vae.engine.defaults import BATCH_SIZE, takes_labels
+from pyro_vae.engine.defaults import arguments as called_with
 
 __all__ = ["default_arguments", "single_numbers"]
 
@@ -34,6 +36,7 @@ _COMPONENTS = "pyro_vae.components"
 _MOST_CATEGORIES = 20
 _PIXEL_LEVELS = 255  # images of fewer are counts, such as those of black cells in a scan
 _DEQUANTIZED_LEVELS = 2**20  # beyond them, what is added within a level is lost in float32
+_OF_PROGRAM = {"prior", "likelihood", "posterior"}
 
 
 def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> list[str]:
@@ -47,7 +50,8 @@ def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> li
     A likelihood that is given decides how data are observed. Densities take integers dequantised,
     to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
     ``levels``, ``num_categories``, ``columns`` and ``family`` are those of the data unless given.
-    An encoder of symbols reads the likelihood's.
+    An encoder of symbols reads the likelihood's. A program of the user's own that takes no
+    likelihood decides by what its sites observe, as a likelihood does.
 
     Args:
         parser: The command's parser.
@@ -56,14 +60,19 @@ def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> li
     """
     config = parser.parse_args(arguments)
     settled = default_program(config)
-    if config.likelihood is None:
+    has_parts = not unused_options(parser.parse_args([*arguments, *settled])) >= _OF_PROGRAM
+    if config.likelihood is None and has_parts:
         settled += ["--likelihood", _default_likelihood(data)]
-    given = parser.parse_args([*arguments, *settled], defaults=False).likelihood
+    given = parser.parse_args([*arguments, *settled], defaults=False).get("likelihood")
     settled += _from_data("--likelihood", given, data)
     chosen = parser.parse_args([*arguments, *settled])
     settled += _symbols(chosen.encoder, chosen.likelihood)
     if config.observation is None:
-        support = _support(chosen.likelihood, data.event_shape)
+        support = (
+            _support(chosen.likelihood, data.event_shape)
+            if has_parts
+            else _own_support(parser, chosen, data)
+        )
         settled += ["--observation", f"pyro_vae.engine.data.{_observation(support, data)}"]
     batch_size = config.batch_size or min(BATCH_SIZE, len(data.train))
     if config.batch_size is None:
@@ -118,7 +127,7 @@ def _from_data(option: str, part: Any, data: Dataset) -> list[str]:
 
 def _symbols(encoder: Any, likelihood: Any) -> list[str]:
     """Return which symbols an encoder reads, where it asks: the categories of the likelihood."""
-    known = vars(likelihood.get("init_args") or Namespace())
+    known = vars((likelihood and likelihood.get("init_args")) or Namespace())
     asked = vars(encoder.get("init_args") or Namespace()) if encoder else {}
     pairs = {"num_symbols": "num_categories", "padding": "padding"}
     return [
@@ -203,6 +212,24 @@ def _support(likelihood: Any, event_shape: Shape) -> Any:
         try:
             return family(raw).support
         except (AttributeError, NotImplementedError):
+            return None
+
+
+def _own_support(parser: Parser, config: Any, data: Dataset) -> Any:
+    """Return the support of the one site of a program that observes its data as they are.
+
+    None of any other program: it makes of its data itself what its sites observe.
+    """
+    few = data.train[:3]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            as_they_are = AsFloat(data.levels)
+            pair: Any = build_program(config, parser.build(config), data, as_they_are)
+            x = observe_once(few, as_they_are, seed=0, device="cpu")
+            return observed_support(
+                pair.model, pair.guide, *called_with(x, takes_labels(pair.model))
+            )
+        except Exception:  # what is wrong with a program is said when it is trained
             return None
 
 

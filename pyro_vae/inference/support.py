@@ -22,7 +22,7 @@ from pyro_vae.inference.observed import View, is_masked_out, observed_places, vi
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import site_terms
 
-__all__ = ["Part", "check_support", "observes_arguments"]
+__all__ = ["Part", "check_support", "family_name", "observes_arguments"]
 
 _CHUNK_ELEMENTS = 2**22
 # Of bits, a single draw may be one of categories by chance.
@@ -326,7 +326,7 @@ def _of_not_finite(observed: _Observed, site: Any, place: tuple[int, ...], where
     mend = "repair or leave out these data"
     if math.isnan(value):
         by_number = _support(site["fn"]).event_dim == 0
-        family = f" --likelihood.family {_family(site['fn'])}" if by_number else ""
+        family = f" --likelihood.family {family_name(site['fn'])}" if by_number else ""
         mend += (
             ", or, if NaN is a missing value, take its likelihood (--likelihood Incomplete"
             f"{family})"
@@ -340,14 +340,14 @@ def _of_not_finite(observed: _Observed, site: Any, place: tuple[int, ...], where
 def _of_masked(name: str, site: Any, value: float, where: str) -> str:
     return (
         f"the mask of site {name!r} is laid over {value:g} at {where}, which no "
-        f"{_family(site['fn'])} has: it is scored before it is masked, and its gradient may be "
+        f"{family_name(site['fn'])} has: it is scored before it is masked, and its gradient may be "
         "NaN; put a value that it has in the place of what is masked, as in "
         "obs=torch.where(mask, x, 1.0)"
     )
 
 
 def _of_outside(observed: _Observed, site: Any, place: tuple[int, ...], where: str) -> str:
-    name, family, value = observed.name, _family(site["fn"]), site["value"][place]
+    name, family, value = observed.name, family_name(site["fn"]), site["value"][place]
     shown = f"{value.item():g}" if value.dim() == 0 else "a row"
     if value.dim() == 0 and not _is_seen(site, place):
         return _of_masked(name, site, value.item(), where)
@@ -370,7 +370,8 @@ def _is_seen(site: Any, place: tuple[int, ...]) -> bool:
     return places is None or bool(places.expand(site["value"].shape)[place])
 
 
-def _family(fn: Any) -> str:
+def family_name(fn: Any) -> str:
+    """Return the name of the distribution of single numbers, or of rows, that another wraps."""
     while hasattr(fn, "base_dist") or hasattr(fn, "complete"):
         fn = fn.base_dist if hasattr(fn, "base_dist") else fn.complete  # values may be missing
     return type(fn).__name__.lstrip("_")
@@ -397,9 +398,9 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
     if not inside:
         # A probability over a density is a number, but no bound of anything.
         raise ValueError(
-            f"the guide draws {name!r} from a {_family(posterior)}, whose values a "
-            f"{_family(prior)}, its distribution in the model, does not have: give both the same "
-            f"values ({_fitting(prior, posterior)})"
+            f"the guide draws {name!r} from a {family_name(posterior)}, whose values a "
+            f"{family_name(prior)}, its distribution in the model, does not have: give both the "
+            f"same values ({_fitting(prior, posterior)})"
         )
 
 

@@ -1,0 +1,50 @@
+"""What a program says of itself when it is run on a few rows: what its sites observe, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+from torch import Tensor
+
+from pyro_vae.inference import Program
+from pyro_vae.inference.observed import observed_places, view_of
+from pyro_vae.inference.support import family_name
+
+__all__ = ["likelihoods", "observed_support"]
+
+
+def likelihoods(
+    model: Callable[..., Any], guide: Callable[..., Any], *few: Tensor
+) -> dict[str, str]:
+    """Return the name of the distribution of each observed site."""
+    return {name: family_name(site["fn"]) for name, site in _sites(model, guide, few).items()}
+
+
+def observed_support(model: Callable[..., Any], guide: Callable[..., Any], *few: Tensor) -> Any:
+    """Return the support of the one site that observes the data, all of them and as they are.
+
+    None where several do, or what they observe is computed of the data, or part of it, or masked;
+    and where the support is not stated.
+    """
+    first, *others = _sites(model, guide, few).values()
+    view = view_of(first, few)
+    if others or view is None or view.argument > 0 or observed_places(first) is not None:
+        return None
+    if first["value"].numel() != few[0].numel():
+        return None
+    try:
+        return first["fn"].support
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _sites(
+    model: Callable[..., Any], guide: Callable[..., Any], few: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    program = Program(model, guide)
+    layout = program.check(*few)
+    with program.evaluating(seed=0), pyro.validation_enabled(False):
+        model_trace, _ = program.traces(*few)
+    return {name: model_trace.nodes[name] for name in layout.observed}
