@@ -117,15 +117,17 @@ REAL = {
     **{
         name: Automatic.of(getattr(dist, name))
         for name in (
-            "AsymmetricLaplace", "Cauchy", "Gumbel", "Laplace", "Logistic", "MultivariateNormal",
-            "Normal", "SoftLaplace", "StudentT",
+            "AsymmetricLaplace", "Cauchy", "Gumbel", "Laplace", "Logistic",
+            "LowRankMultivariateNormal", "MultivariateNormal", "MultivariateStudentT", "Normal",
+            "SkewLogistic", "SoftAsymmetricLaplace", "SoftLaplace", "StudentT",
         )
     },
 }  # fmt: skip
 POSITIVE = {
     name: Automatic.of(getattr(dist, name))
     for name in (
-        "Chi2", "Exponential", "Gamma", "HalfCauchy", "HalfNormal", "InverseGamma", "LogNormal",
+        "Chi2", "Exponential", "FisherSnedecor", "Gamma", "HalfCauchy", "HalfNormal",
+        "InverseGamma", "LogNormal",
         "Weibull",
     )
 }  # fmt: skip
@@ -161,12 +163,20 @@ def test_fit_finds_the_units_by_itself(name: str) -> None:
     torch.testing.assert_close(found, fitted(x, REAL[name]), atol=0.02, rtol=1e-3)
 
 
-def test_missing_numbers_have_no_units() -> None:
+MISSING = {
+    "Incomplete": Incomplete,
+    "NanMaskedNormal": Automatic.of(dist.NanMaskedNormal),
+    "NanMaskedMultivariateNormal": Automatic.of(dist.NanMaskedMultivariateNormal),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_missing_numbers_have_no_units(name: str) -> None:
     x = table()
     x[::3, 0] = x[1::4, 2] = torch.nan
     volume = torch.where(x.isnan(), 0.0, FACTORS.log()).sum(-1)
-    found = trained(x * FACTORS + OFFSETS, Incomplete) + volume
-    torch.testing.assert_close(found, trained(x, Incomplete), atol=0.02, rtol=1e-3)
+    found = trained(x * FACTORS + OFFSETS, MISSING[name]) + volume
+    torch.testing.assert_close(found, trained(x, MISSING[name]), atol=0.02, rtol=1e-3)
 
 
 def test_columns_of_counts_and_bits_have_units_of_their_own() -> None:

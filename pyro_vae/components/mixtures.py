@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape, positive
+from pyro_vae.components.networks.inputs import alike
 
 __all__ = ["DiagonalNormalMixture", "MixtureOfNormals", "VampPrior"]
 
@@ -208,7 +209,7 @@ class VampPrior(Family):
 
     .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q(z \mid u_k), \qquad u_k = a + (b - a) \sigma(r_k)
 
-    a and b are the smallest and largest of the data: in each column of vectors, over all pixels
+    a and b are the smallest and largest of the data: in each column of vectors, in each channel
     of images. The pseudo-inputs start at rows of the data, drawn in to a twentieth of the range
     from its ends, where they would not move; what is missing (NaN) starts in the middle. The prior
     takes part in the training of q: its parameters are the encoder's, which is run on the
@@ -272,9 +273,9 @@ class VampPrior(Family):
     @torch.no_grad()
     def _start_at(self, data: Tensor) -> None:
         known = data.isfinite()
-        axes = (0,) if data.dim() == 2 else tuple(range(data.dim()))
-        low = torch.where(known, data, math.inf).amin(axes)
-        high = torch.where(known, data, -math.inf).amax(axes)
+        axes = alike(data)
+        low = torch.where(known, data, math.inf).amin(axes, keepdim=True)[0]
+        high = torch.where(known, data, -math.inf).amax(axes, keepdim=True)[0]
         self.register_buffer("low", torch.where(low <= high, low, 0.0))
         self.register_buffer("width", (high - low).clamp(min=0))
         rows = torch.randperm(len(data))

@@ -68,7 +68,9 @@ class InUnits(dist.TorchDistribution):
         """Return the log-density of x, in its own units."""
         if self._validate_args:
             self._validate_sample(value)
-        return self.base_dist.log_prob((value - self.loc) / self.scale) - self._log_volume()
+        # A missing number, where the base knows such, has no density and no volume.
+        log_scale = torch.where(value.isnan(), 0.0, self.scale.log())
+        return self.base_dist.log_prob((value - self.loc) / self.scale) - self._sum(log_scale)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return the probability of a value no larger than this one."""
@@ -80,7 +82,7 @@ class InUnits(dist.TorchDistribution):
 
     def entropy(self) -> Tensor:
         """Return the differential entropy of x, in nats."""
-        return self.base_dist.entropy() + self._log_volume()
+        return self.base_dist.entropy() + self._sum(self.scale.log())
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw x, with gradients."""
@@ -90,8 +92,7 @@ class InUnits(dist.TorchDistribution):
         """Draw x."""
         return self.loc + self.scale * self.base_dist.sample(sample_shape)
 
-    def _log_volume(self) -> Tensor:
-        log_scale = self.scale.log()
+    def _sum(self, log_scale: Tensor) -> Tensor:
         return log_scale.sum(tuple(range(-self.event_dim, 0))) if self.event_dim else log_scale
 
 
