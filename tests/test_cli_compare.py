@@ -9,6 +9,7 @@ from command import PROGRAM, tree, write_data
 
 from pyro_vae.cli import compare as command
 from pyro_vae.cli import main
+from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.inference import ELBO, IWAE, NVIL, DReG, Renyi
 
 TINY = [
@@ -59,6 +60,22 @@ def test_a_comparison_from_data_to_report(folder, tmp_path, capsys):
     for name in PICTURES:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert "DisARM takes a Bernoulli latent" in (out / "report.html").read_text()
+
+
+def test_files_appear_together_and_a_folder_that_was_left_half_made_is_taken_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt), command._put_in_place_together(tmp_path) as place:
+        (place / "config.yaml").touch()
+        raise KeyboardInterrupt
+    assert tree(tmp_path) == {}
+    dead = tmp_path / ".tmp-comparison-999999999"  # of a process that was killed
+    dead.mkdir()
+    (dead / "config.yaml").touch()
+    create_run_folder(tmp_path)
+    with command._put_in_place_together(tmp_path) as place:
+        for name in FILES:
+            (place / name).touch()
+        assert not set(tree(tmp_path)) & FILES
+    assert set(tree(tmp_path)) == FILES
 
 
 def test_its_configuration_makes_it_again(folder, tmp_path):

@@ -90,3 +90,14 @@ def test_a_read_only_folder_is_refused_and_nothing_is_left(tmp_path, monkeypatch
     with pytest.raises(OSError, match=r"cannot create the run folder .*Read-only file system"):
         create_run_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    """In two processes, and twice in one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20260101-000000")
+    found = []
+    for process in (11, 12, 12, 12):
+        monkeypatch.setattr(run_folder.os, "getpid", lambda process=process: process)
+        found.append(create_run_folder(run_folder.unused_folder("digits-VAE")).name)
+    assert found == [f"digits-VAE-20260101-000000-{end}" for end in ("11", "12", "12-2", "12-3")]

@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 import textwrap
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,7 +34,7 @@ from pyro_vae.engine import checkpoint
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.loop import Fit
-from pyro_vae.engine.run_folder import create_run_folder
+from pyro_vae.engine.run_folder import create_run_folder, unused_folder
 from pyro_vae.evaluation import report, samples
 from pyro_vae.files import remove, replace_file, show
 
@@ -271,8 +270,7 @@ def _run_folder(config: Namespace, data: datasets.Dataset) -> Path:
     if config.out is not None:
         return Path(config.out)
     model = config.model.class_path.rpartition(".")[2]
-    stem = f"{Path(data.name).stem}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs") / stem
+    return unused_folder(f"{Path(data.name).stem}-{model}")
 
 
 @contextlib.contextmanager

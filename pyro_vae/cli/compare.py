@@ -6,7 +6,6 @@ import contextlib
 import json
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -28,11 +27,11 @@ from pyro_vae.cli.parser import (
 )
 from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.settled import default_arguments
-from pyro_vae.engine.run_folder import create_run_folder
+from pyro_vae.engine.run_folder import create_run_folder, unused_folder
 from pyro_vae.evaluation import Comparison, plots, report
 from pyro_vae.evaluation.comparison import compare as compare_objectives
 from pyro_vae.evaluation.comparison_plot import compared
-from pyro_vae.files import replace_file
+from pyro_vae.files import remove, replace_file, sync_folder, temporary_for
 
 __all__ = ["compare", "comparison_parser", "with_objectives"]
 
@@ -59,13 +58,13 @@ def compare(arguments: list[str]) -> None:
     instances = parser.build(config)
     instances.objective = None
     run = runs.open_run(config, instances, data)
-    out = Path(
-        config.out or f"runs/compare-{Path(data.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    out = Path(config.out or unused_folder(f"compare-{Path(data.name).stem}"))
     with _new_folder(out):
         print(f"comparing {len(config.objectives)} objectives on {data.name}", file=sys.stderr)
         found = _compared(run, instances.objectives)
-        _tell(run, found, out, text)
+        with _put_in_place_together(out) as place:
+            _tell(run, found, place, text)
+        print(f"\nreport: {out / 'report.html'}")
 
 
 def comparison_parser() -> Parser:
@@ -150,6 +149,20 @@ def _new_folder(out: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _put_in_place_together(out: Path) -> Iterator[Path]:
+    """Give a folder to write to, whose files appear in ``out`` once all are there."""
+    place = temporary_for(out / "comparison")
+    place.mkdir()
+    try:
+        yield place
+        for path in sorted(place.iterdir(), key=lambda path: path.suffix == ".json"):
+            path.replace(out / path.name)
+        sync_folder(out)
+    finally:
+        remove(place)
+
+
 def _compared(run: runs.Run, objectives: list[ELBO]) -> Comparison:
     config = run.config
     return compare_objectives(
@@ -184,7 +197,7 @@ def _tell(run: runs.Run, found: Comparison, out: Path, config: str) -> None:
         pictures=pictures,
         config=f"{found.table()}\n\n{config}",
         provenance={
-            "command": f"pyro-vae compare --config {out / 'config.yaml'}",
+            "command": f"pyro-vae compare --config {out.parent / 'config.yaml'}",
             "seed": run.config.seed,
             "device": str(run.device),
             "threads": torch.get_num_threads(),
@@ -195,4 +208,3 @@ def _tell(run: runs.Run, found: Comparison, out: Path, config: str) -> None:
         },
     )
     print(found.table())
-    print(f"\nreport: {out / 'report.html'}")

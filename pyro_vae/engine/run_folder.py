@@ -6,17 +6,18 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyro_vae.files import explained, is_alive, reason, show
+from pyro_vae.files import explained, is_alive, reason, show, sweep
 
 try:
     import fcntl
 except ImportError:  # Windows has none: `lock` then only leaves its process id behind
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["create_run_folder", "lock"]
+__all__ = ["create_run_folder", "lock", "unused_folder"]
 
 _LOCK = ".lock"
 
@@ -54,11 +55,26 @@ def create_run_folder(path: Path) -> Path:
 def _refuse_occupied(path: Path) -> None:
     if not path.is_dir():
         raise ValueError(f"{show(path)} is a file, not a folder: choose another --out")
+    sweep(path)  # what a process that was killed was about to put in place
     if any(entry.name != _LOCK for entry in path.iterdir()):
         raise ValueError(
             f"{show(path)} exists and is not empty: choose another --out, or continue that run "
             f"with --resume {show(path)}"
         )
+
+
+def unused_folder(stem: str) -> Path:
+    """Return a folder of which nothing is there, in ``runs``, also if another starts just now.
+
+    Its name is ``stem``, the time and the process's id; a second one of the process in the same
+    second is numbered.
+    """
+    first = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    path, number = first, 1
+    while path.exists():
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+    return path
 
 
 @contextlib.contextmanager
