@@ -12,7 +12,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vae.engine.failure import not_finite
+from pyro_vae.engine.failure import not_finite, rehearsing
 from pyro_vae.engine.optimizers import (
     Optim,
     add_parameters,
@@ -25,6 +25,7 @@ from pyro_vae.engine.replaying import ENGINES
 from pyro_vae.engine.step import RecordedStep
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
+from pyro_vae.inference.dependence import cut_off
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_loss
@@ -247,6 +248,7 @@ class SVI:
         self._adopt(found)
         if first:
             self._warn_of_unregistered()
+            self._warn_of_cut_off(args, kwargs)
         return _to_float(loss)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
@@ -266,6 +268,22 @@ class SVI:
                     "requires_grad_(False)"
                 )
                 return
+
+    def _warn_of_cut_off(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = tuple(a[:3] if isinstance(a, Tensor) and a.dim() else a for a in args)
+        try:
+            with rehearsing(self.program):
+                found = {} if kwargs else cut_off(self.program, self._parameters, *rows)
+        except Exception:  # a program that does not run on other rows than its own
+            return
+        if found:
+            name, site = next(iter(found.items()))
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            warn(
+                f"the parameter {name!r}{more} takes part in site {site!r}, but no gradient "
+                "reaches it, so that it is never trained: detach, torch.no_grad, .item(), rounding or a "
+                "comparison cuts it off; freeze it with requires_grad_(False) if that is meant"
+            )
 
     def _adopt(self, found: dict[str, Tensor]) -> None:
         new = {n: p for n, p in _once(found).items() if id(p) not in self._known}
