@@ -99,17 +99,19 @@ def built(name: str, builder: Callable[..., Any], kind: type[_T], *shapes: tuple
 
 def _refuse_built(name: str, builder: Any, kind: type) -> None:
     if isinstance(builder, nn.Module):
-        raise TypeError(
-            f"{name}={shown(builder)} is built already: expected {_of_builder(kind)}"
-        )
+        raise TypeError(f"{name}={shown(builder)} is built already: expected {_of_builder(kind)}")
     if not callable(builder):
         raise TypeError(f"{name}={shown(builder)}: expected {_of_builder(kind)}")
 
 
 def _of_builder(kind: type) -> str:
     if kind is nn.Module:
-        return "what builds a network from two shapes, such as MLP or lambda in_shape, out_shape: ..."
-    return f"what builds a {kind.__name__} from a shape, such as its class or partial(..., scale=0.1)"
+        return (
+            "what builds a network from two shapes, such as MLP or lambda in_shape, out_shape: ..."
+        )
+    return (
+        f"what builds a {kind.__name__} from a shape, such as its class or partial(..., scale=0.1)"
+    )
 
 
 def shown(value: Any) -> str:
@@ -130,8 +132,9 @@ def shown(value: Any) -> str:
         said = " ".join(repr(value).split())
     except Exception:
         said = ""
-    plain = said and not said.startswith("<")
-    return f"a {type(value).__name__}" if not plain else said if len(said) <= 60 else said[:57] + "..."
+    if not said or said.startswith("<"):
+        return f"a {type(value).__name__}"
+    return said if len(said) <= 60 else said[:57] + "..."
 
 
 def _bound(
@@ -230,7 +233,7 @@ def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "fiu":
-        value = value.astype(np.float64).filled(np.nan)
+        value = np.ma.filled(value.astype(np.float64), np.nan)
     if isinstance(value, np.ndarray | list | tuple) or hasattr(value, "__array__"):
         try:
             array = np.asarray(value)
@@ -257,6 +260,8 @@ def _function(value: Any, signature: tuple[Any, ...]) -> Any:
         return value
     if builds and isinstance(value, nn.Module):
         raise _Unfit(expected, "this one is built already: give its class or a function")
+    if isinstance(value, torch.optim.Optimizer):
+        raise _Unfit(expected, "give what builds it: functools.partial(torch.optim.Adam, lr=1e-3)")
     if not callable(value):
         raise _Unfit(expected, "")
     return value
@@ -271,6 +276,8 @@ def _container(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
         return tuple(_as(each, inner[0]) for each in value) if inner[1:] == (...,) else value
     if isinstance(value, str) or not isinstance(value, origin):
         raise _Unfit(f"a {origin.__name__.lower()}", "")
+    if origin is collections.abc.Mapping and inner[1:] == (Tensor,):
+        return {name: _as(each, Tensor) for name, each in value.items()}
     if isinstance(value, list | tuple) and len(inner) == 1:
         for each in value:
             _as(each, inner[0])

@@ -350,7 +350,7 @@ def test_gradients_add_up_until_they_are_applied() -> None:
         ({"loss": None}, TypeError, "loss=None"),
         ({"clip_norm": 0.0}, ValueError, "clip_norm=0.0"),
         ({"clip_norm": float("nan")}, ValueError, "clip_norm=nan"),
-        ({"model": 3}, ValueError, "the model is 3"),
+        ({"model": 3}, TypeError, "model=3: expected a function"),
     ],
 )
 def test_bad_arguments_say_which(options, error, said: str) -> None:

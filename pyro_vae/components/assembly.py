@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.components.conditional import Conditional, Family, Network, Shape
+from pyro_vae.arguments import at_the_door, built
+from pyro_vae.components.conditional import Conditional, Family, Network, Shape, checked_shape
 from pyro_vae.components.likelihoods import Bernoulli
 from pyro_vae.components.networks import MLP, Observed, Standardize
 from pyro_vae.components.posteriors import DiagonalNormal
@@ -24,6 +25,7 @@ __all__ = [
     "assemble_ladder",
     "dependent_family",
     "meet",
+    "observations",
     "observed",
     "standardized",
 ]
@@ -31,6 +33,7 @@ __all__ = [
 _T = TypeVar("_T")
 
 
+@at_the_door
 def assemble(
     event_shape: Shape,
     latent_shape: Shape,
@@ -63,12 +66,13 @@ def assemble(
     Returns:
         The modules "prior", "likelihood" and "posterior".
     """
-    p_x = likelihood(event_shape)
+    data = observations(data, event_shape)
+    p_x = built("likelihood", likelihood, Family, event_shape)
     given_z = Conditional(p_x, context_shape=latent_shape, network=decoder or network)
     meet(given_z, data)
-    p_z = prior(latent_shape)
+    p_z = built("prior", prior, Family, latent_shape)
     given_x = Conditional(
-        posterior(latent_shape),
+        built("posterior", posterior, Family, latent_shape),
         context_shape=event_shape,
         network=observed(encoder or network, p_x, data),
     )
@@ -78,6 +82,7 @@ def assemble(
     return {"prior": learned(p_z), "likelihood": given_z, "posterior": given_x}
 
 
+@at_the_door
 def assemble_hierarchy(
     event_shape: Shape,
     latent_shapes: Sequence[Shape],
@@ -132,9 +137,13 @@ def assemble_hierarchy(
         below, shape = latent_shapes[layer - 1], latent_shapes[layer]
         dependent = dependent_family(families[layer - 1], guides[layer - 1], below)
         priors[-1] = Conditional(dependent, context_shape=shape, network=networks[layer])
-        priors.append(learned(families[layer](shape)))
+        priors.append(learned(built("prior", families[layer], Family, shape)))
         posteriors.append(
-            Conditional(guides[layer](shape), context_shape=below, network=networks[layer])
+            Conditional(
+                built("posterior", guides[layer], Family, shape),
+                context_shape=below,
+                network=networks[layer],
+            )
         )
     top = priors[-1]
     if num_layers > 1 and isinstance(top, Family) and _meets(top):
@@ -154,6 +163,7 @@ def _climbed(posteriors: Sequence[nn.Module], data: Tensor | None) -> Tensor | N
     return data
 
 
+@at_the_door
 def assemble_ladder(
     event_shape: Shape,
     latent_shapes: Sequence[Shape],
@@ -208,6 +218,23 @@ def assemble_ladder(
         linear = partial(MLP, hidden=())
         posteriors.append(Conditional(posterior.family, context_shape=state, network=linear))
     return {**parts, "upward": upward, "posteriors": posteriors}
+
+
+def observations(data: Tensor | None, event_shape: Shape) -> Tensor | None:
+    """Return data as numbers with a point, held against the shape of an event.
+
+    Raises:
+        ValueError: If there are none, or they have another shape.
+    """
+    if data is None:
+        return None
+    event_shape = checked_shape("event_shape", event_shape)
+    if data.dim() < 2 or len(data) == 0 or tuple(data.shape[1:]) != event_shape:
+        raise ValueError(
+            f"data has shape {tuple(data.shape)}, expected (N, {', '.join(map(str, event_shape))}):"
+            f" one row or more of event_shape={event_shape}"
+        )
+    return data if data.is_floating_point() else data.to(torch.get_default_dtype())
 
 
 def _each(name: str, given: _T | Sequence[_T], num_layers: int) -> list[_T]:

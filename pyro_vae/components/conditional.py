@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.arguments import built, shown
 from pyro_vae.components.networks import Standardize
 from pyro_vae.components.units import units_of
 from pyro_vae.distributions import in_units
@@ -168,6 +169,10 @@ class Conditional(PyroModule):
                 "a Conditional takes both context_shape and network, or neither (a learned prior); "
                 f"got context_shape={context_shape!r} and network={network!r}"
             )
+        if not isinstance(family, Family):
+            raise TypeError(
+                f"Conditional: family={shown(family)}: expected a Family, such as Normal((784,))"
+            )
         self.family = family
         self.context_shape = None
         self.offset = nn.Parameter(torch.zeros(family.raw_shape))
@@ -175,7 +180,9 @@ class Conditional(PyroModule):
         self.network = None
         if network is not None and context_shape is not None:
             self.context_shape = checked_shape("context_shape", context_shape)
-            self.network = network(self.context_shape, family.raw_shape)
+            self.network = built(
+                "network", network, nn.Module, self.context_shape, family.raw_shape
+            )
             # Symbols are names, which have no mean.
             symbols = getattr(self.network, "reads_symbols", False)
             self.inputs = nn.Identity() if symbols else Standardize.unknown(self.context_shape)
@@ -194,8 +201,17 @@ class Conditional(PyroModule):
             return self.offset
         if context is None:
             raise ValueError("this Conditional has a network: call it with a context")
-        numbers: Tensor = self.offset + self.network(self.inputs(context))
-        return numbers
+        numbers = self.network(self.inputs(context))
+        shape = self.family.raw_shape
+        if not (isinstance(numbers, Tensor) and numbers.shape[-len(shape) :] == shape):
+            raise TypeError(
+                f"the network {type(self.network).__name__} returns {_told(numbers)} where "
+                f"{type(self.family).__name__} takes one tensor of shape (..., "
+                f"{', '.join(map(str, shape))}): return its raw numbers, location and scale and "
+                "all, as one tensor of that shape"
+            )
+        raw: Tensor = self.offset + numbers
+        return raw
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:
@@ -240,9 +256,16 @@ def _sums(module: nn.Module) -> Tensor:
     return torch.tensor(sums, dtype=torch.float64)
 
 
+def _told(numbers: Any) -> str:
+    parts = numbers if isinstance(numbers, tuple | list) else ()
+    several = f"a {type(numbers).__name__} of {len(parts)}: " if parts else ""
+    return several + (", ".join(map(shown, parts)) or shown(numbers))
+
+
 def checked_shape(name: str, shape: Shape) -> Shape:
     """Return the shape as a tuple; ValueError where it is none of at least one element."""
-    sizes = tuple(shape)
-    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else ()
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if not sizes or not whole or min(sizes) < 1:
         raise ValueError(f"{name}={shape!r}: expected a tuple of positive integers such as (40,)")
     return sizes

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.components.assembly import meet, observed, standardized
+from pyro_vae.arguments import at_the_door, built
+from pyro_vae.components.assembly import meet, observations, observed, standardized
 from pyro_vae.components.conditional import Conditional, Family, Network, Shape
 from pyro_vae.components.likelihoods import Bernoulli
 from pyro_vae.components.networks import MLP
@@ -21,6 +22,7 @@ __all__ = ["assemble_conditional", "beside"]
 _NUM_FEATURES = 128
 
 
+@at_the_door
 def assemble_conditional(
     event_shape: Shape,
     latent_shape: Shape,
@@ -63,13 +65,15 @@ def assemble_conditional(
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: labels have one class or more")
-    p_x, p_z = likelihood(event_shape), prior(latent_shape)
+    data = observations(data, event_shape)
+    p_x = built("likelihood", likelihood, Family, event_shape)
+    p_z = built("prior", prior, Family, latent_shape)
     width = math.prod(latent_shape) + num_classes
     given_z = Conditional(p_x, context_shape=(width,), network=decoder or network)
     meet(given_z, data)
     of_data = partial(standardized, data, observed(encoder or network, p_x, data))
     given_x = Conditional(
-        posterior(latent_shape),
+        built("posterior", posterior, Family, latent_shape),
         context_shape=(math.prod(event_shape) + num_classes,),
         network=partial(_Joining, of_data, event_shape, num_classes),
     )

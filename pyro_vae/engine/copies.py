@@ -10,10 +10,11 @@ from typing import Any
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.arguments import shown
 from pyro_vae.engine.training import Training
 from pyro_vae.files import reason
 
-__all__ = ["Given", "check_apart", "check_structure", "replicated"]
+__all__ = ["Given", "check_apart", "check_structure", "program_and_data", "replicated"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,38 @@ class Given:
         """Declares q(z | x)."""
         whole = not isinstance(self.program, tuple)
         return getattr(self.program, "guide", None) if whole else self.program[1]
+
+
+def program_and_data(model: Any, guide: Any, data: Any) -> tuple[Any, Any]:
+    """Return the program, as an object or a pair, and the data, from what ``fit`` was given.
+
+    Raises:
+        TypeError: If there is no such program, or there are no data.
+    """
+    if data is not None:
+        for role, function in (("model", model), ("guide", guide)):
+            if isinstance(function, type) or not callable(function):
+                raise TypeError(
+                    f"{role}={shown(function)}: expected a function, a module or a method of one, "
+                    "as in fit(vae.model, vae.guide, data)"
+                )
+        return (model, guide), data
+    if guide is None:
+        raise TypeError("there are no data: fit(vae, data) or fit(model, guide, data)")
+    for each in model if isinstance(model, list) else [model]:
+        if isinstance(each, type):
+            raise TypeError(f"{shown(each)} is no program yet: build one, {each.__name__}(...)")
+        pair = each if isinstance(each, tuple) and len(each) == 2 else _parts(each)
+        if not all(map(callable, pair)):
+            raise TypeError(
+                f"{shown(each)} is no program: expected an object with methods model and guide, as "
+                "in fit(vae, data), or fit(model, guide, data)"
+            )
+    return model, guide
+
+
+def _parts(program: Any) -> tuple[Any, Any]:
+    return getattr(program, "model", None), getattr(program, "guide", None)
 
 
 def replicated(program: Any, objective: ELBO | None, num_replicas: int) -> list[Given]:

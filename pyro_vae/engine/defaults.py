@@ -81,10 +81,30 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def check_labels(with_labels: bool, data: Dataset) -> None:
-    """Refuse data without labels for a program that takes them."""
-    if with_labels and data.train.labels is None:
+def check_labels(with_labels: bool, data: Dataset, model: Any = None) -> None:
+    """Refuse data without labels for a program that takes them, or with more classes than it has.
+
+    Raises:
+        ValueError: If a program that has ``num_classes`` meets a label that is not below it.
+    """
+    if not with_labels:
+        return
+    if data.train.labels is None:
         raise ValueError("the program takes labels, but the data have none: give (x, labels)")
+    num_classes = getattr(getattr(model, "__self__", model), "num_classes", None)
+    if not isinstance(num_classes, int):
+        return
+    for part in ("train", "validation", "test"):
+        labels = getattr(data, part).labels
+        largest = -1 if labels is None or not len(labels) else int(labels.max())
+        if largest >= num_classes:
+            names = data.classes or ()
+            name = f" ({names[largest]!r})" if largest < len(names) else ""
+            raise ValueError(
+                f"the {part} labels go up to {largest}{name}, but the program has "
+                f"num_classes={num_classes}: give it {largest + 1} classes or more, or repair the "
+                "labels"
+            )
 
 
 def arguments(data: Data, with_labels: bool) -> tuple[Tensor, ...]:

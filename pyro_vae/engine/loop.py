@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from pyro.infer import ELBO
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
-from pyro_vae.engine.copies import Given, replicated
+from pyro_vae.engine.copies import Given, program_and_data, replicated
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import BATCH_SIZE, arguments, resolve_device, takes_labels
@@ -28,6 +29,7 @@ from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
 from pyro_vae.engine.weights import check_weights, start_from
+from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
 from pyro_vae.signals import Interrupted, Stop, answered
@@ -72,6 +74,7 @@ class Fit:
         return self.best_epoch if self.weights == "best" else self.epochs
 
 
+@at_the_door
 def fit(
     model: Any,
     guide: Any,
@@ -155,9 +158,11 @@ def fit(
         TrainingError: If a loss is not finite.
         Interrupted: If SIGINT or SIGTERM came; the checkpoint is written.
     """
-    program, data = (model, guide) if data is None else ((model, guide), data)
+    program, data = program_and_data(model, guide, data)
     _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
     check_weights(weights)
+    if log_tensorboard and out is None:
+        raise ValueError("log_tensorboard=True needs out=..., the folder to write them to")
     dataset = as_dataset(data)
     batch_size = batch_size or min(BATCH_SIZE, len(dataset.train))
     device = resolve_device(device)
@@ -180,8 +185,10 @@ def fit(
 
         def start(each: Given, seed: int, folder: Path | None) -> Training:
             locked(folder)
-            return Training(
-                Program(each.model, each.guide), dataset, each.objective, optim,
+            program = Program(each.model, each.guide)
+            with explaining("the program cannot be trained", program.reachable):
+                return Training(
+                program, dataset, each.objective, optim,
                 schedule or Cosine(), observation, epochs, batch_size, clip_norm,
                 patience, device, seed, folder, log_tensorboard, engine,
                 copy.deepcopy(turns),

@@ -14,12 +14,16 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
+from pyro_vae.arguments import shown
+from pyro_vae.files import reason
+
 __all__ = [
     "Optim",
     "TensorRates",
     "adam",
     "add_parameters",
     "build",
+    "check_constant_rate",
     "clip_as_pyro",
     "factor_of_turn",
     "rate_factors",
@@ -68,9 +72,59 @@ def build(
     Adam, AdamW and SGD take their fused kernel, the same arithmetic in one pass, unless another
     one was asked for.
     """
-    optimizer, scheduler = _built(optim, _groups(optim, parameters, factors), parameters)
+    try:
+        optimizer, scheduler = _built(optim, _groups(optim, parameters, factors), parameters)
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"optim={shown(optim)} cannot build an optimiser of the program's parameters "
+            f"({reason(error)}): give one such as functools.partial(torch.optim.Adam, lr=1e-3)"
+        ) from error
+    _check(optim, optimizer)
     _take_fused_kernels(optimizer)
     return optimizer, scheduler
+
+
+def _check(optim: Any, optimizer: Any) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optim={shown(optim)} returns {shown(optimizer)}, no torch optimiser: give one such "
+            "as functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"optim: {type(optimizer).__name__} evaluates the loss several times for a step, on a "
+            "closure, where each evaluation here has its own noise: take one that needs the "
+            "gradient alone, such as torch.optim.Adam"
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            "optim: SparseAdam takes sparse gradients alone, and those of networks are dense: take "
+            "torch.optim.Adam"
+        )
+
+
+def check_constant_rate(optim: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a learning rate that an optimiser would move by itself, where a schedule sets it.
+
+    Raises:
+        ValueError: If it is a ``pyro.optim`` scheduler, a torch scheduler was made with it, or it
+            decays its rate; names the argument that does the same.
+    """
+    decays = [group["lrd"] for group in optimizer.param_groups if group.get("lrd", 1.0) != 1.0]
+    if isinstance(optim, PyroLRScheduler):
+        moves = f"a pyro.optim scheduler ({optim.pt_scheduler_constructor.__name__})"
+    elif decays:
+        moves = f"{type(optimizer).__name__}(lrd={decays[0]})"
+    elif hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        moves = "a torch.optim.lr_scheduler"
+    else:
+        return
+    raise ValueError(
+        f"optim: {moves} moves the learning rate, which fit sets at every step from its schedule: "
+        "give the optimiser alone, and the factor of its rate as schedule=, such as Cosine() or "
+        "lambda done: 0.1**done, where done goes from 0 to 1"
+    )
 
 
 def add_parameters(

@@ -12,6 +12,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.engine.failure import not_finite, rehearsing
 from pyro_vae.engine.optimizers import (
     Optim,
@@ -82,6 +83,7 @@ class SVI:
         Automated Variational Inference in Probabilistic Programming (Wingate & Weber, 2013)
     """
 
+    @at_the_door
     def __init__(
         self,
         model: Callable[..., Any],
@@ -270,6 +272,9 @@ class SVI:
                 return
 
     def _warn_of_cut_off(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A program may count its runs: it is run once more where something looks cut off, alone.
+        if all(p.grad is not None and bool(p.grad.any()) for p in self._parameters.values()):
+            return
         rows = tuple(a[:3] if isinstance(a, Tensor) and a.dim() else a for a in args)
         try:
             with rehearsing(self.program):
@@ -281,8 +286,8 @@ class SVI:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             warn(
                 f"the parameter {name!r}{more} takes part in site {site!r}, but no gradient "
-                "reaches it, so that it is never trained: detach, torch.no_grad, .item(), rounding or a "
-                "comparison cuts it off; freeze it with requires_grad_(False) if that is meant"
+                "reaches it, so that it is never trained: detach, torch.no_grad, .item(), rounding "
+                "or a comparison cuts it off; freeze it with requires_grad_(False) if that is meant"
             )
 
     def _adopt(self, found: dict[str, Tensor]) -> None:

@@ -39,7 +39,7 @@ from pyro_vae.engine.defaults import (
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import why_gradient, why_loss
 from pyro_vae.engine.meeting import meet_data
-from pyro_vae.engine.optimizers import Optim
+from pyro_vae.engine.optimizers import Optim, check_constant_rate
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.engine.sameness import check_settings, described, environment, warn_if_other
 from pyro_vae.engine.single_rows import settle_single_rows
@@ -130,6 +130,7 @@ class Training:
         self._unbounded = {
             name for name, p in self.svi.parameters.items() if not bool(p.isfinite().all())
         }
+        check_constant_rate(optim, self._optimizer)
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self._judged = self._recorded_judge(engine)
         self._num_judged = 0
@@ -157,7 +158,7 @@ class Training:
     def _meet_data(self, data: Dataset, observation: Observation, batch_size: int) -> None:
         """Make batches, and run the program once on the validation rows."""
         self.with_labels = takes_labels(self.program.model)
-        check_labels(self.with_labels, data)
+        check_labels(self.with_labels, data, self.program.model)
         self.batches = Batches(
             data.train, observation, batch_size=batch_size, seed=self.seed, device=self.device,
             with_labels=self.with_labels,

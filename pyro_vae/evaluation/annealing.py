@@ -32,6 +32,7 @@ from pyro_vae.evaluation.batching import (
     double,
     pairs_at_once,
 )
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.likelihood import importance_estimate
@@ -101,6 +102,7 @@ class Bracket:
     standard_error: float
 
 
+@judges
 def annealed_importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
@@ -157,6 +159,7 @@ def annealed_importance_sampling(
     return _estimate(runs, x, settings)
 
 
+@judges
 def bidirectional(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,

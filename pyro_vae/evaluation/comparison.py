@@ -25,7 +25,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Data, as_dataset
+from pyro_vae.engine.copies import program_and_data
 from pyro_vae.engine.data import OBSERVATION_SEED, AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import (
     arguments,
@@ -63,6 +65,7 @@ _ROUNDS, _BLOCK = 15, 5
 _UNTIMED = {"auto": 40}
 
 
+@at_the_door
 def compare(
     model: Any,
     guide: Any = None,
@@ -125,7 +128,8 @@ def compare(
     if num_repeats < 2 * _NUM_GROUPS:
         raise ValueError(f"num_repeats={num_repeats}: at least {2 * _NUM_GROUPS} are needed")
     if data is None:
-        model, guide, data = model.model, model.guide, guide
+        program, data = program_and_data(model, guide, None)
+        model, guide = program.model, program.guide
     setting = {"optim": optim, "batch_size": batch_size, "clip_norm": clip_norm, "engine": engine}
     laboratory = _Laboratory(model, guide, data, observation, device, seed, num_samples, setting)
     with laboratory.undisturbed():
@@ -149,7 +153,7 @@ class _Laboratory:
         self.program, self.device = Program(model, guide), resolve_device(device)
         self.data = as_dataset(data)
         self.observation = observation or AsFloat()
-        check_labels(takes_labels(self.program.model), self.data)
+        check_labels(takes_labels(self.program.model), self.data, self.program.model)
         self.seed, self.num_samples, self.setting = seed, num_samples, setting
         for module in self.program.reachable:
             module.to(self.device)

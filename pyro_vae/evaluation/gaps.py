@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.evaluation.annealing import AnnealedEstimate, annealed_importance_sampling
 from pyro_vae.evaluation.batching import double
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.likelihood import ImportanceEstimate, importance_sampling
 from pyro_vae.evaluation.refinement import refine
 
@@ -51,6 +52,7 @@ class Gaps:
         return _mean_and_error(self.log_p - self.elbo)
 
 
+@judges
 def inference_gaps(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -29,6 +29,7 @@ from torch import Tensor
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.svi import SVI
 from pyro_vae.evaluation.batching import check_counts, checked
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.inference import objectives
 from pyro_vae.inference.detached import reached
 from pyro_vae.inference.importance import Renyi
@@ -161,6 +162,7 @@ class Gradients:
         return torch.where(spread > negligible, spread, 0.0) * num / (num - 1)
 
 
+@judges
 def draw_gradients(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.batching import batches, check_counts, checked, double
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.latents import independent_units, rows_first
 from pyro_vae.evaluation.substitution import substituted
 from pyro_vae.inference.program import Layout, Program, is_invertible
@@ -61,6 +62,7 @@ class Information:
     layers: dict[str, LayerInformation]
 
 
+@judges
 def mutual_information(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -14,7 +14,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.arguments import at_the_door, shown
 from pyro_vae.evaluation.batching import batches, check_counts, checked, pairs_at_once
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.inference.program import Layout, Program
 
 __all__ = [
@@ -54,6 +56,7 @@ class UnitActivity:
         return int((self.activity > self.threshold).sum())
 
 
+@judges
 def posterior_means(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -92,6 +95,7 @@ def posterior_means(
     return {name: torch.cat(means) for name, means in found.items()}
 
 
+@judges
 def unit_activity(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -136,6 +140,16 @@ def unit_activity(
     return {name: _activity(parts, threshold) for name, parts in found.items()}
 
 
+def _classes(part: str, labels: Tensor) -> Tensor:
+    whole = not labels.is_floating_point() or bool((labels == labels.round()).all())
+    if labels.dim() != 1 or not whole:
+        raise ValueError(
+            f"{part}_labels is {shown(labels)}: expected one whole number for each datum"
+        )
+    return labels.cpu().long()
+
+
+@at_the_door
 def linear_probe(
     train_means: Tensor | Mapping[str, Tensor],
     train_labels: Tensor,
@@ -158,8 +172,8 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    train, train_classes = _flat(train_means), train_labels.cpu()
-    test, test_classes = _flat(test_means), test_labels.cpu()
+    train, train_classes = _flat(train_means), _classes("train", train_labels)
+    test, test_classes = _flat(test_means), _classes("test", test_labels)
     for part, means, classes in (("train", train, train_classes), ("test", test, test_classes)):
         if len(means) != len(classes):
             raise ValueError(f"there are {len(classes)} {part} labels for {len(means)} latents")
@@ -176,6 +190,7 @@ def linear_probe(
     return float(probe.score(test.numpy(), test_classes.numpy()))
 
 
+@at_the_door
 def embed(means: Tensor | Mapping[str, Tensor], *, seed: int = 0) -> Tensor:
     """Return latents as points of the plane, ``[N, 2]``, on the CPU.
 

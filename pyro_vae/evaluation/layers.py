@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.batching import check_counts, checked, cycled
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.samples import Generated, codes, generate, generated
 from pyro_vae.evaluation.substitution import alone
 from pyro_vae.inference.program import Layout, Program
@@ -21,6 +22,7 @@ from pyro_vae.inference.program import Layout, Program
 __all__ = ["reconstruct_from_top", "resample_below"]
 
 
+@judges
 def resample_below(
     model: Callable[..., Any],
     x_like: Tensor,
@@ -55,6 +57,7 @@ def resample_below(
         return _by_layer(program, layout, layout.latents, same, rows)
 
 
+@judges
 def reconstruct_from_top(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.evaluation.batching import batches, check_counts, checked, double, pairs_at_once
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
@@ -97,6 +98,7 @@ class Bound:
         return -self.elbo_nats / (self.num_dims * math.log(2))
 
 
+@judges
 def log_likelihood(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -123,6 +125,7 @@ def log_likelihood(
     ).log_p
 
 
+@judges
 def importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -182,6 +185,7 @@ def importance_sampling(
     return importance_estimate(log_sums[0], log_sums[1], num_samples, x)
 
 
+@judges
 def elbo(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from pyro_vae.engine.replaying import Replayed
 from pyro_vae.evaluation.batching import batches, check_counts, checked, double, pairs_at_once
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.hmc import Density, adapted, first_step_sizes, transition
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.offsets import Offsets, free_offsets
@@ -61,6 +62,7 @@ class PosteriorSamples:
     acceptance: Tensor
 
 
+@judges
 def refine(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -139,6 +141,7 @@ def refine(
     )
 
 
+@judges
 def sample_posterior(
     model: Callable[..., Any],
     guide: Callable[..., Any],

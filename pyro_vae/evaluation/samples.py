@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.batching import batches, check_counts, checked, cycled, pairs_at_once
+from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.latents import independent_units, mean_of, rows_first, unit_activity
 from pyro_vae.evaluation.substitution import NUM_DRAWS, alone, site_rows, substituted
 from pyro_vae.inference.program import Layout, Program
@@ -37,6 +38,7 @@ __all__ = [
 Generated = Tensor | Any
 
 
+@judges
 def observed(
     model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *labels: Tensor
 ) -> Generated:
@@ -63,6 +65,7 @@ def observed(
     return generated({name: torch.cat(parts) for name, parts in found.items()})
 
 
+@judges
 def reconstruct(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -93,6 +96,7 @@ def reconstruct(
         return generated(generate(program, layout, values, args, stochastic=stochastic))
 
 
+@judges
 def prior_samples(
     model: Callable[..., Any],
     x_like: Tensor,
@@ -135,6 +139,7 @@ def prior_samples(
         )
 
 
+@judges
 def decode(
     model: Callable[..., Any],
     values: Mapping[str, Tensor],
@@ -176,6 +181,7 @@ def decode(
         )
 
 
+@judges
 def interpolate(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -217,6 +223,7 @@ def interpolate(
     return generated(path, (len(x_start), num_steps))
 
 
+@judges
 def traverse(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -274,6 +281,7 @@ def traverse(
     return generated(path, (len(units), num_steps))
 
 
+@judges
 def manifold(
     model: Callable[..., Any], x_like: Tensor, *labels: Tensor, num_steps: int = 20
 ) -> Generated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.evaluation.information import Information
 from pyro_vae.evaluation.latents import UnitActivity
 
@@ -22,6 +23,7 @@ _ADVICE = (
 )
 
 
+@at_the_door
 def verdict(
     activity: Mapping[str, UnitActivity],
     kl_nats: Mapping[str, float],

@@ -9,28 +9,25 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_vae.arguments import shown
+from pyro_vae.inference.explaining import ProgramError, cause_of, is_machinery, place, reason_of
 from pyro_vae.inference.owners import Owner, Start, called, root_of
 from pyro_vae.inference.parameters import OwnNames, prepare_local_parameters, unchanged_parameters
 
 __all__ = ["Layout", "Program", "ProgramError", "is_invertible"]
-
-
-class ProgramError(ValueError):
-    """A model or guide that breaks the convention; the message says which line to change."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ class Program:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the modules' trainable parameters by name, each once."""
         found: dict[int, tuple[str, nn.Parameter]] = {}
-        for place, module in enumerate(self.modules):
-            prefix = f"{place}." if len(self.modules) > 1 else ""
+        for number, module in enumerate(self.modules):
+            prefix = f"{number}." if len(self.modules) > 1 else ""
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     found.setdefault(id(parameter), (prefix + name, parameter))
@@ -238,9 +235,13 @@ class Program:
         try:
             return self.traces(*rows)
         except Exception as error:
+            told = cause_of(error)
+            if isinstance(told, ProgramError):
+                raise told from None
             shapes = ", ".join(str(tuple(row.shape)) for row in rows)
+            reason = reason_of(error, self.reachable)
             raise ProgramError(
-                f"the program cannot be run on a batch of shape {shapes}: {_reason(error)}"
+                f"the program cannot be run on a batch of shape {shapes}: {reason}"
             ) from error
 
     def _vectorizes(self, rows: tuple[Tensor, ...], nesting: int) -> bool:
@@ -261,36 +262,24 @@ class _Lines(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         frame = sys._getframe(1)
-        while frame.f_back is not None and _is_machinery(frame):
+        while frame.f_back is not None and is_machinery(frame):
             frame = frame.f_back
-        msg["infer"] = {**msg["infer"], "line": f" ({_line(frame, frame.f_lineno)})"}
+        line = f" ({place(frame, frame.f_lineno)})"
+        _check_distribution(msg["name"], msg["fn"], line)
+        msg["infer"] = {**msg["infer"], "line": line}
 
 
-def _is_machinery(frame: Any) -> bool:
-    package, *rest = frame.f_globals.get("__name__", "").split(".")
-    ours = package == "pyro_vae" and rest[:1] != ["models"]
-    return ours or package in ("pyro", "torch", "contextlib", "functools")
-
-
-def _line(frame: Any, number: int) -> str:
-    return f"{Path(frame.f_code.co_filename).name}:{number}"
-
-
-def _reason(error: BaseException) -> str:
-    """Say on one line what went wrong, at which site and in which line of the program."""
-    while error.__cause__ is not None:
-        error = error.__cause__  # handlers raise anew with a table of shapes
-    site = line = ""
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__") == "pyro.primitives" and "name" in frame.f_locals:
-            site = f"at site {frame.f_locals['name']!r} "
-        elif not _is_machinery(frame):
-            line = f"({_line(frame, number)}) "
-    said = " ".join(str(error).split()) or type(error).__name__
-    advice = ""
-    if said.startswith("Shape mismatch inside plate"):
-        advice = "; size the plate by len(x), and declare the dimensions of one datum by .to_event"
-    return f"{site}{line}{said}{advice}"
+def _check_distribution(name: str, fn: Any, line: str) -> None:
+    if isinstance(fn, TorchDistributionMixin) or (callable(fn) and hasattr(fn, "log_prob")):
+        return
+    if isinstance(fn, torch.distributions.Distribution):
+        mend = f"take that of pyro.distributions, dist.{type(fn).__name__}(...)"
+    elif isinstance(fn, tuple | list):
+        mend = "return dist.Normal(loc, scale).to_event(1), or one tensor from a network"
+    else:
+        mend = "return one, such as dist.Normal(loc, scale).to_event(1)"
+    told = f"a {type(fn).__name__} of {len(fn)}" if isinstance(fn, tuple | list) else shown(fn)
+    raise ProgramError(f"site {name!r}{line} is given {told} for its distribution: {mend}")
 
 
 def _modules(function: Any) -> Iterator[nn.Module]:

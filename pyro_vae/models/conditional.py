@@ -9,6 +9,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Shape
 from pyro_vae.components.labelled import assemble_conditional, beside
 
@@ -54,6 +55,7 @@ class ConditionalVAE(PyroModule):
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
+        self.num_classes = num_classes
         self.register_buffer("one_hot", torch.eye(num_classes), persistent=False)
 
     def model(self, x: Tensor, y: Tensor) -> None:
@@ -72,6 +74,7 @@ class ConditionalVAE(PyroModule):
             pyro.sample("z", self.posterior(beside(x, y, event_dim=x.dim() - 1)))
 
     @classmethod
+    @at_the_door
     def assemble(
         cls, event_shape: Shape, latent_shape: Shape = (40,), *, num_classes: int, **parts: Any
     ) -> ConditionalVAE:

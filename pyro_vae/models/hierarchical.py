@@ -9,6 +9,7 @@ import pyro
 from pyro.nn import PyroModule, PyroModuleList
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.assembly import assemble_hierarchy
 from pyro_vae.components.conditional import Shape
 
@@ -82,6 +83,7 @@ class HierarchicalVAE(PyroModule):
                 z = pyro.sample(f"z{layer}", posterior(z))
 
     @classmethod
+    @at_the_door
     def assemble(
         cls,
         event_shape: Shape,

@@ -11,6 +11,7 @@ import torch
 from pyro.nn import PyroModule, PyroModuleList
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.assembly import assemble_ladder
 from pyro_vae.components.conditional import Distribution, Shape
 
@@ -96,6 +97,7 @@ class LadderVAE(PyroModule):
                 z = pyro.sample(f"z{layer}", merged(evidence[layer - 1], self.priors[layer - 1](z)))
 
     @classmethod
+    @at_the_door
     def assemble(
         cls,
         event_shape: Shape,

@@ -10,6 +10,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.assembly import assemble
 from pyro_vae.components.conditional import Conditional, Shape
 
@@ -119,6 +120,7 @@ class SemiAmortizedVAE(PyroModule):
         return slope * (self.max_norm / norm.clamp(min=self.max_norm))
 
     @classmethod
+    @at_the_door
     def assemble(
         cls, event_shape: Shape, latent_shape: Shape = (40,), **parts: Any
     ) -> SemiAmortizedVAE:

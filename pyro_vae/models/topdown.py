@@ -8,7 +8,8 @@ import pyro
 from pyro.nn import PyroModule, PyroModuleList
 from torch import Tensor
 
-from pyro_vae.components.assembly import dependent_family
+from pyro_vae.arguments import at_the_door
+from pyro_vae.components.assembly import dependent_family, observations
 from pyro_vae.components.conditional import Conditional, Family, Shape
 from pyro_vae.components.likelihoods import Bernoulli
 from pyro_vae.components.networks import Standardize
@@ -118,6 +119,7 @@ class TopDownVAE(PyroModule):
                 h = block.leave(block.prior(h)[1], z)
 
     @classmethod
+    @at_the_door
     def assemble(
         cls,
         event_shape: Shape,
@@ -138,6 +140,7 @@ class TopDownVAE(PyroModule):
             event_shape, latent_shapes, prior=prior, likelihood=likelihood, posterior=posterior,
             channels=channels,
         )  # fmt: skip
+        data = observations(data, event_shape)
         if data is not None:
             if bool(data.isnan().any()):
                 raise ValueError(

@@ -8,6 +8,7 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.assembly import assemble
 from pyro_vae.components.conditional import Conditional, Shape
 from pyro_vae.components.mixtures import VampPrior
@@ -66,6 +67,7 @@ class UnamortizedVAE(PyroModule):
             pyro.sample("z", self.posterior(row))
 
     @classmethod
+    @at_the_door
     def assemble(
         cls, event_shape: Shape, latent_shape: Shape = (40,), *, num_data: int, **parts: Any
     ) -> UnamortizedVAE:

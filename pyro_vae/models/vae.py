@@ -8,6 +8,7 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.assembly import assemble
 from pyro_vae.components.conditional import Shape
 
@@ -59,6 +60,7 @@ class VAE(PyroModule):
             pyro.sample("z", self.posterior(x))
 
     @classmethod
+    @at_the_door
     def assemble(cls, event_shape: Shape, latent_shape: Shape = (40,), **parts: Any) -> VAE:
         """Build a VAE of families that fit these shapes; see ``pyro_vae.components.assemble``."""
         return cls(**assemble(event_shape, latent_shape, **parts))
