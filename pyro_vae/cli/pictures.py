@@ -123,6 +123,7 @@ class _Program:
             whole = values.numel() == x.numel()
             same = whole and torch.equal(values.reshape(x.shape).nan_to_num(), x.cpu().nan_to_num())
             values = values.reshape(x.shape) if same else values
+            values = values.unsqueeze(1) if values.dim() == 3 else values  # of one channel
             seen = values[values.isfinite()]
             limits = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
             is_image = values.dim() == 4 and values.shape[1] in (1, 3, 4)

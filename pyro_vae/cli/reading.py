@@ -18,6 +18,6 @@ def loaded(given: str | Path, config: Any) -> datasets.Dataset:
         config: Of a run: ``data_root``, ``missing`` and ``model``.
     """
     codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
-    own = config.model is not None and not config.model.class_path.startswith("pyro_vae.")
+    own = config.model is not None and not config.model.class_path.startswith("pyro_vae.models.")
     axes = datasets.as_given if own else datasets.as_images
     return datasets.load(given, root=Path(config.data_root), missing=codes, axes=axes)

@@ -50,8 +50,9 @@ def _is_density(fn: Any, x: Tensor) -> Tensor:
         return torch.zeros(x.shape[1:], dtype=torch.bool, device=x.device)
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    columns = getattr(support, "columns", (support,))
-    found = torch.tensor([not column.is_discrete for column in columns], device=x.device)
+    if not hasattr(support, "columns"):
+        return torch.full(x.shape[1:], not support.is_discrete, device=x.device)
+    found = torch.tensor([not column.is_discrete for column in support.columns], device=x.device)
     return found.expand(x.shape[1:])
 
 
