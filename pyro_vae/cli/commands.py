@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import re
 import shlex
 import sys
@@ -20,11 +18,12 @@ from jsonargparse import Namespace
 from pyro_vae import datasets
 from pyro_vae.cli import known_data, part_help, parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
+from pyro_vae.cli.costs import naming_options
 from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
 from pyro_vae.cli.observing import likelihoods
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
-from pyro_vae.cli.programs import latent_shapes, unused_options
+from pyro_vae.cli.programs import unused_options
 from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.sampling import check_suffix, write
 from pyro_vae.cli.settled import default_arguments
@@ -32,7 +31,6 @@ from pyro_vae.cli.wishes import objective_wished
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.course import divergence
-from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import create_run_folder, unused_folder
 from pyro_vae.evaluation import report, samples
@@ -67,7 +65,8 @@ def train(arguments: list[str]) -> int:
         runs.keep_data(run, instances, out)
         _say_unused(config, arguments)
         _announce(run, out)
-        done = runs.train(run, instances, out=out, resume=resumed is not None)
+        with naming_options(config):
+            done = runs.train(run, instances, out=out, resume=resumed is not None)
     _tell(run, done, out, text, config.num_samples, {})
     wrong = divergence(done.history, done.start)
     return 0 if wrong is None or wrong.came_back else _DIVERGED
@@ -147,30 +146,12 @@ def _parsed(
     parser = training_parser()
     config = parser.parse_args(arguments)
     check_ranges(config)
-    _check_memory(config)
     data = load(config) if load else loaded(config.data, config)
-    settled = [*default_arguments(parser, arguments, data), *objective_wished(config)]
+    with naming_options(config):
+        settled = [*default_arguments(parser, arguments, data), *objective_wished(config)]
     config = parser.parse_args([*arguments, *settled]) if settled else config
     known_data.absolute(config)
     return config, data
-
-
-def _check_memory(config: Namespace) -> None:
-    """Refuse a batch of latents that the machine's memory cannot hold, before it is asked for."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return
-    if config.latent is None:
-        return
-    batch_size = config.batch_size or BATCH_SIZE
-    num_latents = sum(map(math.prod, latent_shapes(config.latent)))
-    needed = 4 * num_latents * batch_size
-    if needed > memory:
-        raise ValueError(
-            f"--latent {config.latent}: one batch of {batch_size} latents takes "
-            f"{needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f}; lower --latent"
-        )
 
 
 def _resuming(folder: Path, arguments: list[str], modules: set[str]) -> list[str]:

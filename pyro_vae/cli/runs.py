@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
+from pyro_vae.budget import Budget
 from pyro_vae.cli import known_data
 from pyro_vae.cli.attempts import optional
+from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
 from pyro_vae.cli.known_data import KnownData
 from pyro_vae.cli.observing import observed_support
 from pyro_vae.cli.programs import build_program
@@ -131,7 +133,8 @@ def open_run(config: Any, instances: Any, data: Dataset, known: KnownData | None
         raise ValueError(f"--objective.num_particles {num_particles}: give 1 or more")
     torch.manual_seed(config.seed)
     seen = known.stand_in() if known is not None and known.opens_alone else data
-    program = build_program(config, instances, seen, observation)
+    with naming_options(config), Budget(most_operations=MOST_OPERATIONS):
+        program = build_program(config, instances, seen, observation)
     return Run(config, data, observation, program, device, known)
 
 

@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.budget import Budget
 from pyro_vae.cli.observing import observed_support
 from pyro_vae.cli.parser import Parser
 from pyro_vae.cli.programs import build_program, default_program, unused_options
@@ -206,7 +207,7 @@ def _support(likelihood: Any, event_shape: Shape) -> Any:
     """Build the likelihood once to see its support; None where it states none."""
     parser = Parser()
     parser.add_argument("--likelihood", type=Callable[[Shape], Family])
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), Budget():
         family = parser.build(Namespace(likelihood=likelihood)).likelihood(event_shape)
         raw = None if 0 in family.raw_shape else torch.zeros(family.raw_shape)
         try:

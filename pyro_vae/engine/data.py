@@ -326,6 +326,11 @@ class Batches:
         return self._batch_size > 1 and len(self._tensors[0]) % self._batch_size == 1
 
     @property
+    def batch_size(self) -> int:
+        """Rows a batch."""
+        return self._batch_size
+
+    @property
     def watched(self) -> Observation:
         """What a recorded step depends on besides the rows."""
         return self._observation

@@ -16,9 +16,11 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.budget import Budget
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.agreement import Steps, check_progress, check_state
+from pyro_vae.engine.costs import check_step
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
     Batches,
@@ -198,7 +200,8 @@ class Training:
         self.beside = [module for module in beside if module is not None]
         for module in self.beside:
             module.to(self.device)
-        check_objective(objective, program, self.layout, *self.validation)
+        with Budget():
+            check_objective(objective, program, self.layout, *self.validation)
         return objective
 
     def _recorded_judge(self, engine: str) -> Replayed:
@@ -250,7 +253,14 @@ class Training:
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])
         with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):
-            self.svi.meet_parameters(*batch)
+            check_step(
+                lambda: self.svi.parameters,
+                lambda: self.svi.optimizer,
+                lambda count: self.svi.meet_parameters(
+                    *(rows[torch.arange(count, device=rows.device) % len(rows)] for rows in batch)
+                ),
+                self.batches.batch_size,
+            )
             if self.turns is not None:
                 parameters = [*self.svi.parameters.values()]
                 part_in_turns(self._optimizer, parameters, self.program, self.layout, *batch)

@@ -1,0 +1,125 @@
+"""What a computation takes of memory, known before it takes it."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pyro_vae import memory
+
+__all__ = ["Budget", "OverBudgetError"]
+
+_LOOKED_AT = 2**26  # bytes that a single operation may take without a look
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+_SQUARES = ("eye", "diag_embed")
+
+
+class OverBudgetError(memory.TooLargeError):
+    """An operation would take more memory than there is; nothing was taken.
+
+    Attributes:
+        shape: Of the tensor that it would make; empty where it is too many operations.
+    """
+
+    def __init__(self, message: str, shape: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.shape = shape
+
+
+class Budget(TorchDispatchMode):
+    """Refuse operations whose result is larger than the free memory, and count what others take.
+
+    Args:
+        most_operations: Refuse more than so many operations; None: take any number.
+
+    Attributes:
+        allocated: Bytes of all tensors that were made.
+        peak: The most bytes of them that were alive at once.
+    """
+
+    def __init__(self, *, most_operations: int | None = None) -> None:
+        super().__init__()
+        self._most_operations = most_operations
+        self.allocated = self.peak = self._alive = self._num_operations = 0
+        self._storages: dict[int, Any] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._num_operations += 1
+        if self._most_operations is not None and self._num_operations > self._most_operations:
+            raise OverBudgetError(
+                f"more than {self._most_operations:,} operations only to build the program; give "
+                "it fewer layers or flows"
+            )
+        if 8 * _most_numbers(func, args, kwargs) > _LOOKED_AT:
+            _refuse(func, args, kwargs)
+        result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+        self.allocated += size
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
+
+        def release(_: Any) -> None:
+            self._storages.pop(key, None)
+            self._alive -= size
+
+        self._storages[key] = weakref.ref(storage, release)
+
+
+def _most_numbers(func: Any, args: Any, kwargs: dict[str, Any]) -> float:
+    """Bound the size of a result from above, at little cost."""
+    leaves = tree_leaves((args, kwargs))
+    shapes = [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)]
+    sizes = [leaf for leaf in leaves if isinstance(leaf, int) and leaf > 1]
+    largest = max((shape.numel() for shape in shapes), default=1)
+    name = func.overloadpacket.__name__
+    if name in _SQUARES:
+        return float(max([largest, *sizes])) ** 2
+    if shapes and name in _PRODUCTS:
+        first, second = shapes[-2:]
+        return max(largest, first[:-1].numel() * second[-1])
+    try:
+        together = torch.broadcast_shapes(*shapes).numel()
+    except RuntimeError:
+        together = math.prod(float(shape.numel()) for shape in shapes)
+    return max(largest, together) * math.prod(map(float, sizes))
+
+
+def _refuse(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Run on tensors without memory, and hold the size of the result against the free memory."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fakes = tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
+            made = [x for x in tree_leaves(func(*fakes[0], **fakes[1])) if isinstance(x, Tensor)]
+    except Exception:  # the operation itself will say what is wrong with it
+        return
+    given = {id(leaf) for leaf in tree_leaves(fakes)}
+    new = [leaf for leaf in made if id(leaf) not in given and not leaf._is_view()]
+    free = memory.available()
+    for leaf in new:
+        size = leaf.untyped_storage().nbytes()
+        if free is not None and leaf.device.type != "cuda" and size > free:
+            shape = tuple(leaf.shape)
+            raise OverBudgetError(
+                f"a tensor of shape {shape} takes {memory.shown(size)}, and {memory.shown(free)} "
+                "are free; make what has this size smaller: layers, latents, particles or batch",
+                shape,
+            )

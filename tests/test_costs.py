@@ -1,0 +1,125 @@
+"""What memory cannot hold is refused before it is asked for, by the option that asks for it."""
+
+from __future__ import annotations
+
+import re
+import time
+from functools import partial
+
+import pytest
+import torch
+from command import train
+from torch import nn
+
+from pyro_vae import VAE, fit, memory
+from pyro_vae.budget import Budget, OverBudgetError
+from pyro_vae.components import MLP, Normal
+from pyro_vae.inference import IWAE
+
+TOO_LARGE = {
+    "a layer": lambda: nn.Linear(64, 10**9),
+    "an outer product": lambda: torch.zeros(10**6, 1) * torch.zeros(1, 10**6),
+    "a copy of what is repeated": lambda: torch.zeros(3, 1).expand(3, 10**12).clone(),
+    "an identity": lambda: torch.eye(10**6),
+    "noise": lambda: torch.randn(10**6, 10**5),
+    "a repetition": lambda: torch.zeros(5).repeat(10**10),
+    "a product": lambda: torch.zeros(10**6, 2) @ torch.zeros(2, 10**6),
+    "draws": lambda: torch.distributions.Normal(0.0, 1.0).sample((10**12,)),
+    "a diagonal": lambda: torch.zeros(10**6).diag_embed(),
+    "a range": lambda: torch.arange(10**12),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LARGE)
+def test_no_tensor_beyond_memory_is_made(kind):
+    with Budget(), pytest.raises(OverBudgetError, match=r"a tensor of shape .* [GT]iB are free"):
+        TOO_LARGE[kind]()
+
+
+def test_views_take_nothing_and_results_are_counted():
+    with Budget() as budget:
+        x = torch.zeros(3).expand(10**12, 3)
+        y = torch.ones(1000)
+        del y
+        z = torch.ones(500)
+    assert x.shape == (10**12, 3)
+    assert budget.allocated == 12 + 4000 + 2000
+    assert budget.peak == 12 + 4000
+    del z
+
+
+OPTIONS = {
+    "--latent 3,20000000000": "--latent 3,20000000000: .*GiB.*lower --latent",
+    "--network.hidden 1e12": "--network.hidden 1000000000000: .*lower --network.hidden",
+    "--posterior Planar(num_flows=10000000000)": "--posterior.num_flows .*lower --posterior.num",
+    "--prior MixtureOfNormals(1e11)": "lower --prior.num_components",
+    "--objective IWAE(1e11)": "lower --objective.num_particles",
+    "--likelihood Categorical(1e11)": "lower --likelihood.num_categories",
+}
+
+
+@pytest.mark.parametrize("line", OPTIONS)
+def test_a_program_beyond_memory_is_refused_by_its_option(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 2**30)
+    assert train("--out", tmp_path / "run", *line.split(" ")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(OPTIONS[line], said), said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_flow_of_a_thousand_million_steps_is_refused_in_seconds(capsys):
+    start = time.process_time()
+    assert train("--posterior", "InverseAutoregressive(num_flows=1000000000)") == 2
+    assert "lower --posterior.num_flows" in capsys.readouterr().err
+    assert time.process_time() - start < 60
+
+
+def program(width: int = 8) -> VAE:
+    return VAE.assemble((20,), (2,), likelihood=Normal, network=partial(MLP, hidden=(width,)))
+
+
+def test_a_batch_beyond_memory_is_refused_with_one_that_fits(monkeypatch):
+    vae = program()
+    monkeypatch.setattr(memory, "available", lambda: 2**19)
+    with pytest.raises(ValueError, match=r"a step on 2,000 data takes .*lower batch_size, to") as e:
+        fit(vae, torch.randn(4000, 20), epochs=1, batch_size=2000, device="cpu")
+    fits = int(str(e.value).split("to ")[-1].split(" ")[0].replace(",", ""))
+    assert 50 < fits < 2000
+    done = fit(vae, torch.randn(400, 20), epochs=1, batch_size=min(fits, 50), device="cpu")
+    assert done.steps > 0
+
+
+def test_parameters_beyond_memory_are_refused_with_the_largest(monkeypatch):
+    vae = program(width=3000)
+    monkeypatch.setattr(memory, "available", lambda: 2**20)
+    with pytest.raises(ValueError, match=r"training .* parameters takes .*weight of \("):
+        fit(vae, torch.randn(40, 20), epochs=1, batch_size=4, device="cpu")
+
+
+def test_particles_beyond_memory_are_refused_in_python():
+    with pytest.raises(ValueError, match="particles"):
+        fit(program(), torch.randn(40, 20), epochs=1, device="cpu", objective=IWAE(10**12))
+
+
+def test_what_a_step_takes_is_estimated_well(monkeypatch):
+    """The estimate is held against what a real step takes, counted at its peak."""
+    from pyro_vae.engine import costs
+
+    layer = nn.Linear(5, 50)
+    x = torch.randn(500, 5)
+
+    def step(count: int) -> None:
+        layer.zero_grad(set_to_none=True)
+        layer(x[:count]).square().sum().backward()
+
+    with Budget() as real:
+        step(500)
+    sgd = torch.optim.SGD(layer.parameters())
+    weights = sum(p.nbytes for p in layer.parameters())
+    check = partial(costs.check_step, lambda: dict(layer.named_parameters()), lambda: sgd, step)
+    monkeypatch.setattr(memory, "available", lambda: int(1.2 * real.peak) + weights)
+    check(500)
+    monkeypatch.setattr(memory, "available", lambda: int(0.8 * real.peak) + weights)
+    with pytest.raises(OverBudgetError, match="a step on 500 data takes about"):
+        check(500)
