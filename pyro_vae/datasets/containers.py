@@ -91,8 +91,8 @@ def _refuse(data: Any, where: str) -> None:
             f"{cure}: torch.stack(list(...)) makes one"
         )
     elif hasattr(data, "__next__"):
-        kind = "generator" if inspect.isgenerator(data) else "iterator"
-        said = f"a {kind}, which can be read once only; {cure}: numpy.stack(list(...)) makes one"
+        kind = "a generator" if inspect.isgenerator(data) else "an iterator"
+        said = f"{kind}, which can be read once only; {cure}: numpy.stack(list(...)) makes one"
     elif is_picture(data):
         said = "one picture; give all of them, (N, H, W) or (N, C, H, W), or their folder to load"
     elif isinstance(data, type) or inspect.isroutine(data) or inspect.ismodule(data):

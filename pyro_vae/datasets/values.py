@@ -203,9 +203,13 @@ def _of_objects(array: np.ndarray, where: str, mask: np.ndarray | None) -> np.nd
 def _not_a_number(value: Any, index: Sequence[Any], where: str) -> str:
     if isinstance(value, (list, tuple, np.ndarray, Tensor)):
         return f"{where}: rows of different lengths; give a rectangular array"
+    if not index:
+        return f"{where}: one {type(value).__name__}, which holds no rows; give an array"
     at = ", ".join(str(int(n)) for n in index)
+    shown = " ".join(repr(value).split())
+    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
     return (
-        f"{where}: dtype object is not numeric: {value!r} at index ({at}) is "
+        f"{where}: dtype object is not numeric: {shown} at index ({at}) is "
         f"{type(value).__name__}; give numbers, and None or NaN where one is missing"
     )
 
