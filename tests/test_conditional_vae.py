@@ -24,6 +24,7 @@ from pyro_vae.components import (
     VampPrior,
 )
 from pyro_vae.components.labelled import beside
+from pyro_vae.datasets import from_arrays
 from pyro_vae.inference import Program
 from pyro_vae.models import ConditionalVAE
 
@@ -149,3 +150,28 @@ def test_no_class_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes=0"):
         built(num_classes=0)
     assert isinstance(built().likelihood.family, Bernoulli)
+
+
+LABELS = {
+    "gaps": torch.tensor([0, 1000, 2000])[torch.arange(40) % 3],
+    "text": [("cat", "cow", "dog")[row % 3] for row in range(40)],
+    "whole floats": (1000.0 * (torch.arange(40) % 3)).tolist(),
+    "from 0": torch.arange(40) % 3,
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_classes_are_those_that_occur_whatever_the_labels(kind: str) -> None:
+    x = binary(40, 4).float()
+    vae = built(num_classes=3).float()
+    done = fit(vae, [x, LABELS[kind]], epochs=1, batch_size=8, engine="eager", device="cpu")
+    assert done.epochs == 1
+    data = from_arrays(x, LABELS[kind])
+    assert len(data.classes) == 3
+    assert evaluation.elbo(vae.model, vae.guide, data.test.x.float(), data.test.labels)
+
+
+def test_labels_that_would_be_taken_for_other_classes_are_told() -> None:
+    x = binary(40, 4).float()
+    with pytest.warns(UserWarning, match="so label 1 is 0; give evaluation these numbers"):
+        fit(built(num_classes=2).float(), (x, 1 + torch.arange(40) % 2), epochs=1, engine="eager")

@@ -171,6 +171,15 @@ def test_rows_beyond_the_levels_are_refused(observation):
         Batches(data, observation, batch_size=2, seed=0, device="cpu")
 
 
+@pytest.mark.parametrize("observation", [Dequantize(255), Binarize(255), Dequantize(1)], ids=repr)
+def test_values_that_were_divided_already_are_refused_where_integers_are_due(observation):
+    x = torch.linspace(0, 1, 12).reshape(6, 2)
+    with pytest.raises(ValueError, match=r"the data hold 0\.0909091; give them as integers"):
+        observe_once(Data(x), observation, seed=0, device="cpu")
+    for whole in (x.round(), torch.full((6, 2), torch.nan)):
+        observe_once(Data(whole), observation, seed=0, device="cpu")
+
+
 # --------------------------------------------------------------------------------------- batches
 
 

@@ -468,3 +468,41 @@ def test_a_learned_prior_and_posterior_train():
     before = vae.prior.offset.detach().clone()
     fit(vae, normal_data(), epochs=2, batch_size=16)
     assert not torch.equal(vae.prior.offset, before)
+
+
+def shape_watcher(event_shape, seen):
+    """A program of the user's own, of plain layers, that takes data of one shape."""
+    size = math.prod(event_shape)
+    encoder, decoder = nn.Linear(size, 2), nn.Linear(2, size)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        seen.add(tuple(x.shape[1:]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = decoder(z).unflatten(-1, event_shape or (1,))
+            loc = loc if event_shape else loc.squeeze(-1)
+            p_x = dist.Normal(loc, 1.0).to_event(len(event_shape))
+            pyro.sample("x", p_x, obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc = encoder(x.reshape(len(x), -1))
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("event", [(), (3,), (4, 3), (7, 2, 3), (2, 3, 3), (1, 2, 2, 2)])
+def test_a_program_of_ones_own_sees_rows_in_the_shape_that_is_given(event) -> None:
+    seen: set = set()
+    fit(*shape_watcher(event, seen), torch.randn(20, *event), epochs=1, engine="eager")
+    assert seen == {event}
+
+
+def test_images_have_one_channel_to_families_that_do() -> None:
+    x = torch.randn(20, 4, 3)
+    for event in ((4, 3), (1, 4, 3)):
+        vae = VAE.assemble(event, (2,), likelihood=Normal, network=NETWORK)
+        fit(vae, x, epochs=1, engine="eager")

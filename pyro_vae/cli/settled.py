@@ -36,6 +36,7 @@ _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _COMPONENTS = "pyro_vae.components"
 _MOST_CATEGORIES = 20
 _PIXEL_LEVELS = 255  # images of fewer are counts, such as those of black cells in a scan
+_FEWEST_PIXEL_VALUES = 32
 _DEQUANTIZED_LEVELS = 2**20  # beyond them, what is added within a level is lost in float32
 _OF_PROGRAM = {"prior", "likelihood", "posterior"}
 
@@ -164,8 +165,11 @@ def _facts(data: Dataset, wanted: set[str]) -> dict[str, str]:
 
 
 def _largest(data: Dataset) -> int | None:
-    """Return the largest of the integers that the data are, if they are integers from 0 on."""
-    if data.levels is not None:
+    """Return the largest of the integers that the data are, if they are integers from 0 on.
+
+    Pixels are of 8 bits, unless so few values occur that they are no pixels but kinds or counts.
+    """
+    if data.levels is not None and (len(data.event_shape) < 2 or data.levels != _PIXEL_LEVELS):
         return data.levels
     largest = 1
     for x in _rows(data):
@@ -173,7 +177,7 @@ def _largest(data: Dataset) -> int | None:
         if bool((numbers < 0).any()) or not bool((numbers == numbers.round()).all()):
             return None
         largest = max(largest, int(numbers.max()))
-    return largest
+    return largest if data.levels is None or largest < _FEWEST_PIXEL_VALUES else data.levels
 
 
 def _rows(data: Dataset) -> Iterator[Tensor]:

@@ -243,6 +243,23 @@ def _check_levels(x: Tensor, observation: Observation) -> None:
             f"{observation} takes values from 0 to {levels}, the data go from {low} to {high}; "
             "give it the data's own number of levels"
         )
+    _check_whole(x, observation, high)
+
+
+def _check_whole(x: Tensor, observation: Observation, high: float) -> None:
+    """Refuse values within [0, 1] where integers up to `levels` are due: nearly all would be 0."""
+    levels = getattr(observation, "levels", None) or 1
+    scaled = isinstance(observation, Dequantize) or (levels > 1 and high <= 1)
+    if not (scaled and x.is_floating_point()):
+        return
+    for rows in in_chunks(x):
+        seen = rows[~rows.isnan()]
+        broken = seen[seen != seen.floor()]
+        if len(broken):
+            raise ValueError(
+                f"{observation} takes the integers from 0 to {levels}, the data hold "
+                f"{broken[0].item():g}; give them as integers, such as (x * {levels}).round()"
+            )
 
 
 class Batches:

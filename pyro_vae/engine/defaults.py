@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "fitted_objective",
     "resolve_device",
     "takes_labels",
+    "with_channel",
 ]
 
 BATCH_SIZE = 128
@@ -53,6 +55,22 @@ def default_objective(program: Program, layout: Layout, *args: Tensor) -> ELBO:
     except NotImplementedError:
         return Trace_ELBO()
     return TraceMeanField_ELBO()
+
+
+def with_channel(program: Program, data: Dataset) -> Dataset:
+    """Give images ``(N, H, W)`` the one channel that they have to the program's own families.
+
+    Rows stay as they are for every program whose parts do not say ``event_shape=(1, H, W)``.
+    """
+    parts = [part for module in program.reachable for part in module.modules()]
+    shapes = {getattr(part, "event_shape", None) for part in parts}
+    given = data.event_shape
+    if len(given) != 2 or given in shapes or (1, *given) not in shapes:
+        return data
+    train, validation, test = (
+        replace(part, x=part.x.unsqueeze(1)) for part in (data.train, data.validation, data.test)
+    )
+    return replace(data, train=train, validation=validation, test=test)
 
 
 def takes_labels(model: Callable[..., Any]) -> bool:

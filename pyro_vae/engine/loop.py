@@ -20,7 +20,13 @@ from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.copies import Given, program_and_data, replicated
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once
-from pyro_vae.engine.defaults import BATCH_SIZE, arguments, resolve_device, takes_labels
+from pyro_vae.engine.defaults import (
+    BATCH_SIZE,
+    arguments,
+    resolve_device,
+    takes_labels,
+    with_channel,
+)
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.progress import Bar, Clock
 from pyro_vae.engine.replicas import Replica, Replicas
@@ -117,7 +123,9 @@ def fit(
         model: An object with methods ``model`` and ``guide``, or a list of such; or the model
             alone.
         guide: The guide; left out where the first argument has both.
-        data: A ``Dataset``, or an array ``[N, *event_shape]``, or a pair of array and labels.
+        data: A ``Dataset``, or what ``datasets.from_arrays`` takes: an array, a pair of array and
+            labels, a data set of torch... Rows of any shape stay as they are; images ``(N, H, W)``
+            have one channel to a program whose families do.
         objective: Any Pyro ELBO; unless given ``Trace_ELBO()``, or ``TraceMeanField_ELBO()``,
             which has the same expectation, where the KL of the one latent has a closed form.
         optim: Builds a torch optimiser from parameters; Adam at 1e-3 unless given.
@@ -163,11 +171,12 @@ def fit(
     check_weights(weights)
     if log_tensorboard and out is None:
         raise ValueError("log_tensorboard=True needs out=..., the folder to write them to")
-    dataset = as_dataset(data)
+    (first, *_) = alike = replicated(program, None, 1)
+    dataset = with_channel(Program(first.model, first.guide), as_dataset(data))
     batch_size = batch_size or min(BATCH_SIZE, len(dataset.train))
     device = resolve_device(device)
     observation = observation or AsFloat()
-    _materialize(replicated(program, None, 1), dataset, observation, device)
+    _materialize(alike, dataset, observation, device)
     given = replicated(program, objective, num_replicas)
     folder = None if out is None else Path(out)
     parameters = Program(given[0].model, given[0].guide).parameters().values()

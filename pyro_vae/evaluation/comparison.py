@@ -35,6 +35,7 @@ from pyro_vae.engine.defaults import (
     fitted_objective,
     resolve_device,
     takes_labels,
+    with_channel,
 )
 from pyro_vae.engine.loop import fit
 from pyro_vae.engine.optimizers import Optim, adam
@@ -151,7 +152,7 @@ class _Laboratory:
         setting: dict[str, Any],
     ) -> None:
         self.program, self.device = Program(model, guide), resolve_device(device)
-        self.data = as_dataset(data)
+        self.data = with_channel(self.program, as_dataset(data))
         self.observation = observation or AsFloat()
         check_labels(takes_labels(self.program.model), self.data, self.program.model)
         self.seed, self.num_samples, self.setting = seed, num_samples, setting
