@@ -45,7 +45,7 @@ FLAGS = (
     "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--decoder", "--device",
     "--encoder", "--engine", "--epochs",
     "--help", "--init-from",
-    "--latent", "--likelihood", "--lr", "--model", "--network", "--num-samples",
+    "--latent", "--likelihood", "--lr", "--missing", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
     "--kl-warmup", "--beta", "--free-bits",
     "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard", "--turns",
@@ -438,7 +438,7 @@ def test_the_run_folder_is_named_after_data_and_model(folder, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert train("--data", folder / "real.npy") == 0
     (out,) = Path("runs").iterdir()
-    assert re.fullmatch(r"real-VAE-\d{8}-\d{6}", out.name)
+    assert re.fullmatch(r"real-VAE-\d{8}-\d{6}-\d+", out.name)
 
 
 def test_a_configuration_of_ones_own(folder, tmp_path, capsys):

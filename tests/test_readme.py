@@ -94,7 +94,7 @@ def test_an_existing_script_changes_one_import():
 def test_every_option_exists():
     known = {name for action in training_parser()._actions for name in action.option_strings}
     known |= {name for action in comparison_parser()._actions for name in action.option_strings}
-    known |= {"--num-samples", "--num", "--mean"}  # of evaluate and sample
+    known |= {"--num-samples", "--all", "--num", "--mean", "--label"}  # of evaluate and sample
     known |= {"--combinations"}  # of list
     known |= {"--ais", "--gaps", "--num-temperatures", "--num-chains", "--num-data"}
     known |= {
