@@ -263,7 +263,7 @@ MISTAKES = {
     "no samples": (lambda x: {"num_samples": 0}, "num_samples=0: at least 1"),
     "no batch": (lambda x: {"batch_size": 0}, "batch_size=0: at least 1"),
     "empty": (lambda x: {"x": x[:0]}, r"x is empty, of shape \(0, 3\)"),
-    "no tensor": (lambda x: {"x": x.tolist()}, "x is list: expected a tensor"),
+    "no tensor": (lambda x: {"x": x.sum()}, "x is Tensor: expected a tensor with one row"),
     "NaN": (lambda x: {"x": x / 0}, "are not all finite"),
 }
 

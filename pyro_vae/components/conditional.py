@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
@@ -95,6 +96,13 @@ class Family(nn.Module):
         super().__init__()
         self.event_shape = checked_shape("event_shape", event_shape)
         self.raw_shape = tuple(raw_shape)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the distribution; while ``torch.export`` looks on, its values are not checked."""
+        if not torch.compiler.is_exporting():
+            return super().__call__(*args, **kwargs)
+        with pyro.validation_enabled(False):
+            return super().__call__(*args, **kwargs)
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution whose raw parameters are ``raw``, ``[*batch, *raw_shape]``."""

@@ -34,8 +34,9 @@ class UnamortizedVAE(PyroModule):
     ======  =====  ==================
 
     It is called with the data's rows in the training set, in the place of labels:
-    ``fit(vae, from_splits((x, rows), ...))`` with ``rows = torch.arange(len(x))``. Other data have
-    no posterior: hand training rows to validation and evaluation, too, or refine posteriors for
+    ``fit(vae, Dataset("x", part, part, part, levels=None))`` of ``pyro_vae.datasets``, with
+    ``part = Data(x, torch.arange(len(x)))``. Other data have no posterior: that is why training
+    rows serve validation and evaluation, too; or refine posteriors for
     other data by ``evaluation.refine``, from an encoder.
 
     Args:
