@@ -85,7 +85,7 @@ def test_a_scale_moves_the_gradient_but_not_the_reported_bound():
     for objective in (ELBO(), IWAE(1)):
         loss, found = value_and_gradient(objective, Gaussian(scale=0.25))
         torch.testing.assert_close(found, 0.25 * gradient)
-        assert loss in (pytest.approx(plain), pytest.approx(0.25 * plain))
+        assert loss == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("num_particles", [1, 2, 7])
@@ -109,8 +109,8 @@ def test_the_loss_of_a_subsampled_plate_is_so_many_times_that_of_the_batch(objec
     torch.testing.assert_close(found, 10 * gradient)
     if isinstance(objective, IWAE):
         theirs = RenyiELBO(0, num_particles=3, max_plate_nesting=1, vectorize_particles=True)
-        wrong, _ = value_and_gradient(theirs, Gaussian(full_size=50))
-        assert wrong != pytest.approx(10 * loss, rel=1e-3)
+        with pytest.raises(ValueError, match="no bound"):
+            value_and_gradient(theirs, Gaussian(full_size=50))
 
 
 def test_the_bounds_are_ordered_below_log_p():

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import re
+
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from command import train
+from pyro.infer import RenyiELBO, Trace_ELBO
 
-from pyro_vae import datasets
+from pyro_vae import VAE, datasets, fit
+from pyro_vae.cli import runs as cli_runs
+from pyro_vae.components import MLP, Normal
 from pyro_vae.datasets import Data, Dataset, from_arrays, load
+from pyro_vae.engine.data import Batches
+from pyro_vae.inference import ELBO, IWAE, Program
 
 X = np.arange(60.0, dtype=np.float32).reshape(20, 3) + 0.5
 ROWS = np.arange(20)
@@ -94,3 +107,125 @@ def test_rows_taken_out_keep_what_belongs_to_them():
         few = data[index]
         assert torch.equal(few.weights, few.x[:, 0])
         assert torch.equal(few.labels, few.weights.long())
+
+
+# ------------------------------------------------------------------------------ in training
+
+
+def program():
+    """Return a model whose best location is the weighted mean of its data, and a guide."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + 0 * z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    return model, guide
+
+
+HALVES = torch.cat([torch.zeros(30, 2), torch.full((30, 2), 4.0)])
+TRIPLE = torch.where(HALVES[:, 0] == 0, 3.0, 1.0)  # their weighted mean is 1
+SGD = functools.partial(torch.optim.SGD, lr=5e-3)
+
+
+def trained(weights=None, *, data=HALVES, **settings):
+    model, guide = program()
+    settings = {"epochs": 30, "batch_size": 20, "optim": SGD, "engine": "eager", **settings}
+    done = fit(model, guide, data, data_weights=weights, **settings)
+    ((_, loc),) = Program(model, guide).stored_parameters().items()
+    return loc.detach().clone(), done.history
+
+
+@pytest.mark.parametrize("objective", [None, ELBO(), ELBO(2), IWAE(2)], ids=str)
+def test_training_follows_the_weights_and_reports_the_bound_without_them(objective):
+    loc, history = trained(TRIPLE, objective=objective)
+    torch.testing.assert_close(loc, torch.ones(2), atol=0.05, rtol=0)
+    # Half of the rows at 0 and half at 4: the mean of x's log-density at loc, whatever they weigh.
+    train = from_arrays(HALVES, weights=TRIPLE).train.x
+    value = dist.Normal(loc, 1.0).log_prob(train).sum(-1).mean().item()
+    assert history[-1]["train_nats"] == pytest.approx(value, abs=0.05)
+
+
+def test_weights_of_one_change_nothing():
+    plain, history = trained(objective=ELBO(), epochs=3)
+    ones, same = trained(torch.ones(60), objective=ELBO(), epochs=3)
+    assert torch.equal(plain, ones)
+    assert history == same
+
+
+def test_recorded_and_streamed_steps_have_the_bits_of_eager_ones(monkeypatch):
+    found = [trained(TRIPLE, objective=ELBO(), epochs=4, engine=e) for e in ("eager", "recorded")]
+    monkeypatch.setattr(Batches, "_move", lambda self: False)
+    found.append(trained(TRIPLE, objective=ELBO(), epochs=4))
+    for loc, history in found[1:]:
+        assert torch.equal(loc, found[0][0])
+        assert history == found[0][1]
+
+
+def test_a_weight_of_zero_leaves_a_row_out():
+    rubbish = torch.where(HALVES == 0, HALVES, 1e4)
+    loc, _ = trained(HALVES[:, 0] == 0, data=rubbish, objective=ELBO())
+    torch.testing.assert_close(loc, torch.zeros(2))
+
+
+def test_a_run_with_weights_goes_on_with_its_own_alone(tmp_path):
+    whole, _ = trained(TRIPLE, epochs=4)
+    trained(TRIPLE, epochs=4, out=tmp_path / "run")
+    resumed, _ = trained(TRIPLE, epochs=4, out=tmp_path / "run", resume=True)
+    assert torch.equal(whole, resumed)
+    with pytest.raises(ValueError, match="data"):
+        trained(TRIPLE + 1, epochs=4, out=tmp_path / "run", resume=True)
+
+
+def test_replicas_take_the_weights_too():
+    vae = VAE.assemble((2,), (1,), likelihood=partial_of_normal, network=partial_of_network)
+    replicas = fit(copy.deepcopy(vae), HALVES, data_weights=TRIPLE, epochs=2, batch_size=20,
+                   objective=ELBO(), num_replicas=2, engine="recorded").replicas  # fmt: skip
+    alone = fit(vae, HALVES, data_weights=TRIPLE, epochs=2, batch_size=20, objective=ELBO())
+    for mine, its in zip(replicas[0].history, alone.history, strict=True):
+        assert mine["train_nats"] == pytest.approx(its["train_nats"], rel=1e-4)
+
+
+partial_of_network = functools.partial(MLP, hidden=(4,))
+partial_of_normal = functools.partial(Normal, scale=1.0)
+
+
+def test_weights_of_a_data_set_are_those_of_its_training_rows():
+    dataset = from_arrays(X)
+    with pytest.raises(ValueError, match=r"training rows.*shape \(20,\), expected \(16,\)"):
+        fit(*program(), dataset, data_weights=np.ones(20))
+
+
+def test_a_loss_of_pyros_says_that_it_is_no_bound():
+    with pytest.warns(UserWarning, match="validation_elbo_nats"):
+        trained(TRIPLE, objective=Trace_ELBO(), epochs=1)
+    with pytest.raises(ValueError, match="use IWAE or Renyi"):
+        trained(TRIPLE, objective=RenyiELBO(num_particles=2), epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:x.npz")
+def test_the_command_line_takes_weights_from_a_file_and_from_the_archive(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", x=HALVES.numpy(), mine=TRIPLE.numpy(), weights=np.ones(60))
+    np.save(tmp_path / "w.npy", TRIPLE.numpy())
+    given = []
+    monkeypatch.setattr(cli_runs, "fit", lambda *a, **k: given.append(k["data_weights"]) or 1 / 0)
+    for name in ("mine", str(tmp_path / "w.npy")):
+        out = str(tmp_path / "run")
+        words = ["--data", str(tmp_path / "x.npz"), "--data-weights", name, "--out", out]
+        with contextlib.suppress(ZeroDivisionError):
+            train(*words)
+    expected = from_arrays(HALVES, weights=TRIPLE).train.weights
+    assert [torch.equal(weights, expected) for weights in given] == [True, True]
+
+
+@pytest.mark.filterwarnings("ignore:x.npz")
+def test_the_command_line_says_which_weights_there_are_not(tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", x=HALVES.numpy(), short=np.ones(7))
+    for name, words in {"typo": "holds x, short", "short": r"\(7,\)", "no.npy": "no.npy"}.items():
+        assert train("--data", str(tmp_path / "x.npz"), "--data-weights", name) == 2
+        assert re.search(words, capsys.readouterr().err)

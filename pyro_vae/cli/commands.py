@@ -16,7 +16,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from pyro_vae import datasets
-from pyro_vae.cli import known_data, part_help, parts, pictures, runs, stored
+from pyro_vae.cli import data_weights, known_data, part_help, parts, pictures, runs, stored
 from pyro_vae.cli.compare import compare
 from pyro_vae.cli.costs import naming_options
 from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
@@ -151,6 +151,7 @@ def _parsed(
         settled = [*default_arguments(parser, arguments, data), *objective_wished(config)]
     config = parser.parse_args([*arguments, *settled]) if settled else config
     known_data.absolute(config)
+    data_weights.absolute(config)
     return config, data
 
 

@@ -183,6 +183,9 @@ def hide_what_is_long(parser: Parser) -> None:
 def _add_data(group: Any) -> None:
     add = group.add_argument
     add("--data", default="digits", help="a data set's name, a .npy or .npz file, or a folder")
+    add("--data-weights", type=str | None, metavar="FILE_OR_KEY",
+        help="what each row counts in training: a .npy file of one number per row, or the name of "
+        "an array in the .npz file of --data; its array 'weights' unless given")  # fmt: skip
     add("--data-root", default="data", help="where named data sets lie, or are downloaded to")
     add("--missing", type=missing_codes, metavar="NUMBERS",
         help="what stands for a missing value in a file, such as -9999 or -9999,-8888; NaN always "

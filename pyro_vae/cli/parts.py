@@ -71,7 +71,7 @@ _FUNCTIONS = (
     pyro_vae.components.networks.he,
     pyro_vae.components.networks.orthogonal,
 )
-_UNREAD = ("data", "data_root", "out", "device")
+_UNREAD = ("data", "data_root", "data_weights", "out", "device")
 _OF_DATA = (
     "Categorical", "CategoricalSequence", "Columns", "ContinuousBernoulli", "DiscretizedLogistic",
     "DiscretizedLogisticMixture", "Incomplete", "LogitNormal", "Multinomial",

@@ -21,6 +21,7 @@ from pyro_vae.budget import Budget
 from pyro_vae.cli import known_data
 from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
+from pyro_vae.cli.data_weights import training_weights
 from pyro_vae.cli.known_data import KnownData
 from pyro_vae.cli.observing import observed_support
 from pyro_vae.cli.programs import build_program
@@ -170,7 +171,8 @@ def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
     """Fit the run's program on its data, into the folder ``out``."""
     config = run.config
     return fit(
-        run.program, run.data, objective=instances.objective,
+        run.program, run.data, data_weights=training_weights(config, run.data),
+        objective=instances.objective,
         optim=_adam(config.lr), schedule=instances.schedule, observation=run.observation,
         epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
         patience=config.patience, engine=config.engine, precision=config.precision,

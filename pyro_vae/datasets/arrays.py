@@ -108,22 +108,34 @@ class Dataset:
         return digest.hexdigest()
 
 
-def as_dataset(data: Any, *, name: str = "array") -> Dataset:
+def as_dataset(data: Any, *, name: str = "array", weights: Any | None = None) -> Dataset:
     """What `fit` takes as a data set: one, or whatever `from_arrays` takes, of any shape as it is.
 
     A tuple is `(x,)`, `(x, labels)` or `(x, labels, weights)`.
+
+    Args:
+        data: rows, or a data set.
+        name: what messages call it.
+        weights: `(N,)`, what each row counts in training, in place of those that the data have;
+            of a data set, one for each of its training rows.
 
     Raises:
         ValueError: as `from_arrays` does.
     """
     if isinstance(data, Dataset):
-        return data
-    x, labels, weights = Fields(*data) if isinstance(data, tuple) and 0 < len(data) <= 3 else (
+        return data if weights is None else _weighted(data, weights)
+    x, labels, held = Fields(*data) if isinstance(data, tuple) and 0 < len(data) <= 3 else (
         Fields(data)
     )  # fmt: skip
+    weights = held if weights is None else weights
     found = from_arrays(x, labels, weights=weights, name=name, axes=as_given)
     _warn_of_renumbered(found)
     return found
+
+
+def _weighted(data: Dataset, weights: Any) -> Dataset:
+    checked = checked_weights(weights, len(data.train), f"{data.name} (its training rows)")
+    return replace(data, train=replace(data.train, weights=checked))
 
 
 def _warn_of_renumbered(data: Dataset) -> None:

@@ -278,6 +278,7 @@ class Batches:
         device: where batches are wanted.
         memory_budget: bytes of stored rows up to which they are kept on the device; 2 GiB.
         with_labels: yield `(x, labels)` rather than `(x,)`.
+        with_weights: yield the rows' weights after these.
 
     Attributes:
         joins_single: whether a last batch of a single row joins the one before it, for programs
@@ -299,6 +300,7 @@ class Batches:
         device: torch.device | str,
         memory_budget: int = 2 * 2**30,
         with_labels: bool = False,
+        with_weights: bool = False,
     ) -> None:
         if not 1 <= batch_size <= len(data):
             raise ValueError(
@@ -320,9 +322,8 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._device = torch.device(device)
-        self._tensors = (
-            [data.x, data.labels] if with_labels and data.labels is not None else [data.x]
-        )
+        beside = [data.labels if with_labels else None, data.weights if with_weights else None]
+        self._tensors = [data.x, *(tensor for tensor in beside if tensor is not None)]
         self.joins_single = False
         self.resident = data.x.nbytes <= memory_budget and self._move()
 
@@ -353,7 +354,7 @@ class Batches:
         return self._observation
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Batches `start`, `start + 1`, ... of an epoch: `(x,)` or `(x, labels)`, x observed.
+        """Batches `start`, `start + 1`, ... of an epoch: `(x,)` or `(x, labels, ...)`, x observed.
 
         Batches before `start` cost nothing and draw nothing: given the global generator's state at
         that point, the rest of the epoch is what it would have been.
@@ -382,8 +383,8 @@ class Batches:
         """Turn what `draws` gives into a batch: gather the rows and observe them."""
         if self.resident:
             draw = tuple(tensor.index_select(0, draw[0]) for tensor in self._tensors)
-        x, *labels = draw
-        return (self._observation(x), *labels)
+        x, *beside = draw
+        return (self._observation(x), *beside)
 
     def _sizes(self, num_rows: int) -> list[int]:
         """Return how many of the last rows of an epoch each batch takes."""

@@ -9,20 +9,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vae.datasets import Data, Dataset
-from pyro_vae.inference.objectives import Objective
+from pyro_vae.engine.warning import warn
+from pyro_vae.inference.objectives import AnalyticELBO, Objective
 from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.refusals import check_objective
+from pyro_vae.inference.terms import site_terms
 
 __all__ = [
     "BATCH_SIZE",
     "arguments",
     "check_labels",
+    "check_weights",
     "default_objective",
     "fitted_objective",
+    "is_weighted",
     "resolve_device",
     "takes_labels",
     "with_channel",
@@ -36,19 +42,21 @@ def default_objective(program: Program, layout: Layout, *args: Tensor) -> ELBO:
 
     Both have the same expectation; without the noise of a sampled KL, training is faster. With
     several latents the closed form holds under conditions that a run cannot show, so it is left.
+    Where handlers weigh data or sites, ``AnalyticELBO``: what Pyro's report is then no bound.
 
     Args:
         program: The model and the guide.
         layout: What ``program.check`` found.
         args: A batch.
     """
+    if is_weighted(program, layout, *args):
+        return AnalyticELBO()
     if len(layout.latents) > 1:
         return Trace_ELBO()
     with program.evaluating(seed=0):
         sites = [t.nodes[layout.latents[0]] for t in program.traces(*(arg[:3] for arg in args))]
     model_site, guide_site = sites
-    alike = all(model_site[key] == guide_site[key] for key in ("scale", "mask"))
-    if not (alike and guide_site["fn"].has_rsample):
+    if not (model_site["mask"] is guide_site["mask"] and guide_site["fn"].has_rsample):
         return Trace_ELBO()
     try:
         torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
@@ -71,6 +79,42 @@ def with_channel(program: Program, data: Dataset) -> Dataset:
         replace(part, x=part.x.unsqueeze(1)) for part in (data.train, data.validation, data.test)
     )
     return replace(data, train=train, validation=validation, test=test)
+
+
+def is_weighted(program: Program, layout: Layout, *args: Tensor) -> bool:
+    """Whether handlers weigh some data or sites: Pyro's losses are then no bounds.
+
+    Args:
+        program: The model and the guide.
+        layout: What ``program.check`` found.
+        args: A batch.
+    """
+    with program.evaluating(seed=0), pyro.validation_enabled(False):
+        terms = site_terms(program, layout, *(arg[:3] for arg in args))
+    weights = [terms.weight, *terms.scale_p.values(), *terms.scale_q.values()]
+    return any(bool((torch.as_tensor(weight) != 1).any()) for weight in weights)
+
+
+def check_weights(objective: ELBO, program: Program, layout: Layout, *args: Tensor) -> None:
+    """Say where a loss of Pyro's is no bound, since handlers or the data's weights are in it.
+
+    Args:
+        objective: What is followed.
+        program: The model and the guide, with all that weighs them.
+        layout: What ``program.check`` found.
+        args: A batch.
+
+    Raises:
+        ValueError: If it cannot be followed where there are weights.
+    """
+    if isinstance(objective, Objective) or not is_weighted(program, layout, *args):
+        return
+    check_objective(objective, program, layout, *args)
+    warn(
+        f"{type(objective).__name__} counts what handlers or the data's weights weigh in its loss: "
+        "train_nats is no bound, validation_elbo_nats is; pyro_vae's ELBO() reports the bound of "
+        "both"
+    )
 
 
 def takes_labels(model: Callable[..., Any]) -> bool:

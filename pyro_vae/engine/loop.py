@@ -86,6 +86,7 @@ def fit(
     guide: Any,
     data: Any = None,
     *,
+    data_weights: Any = None,
     objective: ELBO | None = None,
     optim: Optim = adam,
     schedule: Callable[[float], float] | None = None,
@@ -126,6 +127,9 @@ def fit(
         data: A ``Dataset``, or what ``datasets.from_arrays`` takes: an array, a pair of array and
             labels, a data set of torch... Rows of any shape stay as they are; images ``(N, H, W)``
             have one channel to a program whose families do.
+        data_weights: What each row counts in training, ``[N]`` numbers of 0 or more; of a
+            ``Dataset`` one for each training row. What is measured on validation and test rows is
+            an unweighted mean, and so is the bound that an objective of ours reports.
         objective: Any Pyro ELBO; unless given ``Trace_ELBO()``, or ``TraceMeanField_ELBO()``,
             which has the same expectation, where the KL of the one latent has a closed form.
         optim: Builds a torch optimiser from parameters; Adam at 1e-3 unless given.
@@ -172,7 +176,7 @@ def fit(
     if log_tensorboard and out is None:
         raise ValueError("log_tensorboard=True needs out=..., the folder to write them to")
     (first, *_) = alike = replicated(program, None, 1)
-    dataset = with_channel(Program(first.model, first.guide), as_dataset(data))
+    dataset = with_channel(Program(first.model, first.guide), as_dataset(data, weights=data_weights))
     batch_size = batch_size or min(BATCH_SIZE, len(dataset.train))
     device = resolve_device(device)
     observation = observation or AsFloat()

@@ -34,6 +34,7 @@ from pyro_vae.engine.data import (
 from pyro_vae.engine.defaults import (
     arguments,
     check_labels,
+    check_weights,
     default_objective,
     fitted_objective,
     takes_labels,
@@ -54,6 +55,7 @@ from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
 from pyro_vae.inference.support import Part, check_support, observes_arguments
 from pyro_vae.inference.terms import site_terms
+from pyro_vae.inference.weights import weighted
 
 __all__ = [
     "Progress",
@@ -115,14 +117,19 @@ class Training:
         self.turns = turns
         self._built = program_settings(program)
         self._meet_data(data, observation, batch_size)
-        objective = objective or default_objective(program, self.layout, *self.validation)
+        followed = self._weighted(program, data.train)
+        batch = self._observed_rows(data.train, observation, slice(3))
+        if data.train.weights is not None:  # the first weights may be 1 by chance
+            batch = (*batch, torch.full((len(batch[0]),), 2.0, device=self.device))
+        objective = objective or default_objective(followed, self.layout, *batch)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
+        check_weights(objective, followed, self.layout, *batch)
         settle_single_rows(
             self.batches, program, objective, batch_size,
             *self._observed_rows(data.train, observation, slice(3)),
         )  # fmt: skip
         self.svi = SVI(
-            program.model, program.guide, optim, objective,
+            followed.model, followed.guide, optim, objective,
             clip_norm=clip_norm and clip_norm * (self.layout.full_size or batch_size),
             engine=engine, prepare=self.batches, guarded=True,
             num_steps=epochs * self.batches.num_batches,
@@ -163,7 +170,7 @@ class Training:
         check_labels(self.with_labels, data, self.program.model)
         self.batches = Batches(
             data.train, observation, batch_size=batch_size, seed=self.seed, device=self.device,
-            with_labels=self.with_labels,
+            with_labels=self.with_labels, with_weights=data.train.weights is not None,
         )  # fmt: skip
         seed = OBSERVATION_SEED + 1
         observed = observe_once(data.validation, observation, seed=seed, device=self.device)
@@ -247,9 +254,23 @@ class Training:
         observed = observe_once(train[rows], observation, seed=self.seed, device=self.device)
         return arguments(observed, self.with_labels)
 
+    def _weighted(self, program: Program, train: Data) -> Program:
+        """Return what is trained: the program, or with the weights of its data as an argument."""
+        if train.weights is None:
+            return program
+        return Program(weighted(program.model), weighted(program.guide))
+
+    def _rows_to_train(
+        self, train: Data, observation: Observation, rows: slice
+    ) -> tuple[Tensor, ...]:
+        """Return what ``_weighted`` is called with."""
+        weights = [] if train.weights is None else [train.weights[rows].to(self.device)]
+        return (*self._observed_rows(train, observation, rows), *weights)
+
     def _find_parameters(self, train: Data, observation: Observation) -> None:
         """Run once, under validation and aside from the random state, to meet all parameters."""
         batch = self._observed_rows(train, observation, slice(3))
+        met = self._rows_to_train(train, observation, slice(3))
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])
         with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):
@@ -257,7 +278,7 @@ class Training:
                 lambda: self.svi.parameters,
                 lambda: self.svi.optimizer,
                 lambda count: self.svi.meet_parameters(
-                    *(rows[torch.arange(count, device=rows.device) % len(rows)] for rows in batch)
+                    *(rows[torch.arange(count, device=rows.device) % len(rows)] for rows in met)
                 ),
                 self.batches.batch_size,
             )
@@ -316,7 +337,7 @@ class Training:
         state = self.progress
         failed = self.first_step + int(self.svi.num_made.item())
         epoch, position = divmod(failed, self.batches.num_batches)
-        batch = next(self.batches.epoch(epoch, start=position))
+        batch = next(self.batches.epoch(epoch, start=position))[: len(self.validation)]
         state.step, state.epoch, state.position = failed, epoch, position
         raise TrainingError(self._explain(batch, -self.train_nats.compute()))
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.objectives import (
     Objective,
-    data_scale,
+    data_weight,
     log_mean_exp,
     unreparameterised,
     weighed,
@@ -65,7 +65,7 @@ class Renyi(Objective):
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
         log_p, log_q = weighed(terms)
-        return data_scale(terms) * _power_mean(log_p - log_q, self.alpha)
+        return data_weight(terms) * _power_mean(log_p - log_q, self.alpha)
 
 
 class MIWAE(Objective):
@@ -104,7 +104,7 @@ class MIWAE(Objective):
         """Return what is differentiated for each datum, ``[B]``."""
         log_p, log_q = weighed(terms)
         groups = _in_groups(log_p - log_q, self.num_groups)
-        return data_scale(terms) * log_mean_exp(groups).mean(0)
+        return data_weight(terms) * log_mean_exp(groups).mean(0)
 
 
 class CIWAE(Objective):
@@ -142,7 +142,7 @@ class CIWAE(Objective):
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
         log_p, log_q = weighed(terms)
-        return data_scale(terms) * self._combined(log_p - log_q)
+        return data_weight(terms) * self._combined(log_p - log_q)
 
     def _combined(self, log_w: Tensor) -> Tensor:
         return self.beta * log_w.mean(0) + (1 - self.beta) * log_mean_exp(log_w)
@@ -193,7 +193,7 @@ class PIWAE(Objective):
         ways = of_model * log_p + of_guide.reshape(of_model.shape) * (
             through_samples(terms, log_w) - log_q
         )
-        return data_scale(terms) * ways.sum(0)
+        return data_weight(terms) * ways.sum(0)
 
 
 class DReG(Objective):
@@ -247,7 +247,7 @@ class DReG(Objective):
         weights = ((1 - self.alpha) * log_w.detach()).softmax(0)
         of_guide = self.alpha * weights + (1 - self.alpha) * weights**2
         ways = weights * log_p + of_guide * through_samples(terms, log_w)
-        return data_scale(terms) * ways.sum(0)
+        return data_weight(terms) * ways.sum(0)
 
 
 class InChunks(Objective):
@@ -314,7 +314,8 @@ class InChunks(Objective):
 def reweighed(objective: Objective, terms: SiteTerms) -> str | None:
     """Say which latent's log q a handler weighs: the score then is not that of the samples."""
     for name, scale in terms.scale_q.items():
-        weight = float(scale) / float(data_scale(terms))
+        weights = torch.as_tensor(scale).flatten()
+        weight = float(weights[(weights - 1).abs().argmax()])
         if abs(weight - 1) > 1e-6:
             return (
                 f"{type(objective).__name__} takes log q as it is, but a handler weighs that of "

@@ -51,7 +51,7 @@ class Objective(PyroELBO):
         raise NotImplementedError
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
-        """Return what is differentiated for each datum, ``[B]``, with all scales applied."""
+        """Return what is differentiated for each datum, ``[B]``, with all weights applied."""
         raise NotImplementedError
 
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
@@ -142,7 +142,7 @@ class ELBO(Objective):
             # What scores is a factor of the bound, not a term of it: the scale is in the weight.
             weight = (sum(log_p) - sum(log_q.values())).detach()
             total = total + weight * sum(scored)
-        return total.mean(0)
+        return data_weight(terms) * total.mean(0)
 
 
 class IWAE(Objective):
@@ -174,7 +174,7 @@ class IWAE(Objective):
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
         log_p, log_q = weighed(terms)
-        return data_scale(terms) * log_mean_exp(log_p - log_q)
+        return data_weight(terms) * log_mean_exp(log_p - log_q)
 
 
 def unreparameterised(objective: Objective, terms: SiteTerms) -> str | None:
@@ -189,20 +189,24 @@ def unreparameterised(objective: Objective, terms: SiteTerms) -> str | None:
     return None
 
 
-def data_scale(terms: SiteTerms) -> Any:
-    """Return how many data each datum of the batch stands for: the scale of the observed sites."""
-    return next(scale for name, scale in terms.scale_p.items() if name not in terms.log_q)
+def data_scale(terms: SiteTerms) -> float:
+    """Return how many data each datum of the batch stands for, as its plate says."""
+    return terms.num_data
+
+
+def data_weight(terms: SiteTerms) -> Any:
+    """Return what each datum counts in what is followed, a number or ``[B]``."""
+    return terms.num_data * terms.weight
 
 
 def weighed(terms: SiteTerms) -> tuple[Tensor, Tensor]:
     """Return log p(x, z) and log q(z | x) as handlers weigh the sites, ``[S, B]``.
 
-    A subsampled plate's scale counts data, so it is left out here: weights of particles are of one
-    datum. What is made of them is multiplied with ``data_scale``.
+    Weights of particles are of one datum, so that of the datum is left out here. What is made of
+    them is multiplied with ``data_weight``.
     """
-    scale = data_scale(terms)
-    log_p = sum(terms.scale_p[name] / scale * log_p for name, log_p in terms.log_p.items())
-    log_q = sum(terms.scale_q[name] / scale * log_q for name, log_q in terms.log_q.items())
+    log_p = sum(terms.scale_p[name] * log_p for name, log_p in terms.log_p.items())
+    log_q = sum(terms.scale_q[name] * log_q for name, log_q in terms.log_q.items())
     return torch.as_tensor(log_p), torch.as_tensor(log_q)
 
 
@@ -240,7 +244,7 @@ class AnalyticELBO(Objective):
         if scored:
             # A factor of log q, not a term of the bound: no scale belongs to it.
             total = total + total.detach() * sum(scored)
-        return total.mean(0)
+        return data_weight(terms) * total.mean(0)
 
 
 def _scaled_kl(terms: SiteTerms, name: str) -> Tensor:

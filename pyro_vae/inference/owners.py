@@ -21,7 +21,7 @@ import torch
 from pyro.poutine.messenger import _context_wrap
 from torch import Tensor, nn
 
-__all__ = ["Owner", "Start", "called", "fits", "root_of", "running"]
+__all__ = ["Owner", "Start", "bare", "called", "fits", "root_of", "running"]
 
 _MAX_FUNCTIONS = 500
 _MACHINERY = frozenset({"torch", "pyro", "contextlib", "functools"})
@@ -33,12 +33,13 @@ def root_of(function: Any) -> Any:
 
     That of a method is its object: a model and a guide that are methods of one declare alike.
     """
-    bare = _bare(function)
-    held = getattr(bare, "__self__", None)
-    return bare if held is None else held
+    found = bare(function)
+    held = getattr(found, "__self__", None)
+    return found if held is None else held
 
 
-def _bare(function: Any) -> Any:
+def bare(function: Any) -> Any:
+    """Return a function, or a method of an object, without its wrappings."""
     while True:
         if isinstance(function, functools.partial):
             function = called(function)
@@ -195,9 +196,7 @@ class Start:
 
 
 def _codes_of(function: Any, root: Any) -> Iterator[CodeType]:
-    bodies = [
-        root if isinstance(root, FunctionType) else getattr(_bare(function), "__func__", None)
-    ]
+    bodies = [root if isinstance(root, FunctionType) else getattr(bare(function), "__func__", None)]
     if bodies == [None]:
         bodies = [getattr(type(root), name, None) for name in ("forward", "__call__")]
     for body in bodies:

@@ -6,7 +6,6 @@ one row per datum, at least one site in it is observed, and the guide has every 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import shown
 from pyro_vae.inference.explaining import ProgramError, cause_of, is_machinery, place, reason_of
-from pyro_vae.inference.owners import Owner, Start, called, root_of
+from pyro_vae.inference.owners import Owner, Start, bare, root_of
 from pyro_vae.inference.parameters import OwnNames, prepare_local_parameters, unchanged_parameters
 
 __all__ = ["Layout", "Program", "ProgramError", "is_invertible"]
@@ -289,8 +288,7 @@ def _modules(function: Any) -> Iterator[nn.Module]:
 
 
 def _closure_modules(function: Any) -> Iterator[nn.Module]:
-    while isinstance(function, functools.partial):
-        function = called(function)
+    function = bare(function)
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         for value in [*variables.nonlocals.values(), *variables.globals.values()]:

@@ -169,16 +169,28 @@ def _first_reason(
 
 
 def _uneven_weights(terms: SiteTerms) -> str | None:
+    of_model = list(terms.scale_p.values())
+    as_one = all(_alike(weight, of_model[0]) for weight in of_model)
+    if as_one and all(_alike(weight, 1.0) for weight in terms.scale_q.values()):
+        return None  # the model as a whole: its density to a power
     for name, scale_q in terms.scale_q.items():
-        if name not in terms.scale_p:
-            continue
-        in_model, in_guide = float(terms.scale_p[name]), float(scale_q)
-        if not torch.isclose(torch.tensor(in_model), torch.tensor(in_guide)):
+        scale_p = terms.scale_p.get(name, scale_q)
+        if not _alike(scale_p, scale_q):
             return (
-                f"site {name!r} weighs {in_model:g} in the model and {in_guide:g} in the guide, so "
-                "that no KL is weighed: apply the same KLWeight (or poutine.scale) to both"
+                f"site {name!r} weighs {_mean(scale_p):g} in the model and {_mean(scale_q):g} in "
+                "the guide, so that no KL is weighed: apply the same KLWeight (or poutine.scale) "
+                "to both"
             )
     return None
+
+
+def _alike(weight: Any, other: Any) -> bool:
+    one, two = (torch.as_tensor(w, dtype=torch.float64).cpu() for w in (weight, other))
+    return bool(torch.isclose(one, two, rtol=1e-5).all())
+
+
+def _mean(weight: Any) -> float:
+    return float(torch.as_tensor(weight, dtype=torch.float64).mean())
 
 
 def _enumerated(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
@@ -223,8 +235,8 @@ def _no_bound(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | Non
 
 def _scaled_weights(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
     for name, site in [*_latent_sites(model_trace), *_observed_sites(model_trace)]:
-        scale = float(site["scale"])
-        if scale != 1:
+        scale = _mean(site["scale"])
+        if not _alike(site["scale"], 1.0):
             return (
                 f"RenyiELBO takes the power {scale:.4g} of the importance weights, since site "
                 f"{name!r} is scaled (by a subsampled plate or a handler): the result is no bound; "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.inference.objectives import Objective, data_scale
+from pyro_vae.inference.objectives import Objective, data_weight
 from pyro_vae.inference.schedules import Moving, check_weight, current
 from pyro_vae.inference.terms import SiteTerms
 
@@ -41,10 +41,9 @@ class Regularized(Objective):
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
-        scale = data_scale(terms)
         observed = [name for name in terms.log_p if name not in terms.log_q]
-        log_p = sum(terms.scale_p[name] / scale * terms.log_p[name] for name in observed)
-        return scale * (log_p.mean(0) - self.penalty(terms))
+        log_p = sum(terms.scale_p[name] * terms.log_p[name] for name in observed)
+        return data_weight(terms) * (log_p.mean(0) - self.penalty(terms))
 
     def penalty(self, terms: SiteTerms) -> Tensor:
         """Return what is taken from log p(x | z) for each datum in nats, ``[B]``."""
@@ -129,7 +128,7 @@ class Capacity(Regularized):
 
     def penalty(self, terms: SiteTerms) -> Tensor:
         """Return the distance from the capacity in nats, the same for each datum, ``[B]``."""
-        kl = weighted_kl(terms).mean()
+        kl = over_data(terms, weighted_kl(terms))
         penalty = current(self.gamma) * (kl - current(self.capacity)).abs()
         return penalty.expand(terms.log_w.shape[1])
 
@@ -216,7 +215,7 @@ class FreeBits(Regularized):
         """Return the KL above the threshold, the same for each datum in nats, ``[B]``."""
         total = torch.zeros(())
         for name in terms.log_q:
-            kl = self.split(terms, name).mean((0, 1))
+            kl = over_data(terms, self.split(terms, name))
             least = torch.as_tensor(current(self.nats)).to(kl)
             total = total + weight_of(terms, name) * torch.where(kl > least, kl, least).sum()
         return total.expand(terms.log_w.shape[1])
@@ -236,7 +235,15 @@ class FreeBits(Regularized):
 
 def weight_of(terms: SiteTerms, name: str) -> Any:
     """Return what handlers weigh a site's KL with, besides the scale of the data."""
-    return terms.scale_q[name] / data_scale(terms)
+    return terms.scale_q[name]
+
+
+def over_data(terms: SiteTerms, values: Tensor) -> Tensor:
+    """Return the mean of ``[S, B, ...]`` over particles and data, which count their weight."""
+    if not isinstance(terms.weight, Tensor) or terms.weight.dim() == 0:
+        return values.mean((0, 1))
+    weights = terms.weight.reshape(-1, *[1] * (values.dim() - 2))
+    return (weights * values).sum((0, 1)) / (len(values) * terms.weight.sum().clamp(min=1e-30))
 
 
 def weighted_kl(terms: SiteTerms) -> Tensor:

@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyro_vae.inference.objectives import Objective, data_scale, log_mean_exp, weighed
+from pyro_vae.inference.objectives import Objective, data_weight, log_mean_exp, weighed
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import SiteTerms
 
@@ -88,7 +88,7 @@ class VIMCO(Objective):
         log_w = _weighed(terms)
         bound = log_mean_exp(log_w)
         signal = (bound - _bound_without_each(log_w)).detach()
-        return data_scale(terms) * (bound + (signal * _score(terms)).sum(0))
+        return data_weight(terms) * (bound + (signal * _score(terms)).sum(0))
 
 
 class Baseline(nn.Module):
@@ -192,7 +192,7 @@ class NVIL(Objective):
         # The gradient of this square is the signal times that of C, as in the paper.
         square = (0.5 * error * signal).mean(0)
         baseline.observe(residual.detach())
-        return _elbo_surrogate(terms, signal.detach()) - data_scale(terms) * square
+        return _elbo_surrogate(terms, signal.detach()) - data_weight(terms) * square
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def _elbo_surrogate(terms: SiteTerms, signal: Tensor) -> Tensor:
     log_p = sum(terms.scale_p[name] * log_p for name, log_p in terms.log_p.items())
     log_q = [terms.scale_q[n] * q for n, q in terms.log_q.items() if terms.pathwise[n]]
     total = log_p - sum(log_q, torch.zeros(()))
-    return (total + data_scale(terms) * signal * _score(terms)).mean(0)
+    return data_weight(terms) * (total + signal * _score(terms)).mean(0)
 
 
 def _mean_of_others(log_w: Tensor) -> Tensor:

@@ -22,21 +22,26 @@ from pyro_vae.inference.program import (
     _latent_sites,
     _observed_sites,
 )
+from pyro_vae.inference.weights import Weighing, num_stood_for, site_weights
 
 __all__ = ["SiteTerms", "log_densities", "site_terms"]
 
 
 @dataclass(frozen=True)
 class SiteTerms:
-    """Log-densities in nats by site, each ``[S, B]`` (particles, data), never scaled.
+    """Log-densities in nats by site, each ``[S, B]`` (particles, data), without handlers' weights.
+
+    Plates inside a datum are summed over; one that is subsampled stands for all of its elements.
 
     Attributes:
         log_p: Of every site of the model.
         log_q: Of every latent site of the guide.
         values: The latents, ``[S, B, *event_shape]``; ``[S, B, K, *event_shape]`` for a site in a
             plate of K inside the datum.
-        scale_p: What handlers and subsampling plates would multiply each ``log_p`` with.
+        scale_p: What handlers multiply each ``log_p`` with, ``weight`` aside; a number or ``[B]``.
         scale_q: Likewise for each ``log_q``.
+        weight: What handlers multiply the bound of each datum with; a number or ``[B]``.
+        num_data: How many data each datum of a subsampled plate stands for.
         pathwise: Of each latent site, whether samples carry gradients.
         latents: The distributions at each latent site; one entry per run of the program.
     """
@@ -46,6 +51,8 @@ class SiteTerms:
     values: dict[str, Tensor]
     scale_p: dict[str, Any] = field(default_factory=dict)
     scale_q: dict[str, Any] = field(default_factory=dict)
+    weight: Any = 1.0
+    num_data: float = 1.0
     pathwise: dict[str, bool] = field(default_factory=dict)
     latents: dict[str, tuple[LatentSite, ...]] = field(default_factory=dict)
 
@@ -126,6 +133,8 @@ class LatentSite:
         if kl is None:
             return None
         kl = kl if mask is None or mask is True else torch.where(torch.as_tensor(mask), kl, 0.0)
+        _, num_elements = num_stood_for(self.guide)
+        kl = kl if num_elements == 1 else kl * num_elements
         return _per_datum(kl, self.shape, self.nesting)
 
     def unit_kl(self) -> Tensor | None:
@@ -246,9 +255,10 @@ def _table(
     program: Program, layout: Layout, args: tuple[Any, ...], num_particles: int | None
 ) -> SiteTerms:
     nesting = layout.max_plate_nesting
-    model_trace, guide_trace = program.traces(
-        *args, num_particles=num_particles, max_plate_nesting=nesting
-    )
+    with Weighing():
+        model_trace, guide_trace = program.traces(
+            *args, num_particles=num_particles, max_plate_nesting=nesting
+        )
     for name, site in _latent_sites(guide_trace):
         _check_density(name, site["fn"])
     shape = (num_particles or 1, len(args[0]))
@@ -259,12 +269,16 @@ def _table(
         for name, site in _latent_sites(guide_trace)
     }
     values = {name: site.value() for name, site in latents.items()}
+    sites = {name: model_trace.nodes[name] for name in log_p}
+    weights = site_weights(sites, {n: guide_trace.nodes[n] for n in log_q}, len(args[0]))
     return SiteTerms(
         log_p,
         log_q,
         values,
-        scale_p={name: model_trace.nodes[name]["scale"] for name in log_p},
-        scale_q={name: guide_trace.nodes[name]["scale"] for name in log_q},
+        scale_p=weights.of_model,
+        scale_q=weights.of_guide,
+        weight=weights.of_data,
+        num_data=num_stood_for(next(iter(sites.values())))[0],
         pathwise={name: guide_trace.nodes[name]["fn"].has_rsample for name in log_q},
         latents={name: (site,) for name, site in latents.items()},
     )
@@ -282,7 +296,7 @@ def _check_density(name: str, fn: Any) -> None:
 
 
 def log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[str, Tensor]:
-    """Return the log-density of every site of a run, latents first, ``[S, B]``, never scaled.
+    """Return the log-density of every site of a run, latents first, ``[S, B]``, not weighed.
 
     Args:
         trace: Of a model or a guide.
@@ -295,6 +309,9 @@ def log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[st
 
 def _log_density(site: Any) -> Tensor:
     log_density = site["fn"].log_prob(site["value"])
+    _, num_elements = num_stood_for(site)
+    if num_elements != 1:
+        log_density = log_density * num_elements
     mask = site["mask"]
     if mask is None or mask is True:
         return log_density

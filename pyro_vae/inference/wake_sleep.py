@@ -19,7 +19,7 @@ from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.importance import reweighed
 from pyro_vae.inference.objectives import (
     Objective,
-    data_scale,
+    data_weight,
     log_mean_exp,
     unreparameterised,
     weighed,
@@ -86,7 +86,7 @@ class RWS(Objective):
         total = (weights * (log_p + self.insomnia * _log_q(terms))).sum(0)
         if isinstance(terms, _Dreamt):
             total = total + (1 - self.insomnia) * terms.log_q_dreamt
-        return data_scale(terms) * total
+        return data_weight(terms) * total
 
 
 class RWSDReG(Objective):
@@ -136,7 +136,7 @@ class RWSDReG(Objective):
         log_w = log_p - log_q
         weights = log_w.detach().softmax(0)
         ways = weights * log_p + (weights - weights**2) * through_samples(terms, log_w)
-        return data_scale(terms) * ways.sum(0)
+        return data_weight(terms) * ways.sum(0)
 
 
 class TVO(Objective):
@@ -193,7 +193,7 @@ class TVO(Objective):
         log_p, log_q = weighed(terms)
         log_w = log_p - log_q
         parts = [(end - beta) * _ascent(beta, log_w, _log_q(terms)) for beta, end in self.steps]
-        return data_scale(terms) * torch.stack(parts).sum(0)
+        return data_weight(terms) * torch.stack(parts).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True)
