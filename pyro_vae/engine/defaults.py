@@ -25,7 +25,7 @@ __all__ = [
     "BATCH_SIZE",
     "arguments",
     "check_labels",
-    "check_weights",
+    "check_reported",
     "default_objective",
     "fitted_objective",
     "is_weighted",
@@ -95,7 +95,7 @@ def is_weighted(program: Program, layout: Layout, *args: Tensor) -> bool:
     return any(bool((torch.as_tensor(weight) != 1).any()) for weight in weights)
 
 
-def check_weights(objective: ELBO, program: Program, layout: Layout, *args: Tensor) -> None:
+def check_reported(objective: ELBO, program: Program, layout: Layout, *args: Tensor) -> None:
     """Say where a loss of Pyro's is no bound, since handlers or the data's weights are in it.
 
     Args:

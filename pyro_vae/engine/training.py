@@ -34,7 +34,7 @@ from pyro_vae.engine.data import (
 from pyro_vae.engine.defaults import (
     arguments,
     check_labels,
-    check_weights,
+    check_reported,
     default_objective,
     fitted_objective,
     takes_labels,
@@ -123,7 +123,7 @@ class Training:
             batch = (*batch, torch.full((len(batch[0]),), 2.0, device=self.device))
         objective = objective or default_objective(followed, self.layout, *batch)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
-        check_weights(objective, followed, self.layout, *batch)
+        check_reported(objective, followed, self.layout, *batch)
         settle_single_rows(
             self.batches, program, objective, batch_size,
             *self._observed_rows(data.train, observation, slice(3)),
