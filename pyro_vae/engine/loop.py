@@ -176,7 +176,9 @@ def fit(
     if log_tensorboard and out is None:
         raise ValueError("log_tensorboard=True needs out=..., the folder to write them to")
     (first, *_) = alike = replicated(program, None, 1)
-    dataset = with_channel(Program(first.model, first.guide), as_dataset(data, weights=data_weights))
+    dataset = with_channel(
+        Program(first.model, first.guide), as_dataset(data, weights=data_weights)
+    )
     batch_size = batch_size or min(BATCH_SIZE, len(dataset.train))
     device = resolve_device(device)
     observation = observation or AsFloat()
