@@ -14,6 +14,7 @@ from pyro_vae.evaluation import (
     decode,
     interpolate,
     manifold,
+    observed,
     prior_samples,
     reconstruct,
     traverse,
@@ -340,3 +341,32 @@ def heavy(x):
 def test_temperatures_that_mean_nothing_are_refused(function, temperature, message, x):
     with pytest.raises(ValueError, match=message):
         prior_samples(function, x, 3, temperature=temperature)
+
+
+def test_every_observed_site_is_generated_by_name():
+    def both(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = z @ WEIGHT + BIAS
+            pyro.sample("first", dist.Normal(loc[..., :1], 0.1).to_event(1), obs=x[:, :1])
+            pyro.sample("sign", dist.Bernoulli(logits=loc[..., 1]), obs=(x[:, 1] > 0).float())
+
+    x = torch.randn(5, 3)
+    z = torch.randn(7, 2)
+    found = decode(both, {"z": z}, x)
+    torch.testing.assert_close(found["first"], mean_at(z)[:, :1])
+    torch.testing.assert_close(found["sign"], mean_at(z)[:, 1].sigmoid())
+    rows = {
+        (5,): (reconstruct(both, guide, x), observed(both, guide, x)),
+        (6,): (prior_samples(both, x, 6), prior_samples(both, x, 6, stochastic=True)),
+        (2, 4): (interpolate(both, guide, x[:2], x[2:4], num_steps=4),),
+        (2, 3): (traverse(both, guide, x, num_steps=3),),
+        (4, 4): (manifold(both, x, num_steps=4),),
+    }
+    for shape, parts in rows.items():
+        for part in parts:
+            assert {name: value.shape for name, value in part.items()} == {
+                "first": (*shape, 1),
+                "sign": shape,
+            }
+    assert torch.equal(observed(both, guide, x)["sign"], (x[:, 1] > 0).float())
