@@ -11,12 +11,18 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import shutil
+import stat
 from pathlib import Path
 
 __all__ = [
+    "append",
+    "as_word",
+    "expanded",
     "explained",
     "is_alive",
+    "own_folder",
     "reason",
     "remove",
     "replace_file",
@@ -51,6 +57,51 @@ def replace_file(path: Path, data: bytes) -> None:
     except BaseException:
         remove(temporary)
         raise
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder inside one of ours, or take the one there; never through a link.
+
+    Raises:
+        OSError: it is a link, which may lead anywhere, or cannot be made.
+    """
+    if path.is_symlink():
+        raise OSError(
+            errno.ELOOP,
+            f"{show(path)} is a link, and nothing is written or deleted through one: remove it",
+        )
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file of ours; never through a link, nor to a file that has another name, too.
+
+    Raises:
+        OSError: it is a link, or the disk is full or read-only.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise OSError(errno.ELOOP, "it is a link or no regular file: remove it")
+        file.write(data)
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with a leading ``~`` replaced, as a shell would where it sees one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # of nobody here
+        return Path(path)
+
+
+def as_word(path: Path) -> str:
+    """Return a path as a word of a command line, which is no option and needs no more quoting."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith(("-", "~")) else text)
 
 
 def temporary_for(path: Path) -> Path:

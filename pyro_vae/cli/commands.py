@@ -28,13 +28,14 @@ from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.sampling import check_suffix, write
 from pyro_vae.cli.settled import default_arguments
 from pyro_vae.cli.wishes import objective_wished
+from pyro_vae.cli.words import option_values, taken_option
 from pyro_vae.components.automatic import distribution_names
-from pyro_vae.engine import checkpoint
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.loop import Fit
-from pyro_vae.engine.run_folder import create_run_folder, unused_folder
+from pyro_vae.engine.run_folder import held, new_run_folder, unused_folder
 from pyro_vae.evaluation import report, samples
-from pyro_vae.files import remove, replace_file, show
+from pyro_vae.files import as_word, expanded, own_folder, replace_file, show
+from pyro_vae.signals import Interrupted
 
 __all__ = ["compare", "evaluate", "list_parts", "plot", "sample", "train"]
 
@@ -47,27 +48,32 @@ def train(arguments: list[str]) -> int:
         print(part_help.told(*about, arguments))
         return 0
     arguments, modules = parts.with_loaded_files(with_lists(arguments))
-    arguments, resumed = _taken_option(arguments, "--resume")
+    arguments, resumed = taken_option(arguments, "--resume")
+    arguments, named = taken_option(arguments, "--out")
     arguments = stored.with_checked(arguments, modules)
     load = None
+    changed = False
     if resumed is not None:
-        arguments = _resuming(Path(resumed), arguments, modules)
-        given = _option_values(arguments, "--data")
-        load = partial(known_data.to_go_on_with, Path(resumed), given[-1] if given else None)
+        folder = expanded(resumed)
+        if named is not None:
+            raise ValueError(f"--out: a resumed run stays in its folder, {folder}; leave --out out")
+        arguments, changed = _resuming(folder, arguments, modules)
+        given = option_values(arguments, "--data")
+        load = partial(known_data.to_go_on_with, folder, given[-1] if given else None)
     config, data = _parsed(arguments, load)
-    out = _run_folder(config, data) if resumed is None else Path(resumed)
+    out = _run_folder(config, data, named) if resumed is None else folder
     instances = training_parser().build(config)
     run = runs.open_run(config, instances, data)
     text = training_parser().dump(
         _without(config, "config", "out", "resume", *unused_options(config))
     )
-    with contextlib.nullcontext() if resumed is not None else _new_folder(out, text):
+    with _in_folder(out, text, resumed=resumed is not None, changed=changed):
         runs.keep_data(run, instances, out)
         _say_unused(config, arguments)
         _announce(run, out)
         with naming_options(config):
             done = runs.train(run, instances, out=out, resume=resumed is not None)
-    _tell(run, done, out, text, config.num_samples, {})
+        _judged_at_once(run, done, out, text)
     wrong = divergence(done.history, done.start)
     return 0 if wrong is None or wrong.came_back else _DIVERGED
 
@@ -111,7 +117,7 @@ def plot(arguments: list[str]) -> None:
     parser = _run_parser("plot", "Draw the pictures of a trained run anew.")
     run, done, folder, _, _ = _opened(parser, arguments)
     place = _place(run, folder)
-    place.mkdir(exist_ok=True)
+    own_folder(place)
     for caption, path in pictures.draw(run, done, place / "pictures"):
         print(f"{path}: {caption}")
 
@@ -155,19 +161,18 @@ def _parsed(
     return config, data
 
 
-def _resuming(folder: Path, arguments: list[str], modules: set[str]) -> list[str]:
-    given = ["--config", str(stored.run_config(folder, modules))]
-    if _option_values(arguments, "--out"):
-        raise ValueError(f"--out: a resumed run stays in its folder, {folder}; leave --out out")
+def _resuming(folder: Path, arguments: list[str], modules: set[str]) -> tuple[list[str], bool]:
+    """Return the options that a run goes on with, and whether any has changed."""
+    given = [f"--config={stored.run_config(folder, modules)}"]
     parser = training_parser()
     resumed = parser.parse_args([*given, *arguments])
-    stored.refuse_changes(folder, parser.parse_args(given), resumed)
-    return [*given, *arguments]
+    changed = stored.refuse_changes(folder, parser.parse_args(given), resumed)
+    return [*given, *arguments], changed
 
 
 def _run_parser(command: str, description: str) -> Parser:
     parser = command_parser(command, description)
-    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("run", type=str, help="the run folder")
     parser.add_argument("--device", help="auto, cpu, cuda, mps; the run's own unless given")
     parser.add_argument("--data-root", help="where named data sets lie; the run's own unless given")
     help_ = "where the run's data are now, or other data, which is said"
@@ -186,6 +191,7 @@ def _opened(
     named, extra = _split_model_arguments(loaded)
     options = parser.parse_args(named)
     check_ranges(options)
+    options.run = expanded(options.run)
     path = stored.run_config(options.run, modules)
     overrides = [
         word
@@ -195,7 +201,7 @@ def _opened(
     ]
     known = known_data.read(options.run)
     load = None if known is None else partial(known.judged, options, needs_data=needs_data)
-    config, data = _parsed(["--config", str(path), *extra, *overrides], load)
+    config, data = _parsed([f"--config={path}", *extra, *overrides], load)
     run = runs.open_run(config, training_parser().build(config), data, known)
     weights = options.weights or config.weights
     done = runs.load(run, options.run, weights=weights)
@@ -224,60 +230,24 @@ def _split_model_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return own, for_training
 
 
-def _taken_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
-    values = _option_values(arguments, option)
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == option:
-            next(words, None)
-        elif not word.startswith(f"{option}="):
-            rest.append(word)
-    return rest, values[-1] if values else None
-
-
-def _option_values(arguments: list[str], option: str) -> list[str]:
-    values = []
-    for place, word in enumerate(arguments):
-        if word == option:
-            if place + 1 == len(arguments):
-                raise ValueError(f"{option}: give it a value")
-            values.append(arguments[place + 1])
-        elif word.startswith(f"{option}="):
-            values.append(word.partition("=")[2])
-    return values
-
-
-def _run_folder(config: Namespace, data: datasets.Dataset) -> Path:
-    if config.out is not None:
-        return Path(config.out)
+def _run_folder(config: Namespace, data: datasets.Dataset, named: str | None) -> Path:
+    if (given := named or config.out) is not None:
+        return expanded(given)
     model = config.model.class_path.rpartition(".")[2]
     return unused_folder(f"{Path(data.name).stem}-{model}")
 
 
 @contextlib.contextmanager
-def _new_folder(out: Path, config: str) -> Iterator[None]:
-    """Create a run's folder; a run that fails before its first checkpoint leaves nothing."""
-    absent = [folder for folder in (out, *out.parents) if not _exists(folder)]
-    create_run_folder(out)
-    try:
-        replace_file(out / stored.CONFIG, config.encode())
+def _in_folder(out: Path, text: str, *, resumed: bool, changed: bool) -> Iterator[None]:
+    """Hold a run's folder, new or gone on with, and store the options in it."""
+    if not resumed:
+        with new_run_folder(out):
+            replace_file(out / stored.CONFIG, text.encode())
+            yield
+        return
+    replaced = stored.replaced_config(out, text) if changed else contextlib.nullcontext()
+    with held(out), replaced:
         yield
-    except Exception:
-        if checkpoint.latest(out / "checkpoints") is None:
-            for path in out.iterdir():
-                remove(path)
-            with contextlib.suppress(OSError):
-                for folder in absent:
-                    folder.rmdir()
-        raise
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # no path at all: `create_run_folder` says so
-        return False
 
 
 def _without(config: Namespace, *names: str) -> Namespace:
@@ -326,6 +296,14 @@ def _say_unused(config: Namespace, arguments: list[str]) -> None:
         )
 
 
+def _judged_at_once(run: runs.Run, done: Fit, out: Path, text: str) -> None:
+    try:
+        _tell(run, done, out, text, run.config.num_samples, {})
+    except Interrupted as stopped:
+        message = f"interrupted after training; judge it with: pyro-vae evaluate {as_word(out)}"
+        raise Interrupted(stopped.signum, message) from stopped
+
+
 def _tell(
     run: runs.Run,
     done: Fit,
@@ -342,7 +320,7 @@ def _tell(
     print("", *results["verdict"], sep="\n", flush=True)
     try:
         if run.on_other_data:
-            out.mkdir(exist_ok=True)
+            own_folder(out)
         runs.store(results, out)
         drawn = pictures.draw(run, done, out / "pictures")
         runs.tell(run, done, results, drawn, out, config)

@@ -27,11 +27,12 @@ from pyro_vae.cli.parser import (
 )
 from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.settled import default_arguments
-from pyro_vae.engine.run_folder import create_run_folder, unused_folder
+from pyro_vae.cli.words import taken_option
+from pyro_vae.engine.run_folder import new_run_folder, unused_folder
 from pyro_vae.evaluation import Comparison, plots, report
 from pyro_vae.evaluation.comparison import compare as compare_objectives
 from pyro_vae.evaluation.comparison_plot import compared
-from pyro_vae.files import remove, replace_file, sync_folder, temporary_for
+from pyro_vae.files import expanded, remove, replace_file, sync_folder, temporary_for
 
 __all__ = ["compare", "comparison_parser", "with_objectives"]
 
@@ -44,6 +45,7 @@ def compare(arguments: list[str]) -> None:
     if (about := part_help.asked(arguments)) is not None:
         print(part_help.told(*about, arguments))
         return
+    arguments, named = taken_option(arguments, "--out")
     arguments, modules = parts.with_loaded_files(with_lists(with_objectives(arguments)))
     arguments = stored.with_checked(arguments, modules)
     parser = comparison_parser()
@@ -58,8 +60,8 @@ def compare(arguments: list[str]) -> None:
     instances = parser.build(config)
     instances.objective = None
     run = runs.open_run(config, instances, data)
-    out = Path(config.out or unused_folder(f"compare-{Path(data.name).stem}"))
-    with _new_folder(out):
+    out = expanded(named or config.out or unused_folder(f"compare-{Path(data.name).stem}"))
+    with new_run_folder(out, kept_on=()):
         print(f"comparing {len(config.objectives)} objectives on {data.name}", file=sys.stderr)
         found = _compared(run, instances.objectives)
         with _put_in_place_together(out) as place:
@@ -133,20 +135,6 @@ def _without(config: Namespace, *names: str) -> Namespace:
     for name in names:
         kept.pop(name, None)
     return kept
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[None]:
-    """Create the folder, in which all is written at the end; without an end there is none."""
-    absent = [] if "\0" in str(out) else [f for f in (out, *out.parents) if not f.exists()]
-    create_run_folder(out)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for folder in absent:
-                folder.rmdir()
-        raise
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pyro_vae.cli.attempts import Failure, attempted, optional
 from pyro_vae.cli.runs import Run
 from pyro_vae.engine.loop import Fit
 from pyro_vae.evaluation import UnitActivity, plots
+from pyro_vae.files import own_folder
 
 __all__ = ["draw", "ending"]
 
@@ -58,7 +59,7 @@ def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path | str]]:
 
 
 def _saved(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    own_folder(path.parent)
     plots.save(figure, path)
     return path
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.lists import with_calls
 from pyro_vae.cli.parts import check_trusted
+from pyro_vae.files import replace_file
 
 __all__ = ["CONFIG", "check_config", "refuse_changes", "run_config", "with_checked"]
 
@@ -18,6 +21,8 @@ _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
 # What may differ when a run goes on: the checkpoint knows the data by their fingerprint.
 _MAY_CHANGE = {"config", "data", "data_root", "device", "num_samples", "out", "resume", "weights"}
+# What may change on the way: the run goes on, and says that its bits differ.
+_CHANGES_BITS = {"epochs", "lr", "schedule", "patience", "clip_norm", "engine", "precision"}
 
 
 def run_config(folder: Path, modules: set[str]) -> Path:
@@ -97,21 +102,39 @@ def _read(path: Path) -> Any:
     return yaml.safe_load(text)
 
 
-def refuse_changes(folder: Path, stored: Namespace, config: Namespace) -> None:
-    """Refuse to go on with a run under other options than it was started with.
+def refuse_changes(folder: Path, stored: Namespace, config: Namespace) -> bool:
+    """Refuse to go on with a run under options that make it another one.
+
+    Returns:
+        Whether any of those that may change has changed.
 
     Raises:
         ValueError: Names the option and both values.
     """
     before, now = _flat(stored), _flat(config)
-    for key in [*now, *before]:
-        if before.get(key) != now.get(key):
+    changed = [key for key in [*now, *before] if before.get(key) != now.get(key)]
+    for key in changed:
+        if key.partition(".")[0] not in _CHANGES_BITS:
             option = f"--{key.replace('_', '-')}"
             raise ValueError(
                 f"{option} {now.get(key)}: the run was started with {before.get(key)} and goes on "
                 f"with its own options; leave {option} out, or start a new run with --config "
                 f"{folder / CONFIG}"
             )
+    return bool(changed)
+
+
+@contextlib.contextmanager
+def replaced_config(folder: Path, text: str) -> Iterator[None]:
+    """Store the options that a run goes on with; what it cannot go on with leaves the old ones."""
+    path = folder / CONFIG
+    before = path.read_bytes()
+    replace_file(path, text.encode())
+    try:
+        yield
+    except ValueError:
+        replace_file(path, before)
+        raise
 
 
 def _flat(config: Namespace) -> dict[str, Any]:

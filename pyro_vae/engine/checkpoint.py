@@ -31,6 +31,7 @@ from torch import Tensor
 from pyro_vae.engine.encoding import decode, encode
 from pyro_vae.files import (
     explained,
+    own_folder,
     reason,
     remove,
     show,
@@ -77,7 +78,7 @@ def save(folder: Path, state: dict[Any, Any], *, step: int, keep: int = 2) -> Pa
     target = folder / f"step-{step:09d}"
     temporary = temporary_for(target)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
         sweep(folder)
         temporary.mkdir()
         for name, data in parts.items():
@@ -152,6 +153,8 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 
 def _prune(folder: Path, written: Path, keep: int) -> None:
+    if folder.is_symlink():  # it has become one
+        return
     steps = _steps(folder)
     kept = {steps[step] for step in sorted(steps)[-keep:]} | {written}
     replaced = {path.with_name(f"{path.name}.old") for path in steps.values()}

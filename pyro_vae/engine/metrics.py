@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.files import explained, reason, replace_file, show
+from pyro_vae.files import append, explained, reason, replace_file, show
 
 __all__ = ["Mean", "MetricsFile", "TensorBoard", "read", "tensorboard", "truncate"]
 
@@ -42,8 +42,7 @@ class MetricsFile:
         """
         line = _line(record)
         try:
-            with self.path.open("ab") as file:
-                file.write(line)
+            append(self.path, line)
         except OSError as error:
             message = f"cannot write {show(self.path)}: {reason(error)}"
             raise explained(error, message) from error

@@ -27,7 +27,7 @@ from pyro_vae.engine.recording import NotRecordable
 from pyro_vae.engine.replaying import EAGER_CALLS
 from pyro_vae.engine.training import Training, TrainingError
 from pyro_vae.engine.warning import warn
-from pyro_vae.files import remove, show
+from pyro_vae.files import own_folder, remove, show
 
 __all__ = ["Replica", "Replicas", "folders"]
 
@@ -307,7 +307,7 @@ def folders(out: Path | None, num_replicas: int) -> list[Path | None]:
         return [out] * num_replicas
     found = [out / f"replica-{number}" for number in range(num_replicas)]
     for folder in found:
-        folder.mkdir(exist_ok=True)
+        own_folder(folder)
     return [*found]
 
 

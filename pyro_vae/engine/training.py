@@ -49,7 +49,7 @@ from pyro_vae.engine.single_rows import settle_single_rows
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.turns import Turns, part_in_turns
 from pyro_vae.engine.weights import cloned, put_weights, refuse_foreign, weights_of
-from pyro_vae.files import show
+from pyro_vae.files import as_word, show
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
@@ -482,7 +482,7 @@ class Training:
         where = f"stopped in epoch {state.epoch + 1} at step {state.step}"
         if self.out is None:
             return where
-        return f"{where}; go on with: pyro-vae train --resume {self.out}"
+        return f"{where}; go on with: pyro-vae train --resume {as_word(self.out)}"
 
     def _explain(self, batch: tuple[Tensor, ...], value: float) -> str:
         state, parameters = self.progress, self.svi.parameters
