@@ -20,6 +20,7 @@ import torch
 from bits import same
 from disk import BEYOND, child, kill, with_fault_at
 
+from pyro_vae.engine import checkpoint
 from pyro_vae.engine.checkpoint import CheckpointError, latest, load, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -201,6 +202,22 @@ def test_the_latest_is_the_highest_step_whatever_the_clock_says(tmp_path):
     assert latest(tmp_path) == tmp_path / "step-000000010"
     (tmp_path / "step-000000010").rename(tmp_path / "step-000000010.old")  # killed while replacing
     assert same(load(latest(tmp_path)), a_state(10))
+
+
+def test_the_latest_is_read_while_a_run_takes_older_ones_away(tmp_path, monkeypatch):
+    save(tmp_path, a_state(1), step=1)
+    first = latest(tmp_path)
+
+    def meanwhile(path):
+        if path == first and path.exists():
+            save(tmp_path, a_state(2), step=2, keep=1)
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", meanwhile)
+    path, state = checkpoint.load_latest(tmp_path)
+    assert path.name == "step-000000002"
+    assert same(state, a_state(2))
+    assert checkpoint.load_latest(tmp_path / "absent") is None
 
 
 @pytest.fixture

@@ -55,9 +55,9 @@ def train(arguments: list[str]) -> int:
     changed = False
     if resumed is not None:
         folder = expanded(resumed)
+        arguments, changed = _resuming(folder, arguments, modules)
         if named is not None:
             raise ValueError(f"--out: a resumed run stays in its folder, {folder}; leave --out out")
-        arguments, changed = _resuming(folder, arguments, modules)
         given = option_values(arguments, "--data")
         load = partial(known_data.to_go_on_with, folder, given[-1] if given else None)
     config, data = _parsed(arguments, load)
@@ -117,7 +117,8 @@ def plot(arguments: list[str]) -> None:
     parser = _run_parser("plot", "Draw the pictures of a trained run anew.")
     run, done, folder, _, _ = _opened(parser, arguments)
     place = _place(run, folder)
-    own_folder(place)
+    if run.on_other_data:
+        own_folder(place)
     for caption, path in pictures.draw(run, done, place / "pictures"):
         print(f"{path}: {caption}")
 

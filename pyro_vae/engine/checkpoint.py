@@ -41,7 +41,7 @@ from pyro_vae.files import (
     write,
 )
 
-__all__ = ["FORMAT_VERSION", "CheckpointError", "latest", "load", "save"]
+__all__ = ["FORMAT_VERSION", "CheckpointError", "latest", "load", "load_latest", "save"]
 
 FORMAT_VERSION = 1
 
@@ -183,6 +183,27 @@ def latest(folder: Path) -> Path | None:
     """
     steps = _steps(Path(folder))
     return steps[max(steps)] if steps else None
+
+
+def load_latest(folder: Path) -> tuple[Path, dict[Any, Any]] | None:
+    """Read the checkpoint of the highest step in ``folder``, while a run may be writing there.
+
+    Returns:
+        Its path and its state; None where there is none.
+
+    Raises:
+        CheckpointError: as `load` does.
+    """
+    path = latest(folder)
+    while path is not None:
+        try:
+            return path, load(path)
+        except CheckpointError:
+            newer = latest(folder)
+            if newer == path:
+                raise
+            path = newer  # the run has put a newer one there, and taken this one away
+    return None
 
 
 def load(path: Path) -> dict[Any, Any]:

@@ -75,8 +75,9 @@ def load_weights(
     built = program_settings(svi.program)
     with torch.random.fork_rng():
         svi.meet_parameters(*args)
-    chosen = _put_chosen(svi, state, weights)
+    refuse_foreign(svi, state["weights"])
     check_program(state.get("settings"), constant_settings(svi.program, built), path)
+    chosen = _put_chosen(svi, state, weights)
     return {**state["progress"], "weights": chosen}
 
 
@@ -107,10 +108,10 @@ def start_from(model: Any, guide: Any, run: Path | str, *args: Tensor) -> str:
 
 
 def _newest(run: Path) -> tuple[Path, dict[str, Any]]:
-    path = checkpoint.latest(run / "checkpoints")
-    if path is None:
+    found = checkpoint.load_latest(run / "checkpoints")
+    if found is None:
         raise FileNotFoundError(f"{run} has no checkpoint: was it trained with pyro-vae train?")
-    state = checkpoint.load(path)
+    path, state = found
     check_progress(state, path)
     return path, state
 
