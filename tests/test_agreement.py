@@ -135,10 +135,12 @@ EDITS = [delete, retyped, negated, reshaped, not_a_number, emptied]
 # change with a warning. Each has its kind and shape all the same.
 KERNELS = {"fused", "foreach", "capturable", "differentiable"}
 FREE = KERNELS | {
+    "init_from",
     "weights", "best", "train_nats", "lr", "exp_avg", "random", "seconds", "learning_rate",
     "epochs", "learning_rates", "patience", "clip_norm", "schedule", "environment",
 }  # fmt: skip
 WITHOUT_KIND = KERNELS | {
+    "init_from",
     "environment", "epochs", "learning_rates", "patience", "clip_norm", "schedule",
 }  # fmt: skip
 
