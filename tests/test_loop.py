@@ -6,7 +6,9 @@ import copy
 import math
 import os
 import signal
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -506,3 +508,35 @@ def test_images_have_one_channel_to_families_that_do() -> None:
     for event in ((4, 3), (1, 4, 3)):
         vae = VAE.assemble(event, (2,), likelihood=Normal, network=NETWORK)
         fit(vae, x, epochs=1, engine="eager")
+
+
+# What a person sees -------------------------------------------------------------------------------
+
+
+def tiny(**options):
+    vae = VAE.assemble((3,), (2,), likelihood=Normal, network=partial(MLP, hidden=(3,)))
+    return fit(vae, torch.randn(40, 3), epochs=2, batch_size=16, device="cpu", **options)
+
+
+def test_what_fit_returns_and_data_are_shown_in_a_few_lines():
+    data = from_arrays(torch.randn(400, 300), torch.arange(400) % 3)
+    for shown in (repr(tiny()), repr(data), repr(data.train), str(tiny())):
+        assert len(shown) < 400
+        assert shown.count("\n") < 5
+    assert "validation_elbo_nats" in repr(tiny())
+    assert "float32 (320, 300), labels" in repr(data)
+
+
+class ZMQInteractiveShell:
+    """Named as Jupyter's."""
+
+
+@pytest.mark.parametrize("progress", [None, True, False])
+@pytest.mark.parametrize("notebook", [True, False])
+def test_progress_is_shown_where_a_person_watches(monkeypatch, capsys, notebook, progress):
+    shell = ZMQInteractiveShell() if notebook else None
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    tiny(progress=progress)
+    shown = capsys.readouterr().err
+    assert ("epoch 2/2" in shown) == (progress is not False and (notebook or bool(progress)))
+    assert ("|" in shown) == (progress is not False and notebook)

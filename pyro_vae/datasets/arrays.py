@@ -50,6 +50,11 @@ class Data:
     weights: Tensor | None = None
     rows: range | Tensor | None = None
 
+    def __repr__(self) -> str:
+        beside = [name for name in ("labels", "weights") if getattr(self, name) is not None]
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return f"Data({', '.join([f'x: {kind} {tuple(self.x.shape)}', *beside])})"
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -85,6 +90,13 @@ class Dataset:
     test: Data
     levels: int | None
     classes: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        parts = "".join(
+            f"\n  {name}: {getattr(self, name)!r}" for name in ("train", "validation", "test")
+        )
+        known = "" if self.classes is None else f", {len(self.classes)} classes"
+        return f"Dataset({self.name!r}, levels={self.levels}{known}){parts}"
 
     @property
     def event_shape(self) -> Shape:

@@ -74,6 +74,18 @@ class Fit:
     start: dict[str, float] = field(default_factory=dict)
     init_from: str | None = None
 
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        bounds = "".join(
+            f", {name}={last[name]:.2f}"
+            for name in ("train_nats", "validation_elbo_nats") if name in last
+        )  # fmt: skip
+        several = f", {len(self.replicas)} replicas" if len(self.replicas) > 1 else ""
+        return (
+            f"Fit({self.epochs} epochs, {self.steps:,} steps, {self.seconds:.1f} s{bounds}, "
+            f"best_epoch={self.best_epoch}, weights={self.weights!r}{several})"
+        )
+
     @property
     def judged_epoch(self) -> int:
         """The epoch after which the program had the weights that it has."""
@@ -102,7 +114,7 @@ def fit(
     init_from: Path | str | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 30.0,
-    progress: bool = False,
+    progress: bool | None = None,
     log_tensorboard: bool = False,
     engine: str = "auto",
     fast: bool = True,
@@ -150,7 +162,7 @@ def fit(
             the program's, all of them. It plays no part once there is a checkpoint to resume.
         resume: Go on from the checkpoint in ``out``, to the same bits.
         checkpoint_seconds: The least time between checkpoints.
-        progress: Show a progress bar.
+        progress: Show a progress bar; None: where a person watches, on a terminal or in a notebook.
         log_tensorboard: Write TensorBoard scalars to ``out/tensorboard``.
         engine: How a step is run: "eager", "recorded" (the same bits, without Pyro's overhead),
             "compiled", or "auto"; see ``SVI``.
@@ -252,7 +264,7 @@ def _has_checkpoint(folder: Path | None) -> bool:
     return folder is not None and any(any(folder.glob(pattern)) for pattern in found)
 
 
-def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool) -> None:
+def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool | None) -> None:
     bar = Bar(runs.first, enabled=progress)
     clock = Clock(runs.first.progress, checkpoint_seconds)
     while not runs.finished:

@@ -45,23 +45,34 @@ def _has_room(stream: Any) -> bool:
         return False
 
 
-class Bar:
-    """A progress bar on a terminal, a line for every tenth of the run elsewhere."""
+def _in_notebook() -> bool:
+    """Whether a person reads what is written here in a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")  # Jupyter's, and Colab's
 
-    def __init__(self, run: Training, *, enabled: bool) -> None:
-        self.run, self.enabled = run, enabled
+
+class Bar:
+    """A progress bar on a terminal or in a notebook, a line for every tenth of the run elsewhere.
+
+    Args:
+        run: What is shown.
+        enabled: None: where a person watches, on a terminal or in a notebook.
+    """
+
+    def __init__(self, run: Training, *, enabled: bool | None) -> None:
+        self.run = run
         batches = run.batches.num_batches
         done = run.progress.epoch * batches + run.progress.position
         self.stream = Terminal(sys.stderr)
-        on_terminal = enabled and _has_room(self.stream)
-        self.lines = enabled and not on_terminal
+        watched = enabled is not False and (_has_room(self.stream) or _in_notebook())
+        self.lines = bool(enabled) and not watched
         numbers: Any = [""]  # where tqdm's own postfix would stand
         self.bar: Any = tqdm(
             total=run.epochs * batches,
             initial=done,
             unit="step",
             file=self.stream,
-            disable=not on_terminal,
+            disable=not watched,
             mininterval=0.2,
             dynamic_ncols=True,
             bar_format="{desc} |{bar}| {postfix[0]}{elapsed}, {remaining} left",
