@@ -20,7 +20,7 @@ from pyro_vae.cli import runs as cli_runs
 from pyro_vae.components import MLP, Normal
 from pyro_vae.datasets import Data, Dataset, from_arrays, load
 from pyro_vae.engine.data import Batches
-from pyro_vae.inference import ELBO, IWAE, Program
+from pyro_vae.inference import ELBO, IWAE, KLWeight, Program, Temperature
 
 X = np.arange(60.0, dtype=np.float32).reshape(20, 3) + 0.5
 ROWS = np.arange(20)
@@ -193,6 +193,12 @@ def test_replicas_take_the_weights_too():
 
 partial_of_network = functools.partial(MLP, hidden=(4,))
 partial_of_normal = functools.partial(Normal, scale=1.0)
+
+
+@pytest.mark.parametrize("handler", [KLWeight, Temperature])
+def test_one_string_is_no_list_of_sites(handler):
+    with pytest.raises(TypeError, match=r"""sites='z10'.*sites=\["z10"\]"""):
+        handler(0.5, sites="z10")
 
 
 def test_weights_of_a_data_set_are_those_of_its_training_rows():

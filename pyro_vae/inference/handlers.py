@@ -74,7 +74,7 @@ class KLWeight(Handler):
         check_weight("weight", weight)
         super().__init__()
         self.weight = weight
-        self.sites = sites
+        self.sites = _checked_sites(sites)
 
     def _pyro_sample(self, msg: Any) -> None:
         if _is_latent(msg, self.sites):
@@ -172,7 +172,7 @@ class Temperature(Handler):
             raise ValueError(f"temperature={float(current(temperature)):g}: it is positive")
         super().__init__()
         self.temperature = temperature
-        self.sites = sites
+        self.sites = _checked_sites(sites)
         self._found = False
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -215,6 +215,12 @@ def _with_temperature(fn: Any, temperature: Tensor) -> Any:
         if type(fn) is relaxed:
             return relaxed(temperature.to(fn.logits), logits=fn.logits)
     return None
+
+
+def _checked_sites(sites: Collection[str] | None) -> Collection[str] | None:
+    if isinstance(sites, str):
+        raise TypeError(f'sites={sites!r}: give a list of the names of sites, sites=["{sites}"]')
+    return sites
 
 
 def _is_latent(msg: Any, sites: Collection[str] | None) -> bool:
