@@ -250,7 +250,7 @@ def test_pixels_that_were_divided_by_their_levels_are_integers_again(tmp_path, l
 REAL = {
     "not of a grid": lambda: RNG.random((30, 4, 5)),
     "beyond 1": lambda: RNG.integers(0, 300, (30, 4, 5)) / 255,
-    "with a hole": lambda: np.where(np.arange(20).reshape(4, 5) == 3, np.nan, GREY[:1] / 255),
+    "with a hole": lambda: np.where(np.arange(20).reshape(4, 5) == 3, np.nan, GREY / 255),
     "a table": lambda: RNG.integers(0, 256, (30, 4)) / 255,
     "negative": lambda: GREY / 127.5 - 1,
 }
