@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_vae.datasets import Dataset, load
+from pyro_vae.datasets import Dataset, from_arrays, load
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 4, 5)).astype("u1")
@@ -267,11 +267,13 @@ def test_other_floats_stay_floats(tmp_path: Path, kind: str) -> None:
 
 
 def test_integers_that_float32_does_not_hold_are_told() -> None:
-    from pyro_vae.datasets import from_arrays
-
     stamps = 1_700_000_000 + np.arange(30).reshape(30, 1)
     for x in (stamps, -stamps, np.ma.array(stamps, mask=stamps % 7 == 0)):
         with pytest.warns(UserWarning, match="cannot tell apart the values of column 0"):
             from_arrays(x)
     from_arrays(stamps - stamps.min())
     from_arrays(2**20 * np.arange(30).reshape(30, 1))
+
+
+def test_a_constant_loses_no_digits() -> None:
+    from_arrays(np.column_stack([np.full(6, 41 / 255), np.arange(6) / 7]))

@@ -62,6 +62,7 @@ def _is_coarse(columns: np.ndarray) -> np.ndarray:
         few_steps = (deviation > 0) & (step > deviation / _STEPS) & ~exact
     before, after = _num_distinct(columns), _num_distinct(_short(columns))
     merged = before - after
+    few_steps &= before > 1  # the deviation of a constant is its rounding
     return few_steps | (whole & (merged > 0)) | (merged > np.maximum(1, _SHARE * before))
 
 
