@@ -141,7 +141,9 @@ def trained(weights=None, *, data=HALVES, **settings):
     return loc.detach().clone(), done.history
 
 
-@pytest.mark.parametrize("objective", [None, ELBO(), ELBO(2), IWAE(2)], ids=str)
+@pytest.mark.parametrize(
+    "objective", [None, ELBO(), ELBO(2), IWAE(2)], ids=["default", "ELBO", "ELBO of two", "IWAE"]
+)
 def test_training_follows_the_weights_and_reports_the_bound_without_them(objective):
     loc, history = trained(TRIPLE, objective=objective)
     torch.testing.assert_close(loc, torch.ones(2), atol=0.05, rtol=0)
