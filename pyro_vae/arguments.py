@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["at_the_door", "built", "shown"]
+__all__ = ["LARGEST_COUNT", "at_the_door", "built", "shown"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-# What is counted beyond this outlives whoever waits for it, or does not fit in memory.
-_LARGEST_COUNT = 10**8
+LARGEST_COUNT = 10**8
+"""What is counted beyond this outlives whoever waits for it, or does not fit in memory."""
+
 _COUNTS = ("num_", "max_", "batch_size", "epochs", "patience", "warm_up_epochs")
 
 
@@ -160,9 +161,9 @@ def _taken(own: str, name: str, value: Any, hint: Any) -> Any:
         raise TypeError(f"{own}: {name}={shown(value)}: expected {expected}{mend}") from None
     if isinstance(taken, float) and math.isnan(taken):
         raise ValueError(f"{own}: {name}=nan: give a number")
-    if isinstance(taken, int) and name.startswith(_COUNTS) and taken > _LARGEST_COUNT:
+    if isinstance(taken, int) and name.startswith(_COUNTS) and taken > LARGEST_COUNT:
         raise ValueError(
-            f"{own}: {name}={taken}: more than {_LARGEST_COUNT:,} would never end, or fit in "
+            f"{own}: {name}={taken}: more than {LARGEST_COUNT:,} would never end, or fit in "
             "memory; give fewer"
         )
     return taken

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_vae import memory
 
-__all__ = ["Budget", "OverBudgetError"]
+__all__ = ["Budget", "OverBudgetError", "refuse_numbers"]
 
 _LOOKED_AT = 2**26  # bytes that a single operation may take without a look
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
@@ -82,6 +82,21 @@ class Budget(TorchDispatchMode):
             self._alive -= size
 
         self._storages[key] = weakref.ref(storage, release)
+
+
+def refuse_numbers(times: int, shape: tuple[int, ...], what: str, cure: str) -> None:
+    """Refuse so many tensors of float32 of a shape before any is made.
+
+    Raises:
+        OverBudgetError: If they take more memory than there is; says what they are, and the cure.
+    """
+    needed, free = times * 4 * math.prod(shape), memory.available()
+    if free is not None and needed > free:
+        raise OverBudgetError(
+            f"{shape[0]:,} {what} of {shape[1:]}, with gradients and the optimiser's state, take "
+            f"{memory.shown(needed)}, and {memory.shown(free)} are free; {cure}",
+            shape,
+        )
 
 
 def _most_numbers(func: Any, args: Any, kwargs: dict[str, Any]) -> float:

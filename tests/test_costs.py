@@ -13,7 +13,10 @@ from torch import nn
 
 from pyro_vae import VAE, fit, memory
 from pyro_vae.budget import Budget, OverBudgetError
-from pyro_vae.components import MLP, Normal
+from pyro_vae.cli import main
+from pyro_vae.components import MLP, Normal, VampPrior
+from pyro_vae.engine.progress import TimeLeft
+from pyro_vae.evaluation import annealed_importance_sampling, samples
 from pyro_vae.inference import IWAE
 
 TOO_LARGE = {
@@ -53,6 +56,7 @@ OPTIONS = {
     "--network.hidden 1e12": "--network.hidden 1000000000000: .*lower --network.hidden",
     "--posterior Planar(num_flows=10000000000)": "--posterior.num_flows .*lower --posterior.num",
     "--prior MixtureOfNormals(1e11)": "lower --prior.num_components",
+    "--prior VampPrior(1e8)": "--prior.num_pseudo_inputs 100000000: .*lower --prior.num_pseudo",
     "--objective IWAE(1e11)": "lower --objective.num_particles",
     "--likelihood Categorical(1e11)": "lower --likelihood.num_categories",
 }
@@ -123,3 +127,75 @@ def test_what_a_step_takes_is_estimated_well(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: int(0.8 * real.peak) + weights)
     with pytest.raises(OverBudgetError, match="a step on 500 data takes about"):
         check(500)
+
+
+# Counts -------------------------------------------------------------------------------------------
+
+COUNTS = {
+    "train": ("--num-samples", "--epochs", "--batch-size", "--patience"),
+    "compare": ("--num-repeats", "--num-rows", "--num-samples", "--epochs", "--warm-up-epochs"),
+    "sample": ("--num",),
+    "evaluate": ("--num-samples", "--num-temperatures", "--num-chains", "--num-data"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(name, option) for name in COUNTS for option in COUNTS[name]]
+)
+def test_a_count_that_would_never_end_is_refused_before_anything_runs(command, option, capsys):
+    given = [] if command in ("train", "compare") else ["no run"]
+    assert main([command, *given, option, "999999999999"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"pyro-vae: {option} 999999999999: more than 100,000,000")
+    assert said.count("\n") == 1
+
+
+def test_samples_beyond_memory_are_refused_before_they_are_drawn(monkeypatch):
+    vae = program()
+    monkeypatch.setattr(memory, "available", lambda: 2**25)
+    with pytest.raises(ValueError, match=r"1,000,000 data, .* takes 152.6 MiB, and 32.0 MiB are"):
+        samples.prior_samples(vae.model, torch.randn(4, 20), 10**6)
+
+
+def test_chains_beyond_memory_are_refused_before_they_are_run(monkeypatch):
+    vae = program()
+    monkeypatch.setattr(memory, "available", lambda: 2**25)
+    anneal = partial(annealed_importance_sampling, vae.model, vae.guide, torch.randn(3, 20))
+    with pytest.raises(
+        ValueError, match=r"num_chains=10000000: moving .* MiB are free; give fewer"
+    ):
+        anneal(num_chains=10**7, num_temperatures=3)
+
+
+def test_copies_beyond_memory_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 2**25)
+    with pytest.raises(ValueError, match=r"num_replicas=100,000: .* are free; give fewer"):
+        fit(program(), torch.randn(40, 20), epochs=1, device="cpu", num_replicas=100_000)
+
+
+def test_pseudo_inputs_beyond_memory_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 2**25)
+    with Budget() as taken, pytest.raises(OverBudgetError, match=r"1,000,000 pseudo-inputs of"):
+        VAE.assemble(
+            (20,), (2,), likelihood=Normal, network=partial(MLP, hidden=(8,)),
+            prior=partial(VampPrior, num_pseudo_inputs=10**6), data=torch.randn(40, 20),
+        )  # fmt: skip
+    assert taken.peak < 2**20
+
+
+# Time ---------------------------------------------------------------------------------------------
+
+
+def test_a_long_run_says_once_how_long_it_will_take():
+    clock = iter([8.0 * k for k in range(999)])
+    left = TimeLeft(1004, now=lambda: next(clock))
+    lines = [left.step() for _ in range(900)]
+    (line,) = filter(None, lines)
+    assert lines.index(line) == 3
+    assert "a step takes 8 s: about 2 h 13 min to go" in line
+
+
+def test_a_short_run_says_nothing_of_its_time():
+    clock = iter([8.0 * k for k in range(999)])
+    left = TimeLeft(100, now=lambda: next(clock))
+    assert not any(left.step() for _ in range(100))

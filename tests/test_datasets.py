@@ -147,6 +147,7 @@ DAMAGE = {
     "empty": (lambda raw: b"", "not an idx3 file"),
     "doubled": (lambda raw: raw + raw, "where its header says"),
     "labels": (lambda raw: gzip.compress(idx_bytes(np.arange(3))), "not an idx3 file"),
+    "bomb": (lambda raw: gzip.compress(bytes((0, 0, 8, 3)) + b"\xff" * 12), "more than any publ"),
     "short": (lambda raw: gzip.compress(gzip.decompress(raw)[:-1]), "where its header says"),
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyro_vae.signals import Interrupted, Stop, answered, owning_process
 from pyro_vae.terminal import occupy_descriptors, printing
+from pyro_vae.wording import on_the_command_line
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     occupy_descriptors()
-    with printing() as (out, _), owning_process():
+    with printing() as (out, _), owning_process(), on_the_command_line():
         was_closed = out.gone
         status = _answered(words)
         out.flush()

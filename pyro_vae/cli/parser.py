@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from pyro.infer import ELBO
 from torch import nn
 
+from pyro_vae.arguments import LARGEST_COUNT
 from pyro_vae.cli import messages, parts
 from pyro_vae.cli.calls import as_typed
 from pyro_vae.components import Family
@@ -322,8 +323,12 @@ def check_ranges(options: Namespace) -> None:
     """
     for name, least in _AT_LEAST.items():
         value = options.get(name)
+        option = f"--{name.replace('_', '-')}"
         if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+            raise ValueError(f"{option} {value}: give {least} or more")
+        if value is not None and name != "seed" and value > LARGEST_COUNT:
+            never = f"more than {LARGEST_COUNT:,} would never end, or fit in memory"
+            raise ValueError(f"{option} {value}: {never}; give fewer")
     for name in _POSITIVE:
         value = options.get(name)
         if value is not None and not value > 0:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.checkpoint import checkpoint
 
+from pyro_vae.budget import refuse_numbers
 from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape, positive
 from pyro_vae.components.networks.inputs import alike
 
@@ -250,6 +251,7 @@ class VampPrior(Family):
 
         Raises:
             ValueError: If either is missing or their shapes do not fit.
+            OverBudgetError: If memory cannot hold the pseudo-inputs.
         """
         if posterior is None or data is None:
             missing = "posterior" if posterior is None else "data"
@@ -267,6 +269,9 @@ class VampPrior(Family):
                 f"pseudo-inputs of shape {tuple(data.shape[1:])} from {len(data)} rows, and the "
                 f"posterior takes {posterior.context_shape}: give the prior the encoder's data"
             )
+        # With their gradients and the two moments of an optimiser.
+        shape = (self.num_pseudo_inputs, *data.shape[1:])
+        refuse_numbers(4, shape, "pseudo-inputs", "give fewer")
         self._posterior = (posterior,)
         self._start_at(data)
 

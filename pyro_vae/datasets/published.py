@@ -40,6 +40,9 @@ _PUBLISHED = {
 }
 
 
+_LARGEST = 2**29  # in bytes, unfolded; the largest published file has 88 million
+
+
 class _Idx(NamedTuple):
     """Where torchvision keeps one relative of MNIST."""
 
@@ -132,18 +135,23 @@ def _read_idx(folder: Path, stem: str) -> tuple[np.ndarray, str]:
     rank = int(stem.split("idx")[1][0])
     start = 4 + 4 * rank
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            header = stream.read(start)
+            if len(header) < start or header[:4] != bytes((0, 0, 8, rank)):
+                starts = f"starts {header[:4]!r}"
+                raise ValueError(_delete(path, f"not an idx{rank} file of bytes ({starts})"))
+            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", rank, 4))
+            size = math.prod(shape)
+            if size > _LARGEST:
+                raise ValueError(_delete(path, f"tells of {size:,} bytes, more than any published"))
+            raw = stream.read(size + 1)  # a byte more tells that there is more
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(_delete(path, f"not a readable gzip file ({reason_of(error)})")) from None
-    if len(raw) < start or raw[:4] != bytes((0, 0, 8, rank)):
-        raise ValueError(_delete(path, f"not an idx{rank} file of bytes (starts {raw[:4]!r})"))
-    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", rank, 4))
-    if len(raw) - start != math.prod(shape):
-        raise ValueError(
-            _delete(path, f"holds {len(raw) - start:,} bytes where its header says {shape}")
-        )
-    array = np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
-    return array, hashlib.sha256(raw).hexdigest()
+    if len(raw) != size:
+        held = f"{len(raw):,} bytes" + (" or more" if len(raw) > size else "")
+        raise ValueError(_delete(path, f"holds {held} where its header says {shape}"))
+    array = np.frombuffer(raw, np.uint8).reshape(shape).copy()
+    return array, hashlib.sha256(header + raw).hexdigest()
 
 
 def _delete(path: Path, what: str) -> str:

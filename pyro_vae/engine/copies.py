@@ -9,12 +9,17 @@ from typing import Any
 
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from pyro_vae import memory
 from pyro_vae.arguments import shown
 from pyro_vae.engine.training import Training
 from pyro_vae.files import reason
+from pyro_vae.inference.program import Program
 
 __all__ = ["Given", "check_apart", "check_structure", "program_and_data", "replicated"]
+
+_OF_A_COPY = 2**16  # bytes of the objects of a small program
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,13 @@ def replicated(program: Any, objective: ELBO | None, num_replicas: int) -> list[
 
     Raises:
         ValueError: If there are none, too many or too few, or they cannot be copied.
+        TooLargeError: If memory cannot hold the copies.
     """
     if isinstance(num_replicas, bool) or not isinstance(num_replicas, int) or num_replicas < 1:
         raise ValueError(f"num_replicas={num_replicas!r}: give an integer of 1 or more")
     if not isinstance(program, list):
+        if num_replicas > 1:
+            _refuse_copies(program, num_replicas)
         given = (program, objective)
         copies = [_copied(given, num_replicas) for _ in range(1, num_replicas)]
         return [Given(*each) for each in (given, *copies)]
@@ -94,6 +102,17 @@ def replicated(program: Any, objective: ELBO | None, num_replicas: int) -> list[
         )
     others = [_copied((objective,), len(program))[0] for _ in program[1:]]
     return [Given(*each) for each in zip(program, (objective, *others), strict=True)]
+
+
+def _refuse_copies(program: Any, num_replicas: int) -> None:
+    """Refuse more copies than memory holds with gradients and an optimiser's state."""
+    given = Given(program, None)
+    modules = Program(given.model, given.guide).reachable
+    # A tensor that is lazy has no size yet.
+    tensors = [p for m in modules for p in m.parameters() if not is_lazy(p)]
+    each = _OF_A_COPY + 4 * sum(tensor.nbytes for tensor in tensors)
+    what = f"num_replicas={num_replicas:,}: training so many copies"
+    memory.refuse_beyond(num_replicas * each, what, "give fewer")
 
 
 def _copied(given: tuple[Any, ...], num_replicas: int) -> tuple[Any, ...]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from pyro_vae.engine.training import Progress, Training
 from pyro_vae.terminal import Terminal
+from pyro_vae.wording import option
 
-__all__ = ["Bar", "Clock"]
+__all__ = ["Bar", "Clock", "TimeLeft"]
+
+_STEADY = 3  # steps after which the first, which is slow, is no measure any more
+_SECONDS = 20.0
+_LONG = 1800.0
 
 
 class Clock:
@@ -35,6 +41,44 @@ class Clock:
         now = time.monotonic()
         self.progress.seconds += now - self.last
         self.last = now
+
+
+class TimeLeft:
+    """Says once, after some steps, how long the rest of a long run will take."""
+
+    def __init__(self, num_steps: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._left, self._now = num_steps, now
+        self._taken, self._start = 0, 0.0
+        self._said = False
+
+    def step(self) -> str:
+        """Count a step; return a line where it is time to say one, and nothing else."""
+        self._left -= 1
+        if self._said:
+            return ""
+        self._taken += 1
+        if self._taken == 1:
+            self._start = self._now()
+            return ""
+        seconds = self._now() - self._start
+        if self._taken <= _STEADY or seconds < _SECONDS:
+            return ""
+        self._said = True
+        each = seconds / (self._taken - 1)
+        if each * self._left < _LONG:
+            return ""
+        fewer = f"{option('epochs')}, {option('batch_size')} or the parts of the program"
+        return (
+            f"a step takes {each:.2g} s: about {_as_hours(each * self._left)} to go, without the "
+            f"time to judge; {fewer} make it shorter"
+        )
+
+
+def _as_hours(seconds: float) -> str:
+    if seconds < 2 * 86_400:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds / 86_400:,.0f} days"
 
 
 def _has_room(stream: Any) -> bool:
@@ -66,6 +110,8 @@ class Bar:
         self.stream = Terminal(sys.stderr)
         watched = enabled is not False and (_has_room(self.stream) or _in_notebook())
         self.lines = bool(enabled) and not watched
+        left = TimeLeft(run.epochs * batches - done)
+        self.left = left if enabled is not False and not watched else None
         numbers: Any = [""]  # where tqdm's own postfix would stand
         self.bar: Any = tqdm(
             total=run.epochs * batches,
@@ -83,6 +129,8 @@ class Bar:
     def step(self) -> None:
         """Show one more step."""
         self.bar.update()
+        if self.left is not None and (line := self.left.step()):
+            print(line, file=self.stream, flush=True)
 
     def epoch(self) -> None:
         """Show the numbers of the epoch that has ended."""

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae import memory
 from pyro_vae.engine.warning import warn
 from pyro_vae.evaluation.batching import (
+    CHUNK_ELEMENTS,
     batches,
     check_counts,
     checked,
@@ -40,6 +42,7 @@ from pyro_vae.evaluation.substitution import alone, substituted
 from pyro_vae.inference.observed import dreamt
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
+from pyro_vae.wording import option
 
 __all__ = [
     "AnnealedEstimate",
@@ -51,6 +54,8 @@ __all__ = [
 
 _STEEPNESS = 4.0
 _WARM_UP = 10
+# As large as the largest of a run, that a move holds at once: its gradients, and the two points.
+_TENSORS = 4
 _PILOT_SHARE, _FEWEST_PILOT, _PILOT_RATE = 5, 30, 0.5
 _WIDE = 1.0
 
@@ -260,6 +265,13 @@ class _Settings:
             )
 
 
+def _refuse_chains(num_chains: int, pairs: int) -> None:
+    """Refuse chains of a single datum that memory cannot hold; so many pairs make a chunk."""
+    needed = _TENSORS * 4 * CHUNK_ELEMENTS * num_chains // pairs
+    what = f"{option('num_chains', num_chains)}: moving the chains of a single datum"
+    memory.refuse_beyond(needed, what, "give fewer")
+
+
 @dataclass(frozen=True)
 class _Run:
     """Of a batch: the logarithms of weights ``[K, B]``, and average acceptance ``[B]``."""
@@ -291,6 +303,7 @@ class _Annealing:
         if guide is not None:
             self.space.check_guide(*few)
         pairs = max_pairs or pairs_at_once(program, layout, *args)
+        _refuse_chains(settings.num_chains, pairs)
         most = max(1, pairs // settings.num_chains)
         num_batches = math.ceil(len(args[0]) / most)
         self.num_data = math.ceil(len(args[0]) / num_batches)

@@ -10,13 +10,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pyro_vae import memory
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import site_terms
 
-__all__ = ["batches", "check_counts", "checked", "cycled", "double", "pairs_at_once"]
+__all__ = [
+    "CHUNK_ELEMENTS",
+    "batches",
+    "check_counts",
+    "checked",
+    "cycled",
+    "double",
+    "pairs_at_once",
+]
 
-# Of the largest tensor of a chunk: 16 MB of float32, past which larger chunks are no faster.
-_CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS = 2**22
+"""Of the largest tensor of a chunk: 16 MB of float32, past which larger ones are no faster."""
 
 
 def checked(x: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
@@ -57,7 +66,13 @@ def batches(args: tuple[Tensor, ...], batch_size: int) -> Iterator[tuple[Tensor,
 
 
 def cycled(args: tuple[Tensor, ...], num_rows: int) -> tuple[Tensor, ...]:
-    """Return ``num_rows`` rows of ``args``, which are repeated in turn."""
+    """Return ``num_rows`` rows of ``args``, which are repeated in turn.
+
+    Raises:
+        TooLargeError: If they and what is computed of them take more memory than there is.
+    """
+    needed = 2 * num_rows * sum(arg[0].nbytes for arg in args)
+    memory.refuse_beyond(needed, f"{num_rows:,} data, with what is drawn of them,", "take fewer")
     return tuple(arg[torch.arange(num_rows, device=arg.device) % len(arg)] for arg in args)
 
 
@@ -70,7 +85,7 @@ def pairs_at_once(program: Program, layout: Layout, *args: Tensor) -> int:
     with program.evaluating(seed=0):
         two, four = (_sizes(program, layout, cycled(args, num_rows)) for num_rows in (2, 4))
     largest = max(((b - a) // 2 for a, b in zip(two, four, strict=False)), default=1)
-    return max(1, _CHUNK_ELEMENTS // max(1, largest))
+    return max(1, CHUNK_ELEMENTS // max(1, largest))
 
 
 class _Sizes(TorchDispatchMode):

@@ -1,0 +1,53 @@
+"""Advice in the language of who reads it: options on the command line, arguments in Python."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+__all__ = ["on_the_command_line", "option", "part"]
+
+_COMMAND_LINE = ContextVar("command_line", default=False)
+# Arguments that take an object; the others among the parts take what builds one.
+_OBJECTS = ("objective", "observation", "schedule", "turns")
+
+
+@contextlib.contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """Let advice name options: a context, in which a command runs."""
+    token = _COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _COMMAND_LINE.reset(token)
+
+
+def option(name: str, value: object = "", *, python: str | None = None) -> str:
+    """Return a setting as it is written: ``--batch-size 2``, or ``batch_size=2`` in Python.
+
+    Args:
+        name: Of the argument; one of a part's follows a point, such as ``network.hidden``.
+        value: Left out where the advice names none.
+        python: What it is called in Python where that is not its name and value.
+    """
+    if not _COMMAND_LINE.get():
+        return python or (f"{name}={value}" if value != "" else name)
+    first, *rest = name.split(".")
+    written = "--" + ".".join([first.replace("_", "-"), *rest])
+    return f"{written} {value}" if value != "" else written
+
+
+def part(role: str, name: str, **arguments: object) -> str:
+    """Return a part as it is named for a role, with its arguments.
+
+    ``--likelihood Binomial --likelihood.total_count 16`` on the command line; in Python
+    ``likelihood=partial(Binomial, total_count=16)``, or ``objective=FreeBits(nats=0.5)``.
+    """
+    if _COMMAND_LINE.get():
+        options = [option(f"{role}.{key}", value) for key, value in arguments.items()]
+        return " ".join([option(role, name), *options])
+    given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    if role in _OBJECTS:
+        return f"{role}={name}({given})"
+    return f"{role}=partial({name}, {given})" if given else f"{role}={name}"
