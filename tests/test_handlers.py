@@ -197,6 +197,7 @@ def test_wrapped_programs_train_in_fit():
     assert not any(map(torch.equal, before, small.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:Frozen. the module Linear has no part")
 def test_recorded_steps_have_the_bits_of_eager_ones():
     def run(engine):
         torch.manual_seed(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pyro_vae.engine.step import RecordedStep
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
 from pyro_vae.inference.dependence import cut_off
+from pyro_vae.inference.named import Named
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_loss
@@ -236,9 +238,10 @@ class SVI:
     def _eagerly(self, *args: Any, **kwargs: Any) -> Any:
         if self.optimizer is None:
             check_loss(self.loss, self.program, *args, **kwargs)
-        with self.program.running(), poutine.trace(param_only=True) as capture:
-            loss = self._loss_and_grads(*args, **kwargs)
         first = self.optimizer is None
+        named = Named(self.program.reachable) if first else nullcontext()
+        with self.program.running(), named, poutine.trace(param_only=True) as capture:
+            loss = self._loss_and_grads(*args, **kwargs)
         found: dict[str, Tensor] = dict(self.program.parameters())
         for place, module in self.modules_of_loss.items():
             found |= {f"{place}.{name}": p for name, p in module.named_parameters()}

@@ -11,7 +11,7 @@ import functools
 import warnings
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro import poutine
@@ -22,18 +22,61 @@ from pyro.distributions import (
     RelaxedOneHotCategorical,
     RelaxedOneHotCategoricalStraightThrough,
 )
+from pyro.poutine import runtime
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.utils import stateless
 
 from pyro_vae.inference.detached import detached
+from pyro_vae.inference.named import Named, Partial, checked_names
+from pyro_vae.inference.parameters import OwnNames
 from pyro_vae.inference.schedules import Controlled, Moving, check_weight, current
 
 __all__ = ["Frozen", "Handler", "KLWeight", "StickingTheLanding", "Temperature"]
 
 
 class Handler(Messenger):
-    """An effect on a program; what it wraps keeps its signature and its modules."""
+    """An effect on a program; what it wraps keeps its signature and its modules.
+
+    Args:
+        sites: The latent sites it is for; all of them unless given.
+
+    Raises:
+        TypeError: If the sites are one string, or not all strings.
+        ValueError: If there are none; before training, evaluation or on leaving, if one of them is
+            not in the program.
+    """
+
+    def __init__(self, sites: Collection[str] | None = None) -> None:
+        super().__init__()
+        self.sites = checked_names(sites)
+        self._looks: Partial | None = None
+
+    def __enter__(self) -> Self:
+        """Look at which sites there are, unless whoever runs the program does."""
+        around = runtime._PYRO_STACK
+        if self.sites is not None and not any(isinstance(h, (Named, OwnNames)) for h in around):
+            self._looks = Partial()
+            self._looks.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Refuse names of sites that the program does not have."""
+        super().__exit__(*error)
+        looks, self._looks = self._looks, None
+        if looks is not None:
+            looks.__exit__(*error)
+
+    def _is_for(self, msg: Any) -> bool:
+        """Whether a site is a latent one that it is for."""
+        if msg["is_observed"] or poutine.util.site_is_subsample(msg):
+            return False
+        if self.sites is None:
+            return True
+        for named in Named.around():
+            named.note(type(self).__name__, self.sites, msg["name"])
+        return msg["name"] in self.sites
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a model or a guide, so that it runs with this effect."""
@@ -54,7 +97,7 @@ class KLWeight(Handler):
         sites: The latent sites it is for; all of them unless given.
 
     Raises:
-        ValueError: If the weight is negative or not a number.
+        ValueError: If the weight is negative or not a number, or a site is not in the program.
         TypeError: If it is a ``Controlled``: a handler sees no KL, an objective does.
 
     References:
@@ -72,12 +115,11 @@ class KLWeight(Handler):
                 "needs; use the objective BetaVAE(beta=Controlled(...))"
             )
         check_weight("weight", weight)
-        super().__init__()
+        super().__init__(sites)
         self.weight = weight
-        self.sites = _checked_sites(sites)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if _is_latent(msg, self.sites):
+        if self._is_for(msg):
             msg["scale"] = msg["scale"] * current(self.weight)
 
 
@@ -100,7 +142,7 @@ class StickingTheLanding(Handler):
 
     def _pyro_sample(self, msg: Any) -> None:
         # Before the sample is drawn, since plates outside still broadcast the distribution.
-        if _is_latent(msg, None) and msg["fn"].has_rsample:
+        if self._is_for(msg) and msg["fn"].has_rsample:
             msg["fn"] = detached(msg["fn"])
 
 
@@ -122,16 +164,18 @@ class Frozen(Handler):
         super().__init__()
         if not any(True for module in modules for _ in module.parameters()):
             raise ValueError("Frozen: none of these modules has a parameter to freeze")
-        self.modules = modules
+        self.frozen = modules
         self._stack = ExitStack()
 
-    def __enter__(self) -> Frozen:
+    def __enter__(self) -> Self:
         """Put tensors without gradients in the place of the parameters."""
+        for named in Named.around():
+            named.watch(self.frozen)
         super().__enter__()
         self._stack.enter_context(warnings.catch_warnings())
         # A pyro.module statement says that it leaves them out: that is what is wanted here.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")
-        for module in self.modules:
+        for module in self.frozen:
             tensors = {name: p.detach() for name, p in module.named_parameters()}
             self._stack.enter_context(stateless._reparametrize_module(module, tensors))
         return self
@@ -170,13 +214,12 @@ class Temperature(Handler):
         check_weight("temperature", temperature)
         if not float(current(temperature)) > 0:
             raise ValueError(f"temperature={float(current(temperature)):g}: it is positive")
-        super().__init__()
+        super().__init__(sites)
         self.temperature = temperature
-        self.sites = _checked_sites(sites)
         self._found = False
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not _is_latent(msg, self.sites):
+        if not self._is_for(msg):
             return
         relaxed = _with_temperature(msg["fn"], torch.as_tensor(current(self.temperature)))
         if relaxed is not None:
@@ -191,7 +234,7 @@ class Temperature(Handler):
         """Refuse a program in which it had no effect."""
         super().__exit__(*error)
         found, self._found = self._found, False
-        if not found and error[:1] in ((), (None,)):
+        if not found and self.sites is None and error[:1] in ((), (None,)):
             raise ValueError(
                 "Temperature: the program has no relaxed latent site; use RelaxedBernoulli or "
                 "RelaxedOneHotCategorical, or leave the handler out"
@@ -215,14 +258,3 @@ def _with_temperature(fn: Any, temperature: Tensor) -> Any:
         if type(fn) is relaxed:
             return relaxed(temperature.to(fn.logits), logits=fn.logits)
     return None
-
-
-def _checked_sites(sites: Collection[str] | None) -> Collection[str] | None:
-    if isinstance(sites, str):
-        raise TypeError(f'sites={sites!r}: give a list of the names of sites, sites=["{sites}"]')
-    return sites
-
-
-def _is_latent(msg: Any, sites: Collection[str] | None) -> bool:
-    latent = not msg["is_observed"] and not poutine.util.site_is_subsample(msg)
-    return latent and (sites is None or msg["name"] in sites)

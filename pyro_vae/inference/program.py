@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import shown
 from pyro_vae.inference.explaining import ProgramError, cause_of, is_machinery, place, reason_of
+from pyro_vae.inference.named import Named
 from pyro_vae.inference.owners import Owner, Start, bare, root_of
 from pyro_vae.inference.parameters import OwnNames, prepare_local_parameters, unchanged_parameters
 
@@ -217,7 +218,7 @@ class Program:
         self.materialize(*args)
         rows = tuple(arg[:3] for arg in args)
         with self.evaluating(seed=0), pyro.validation_enabled(False):
-            with _Lines():
+            with _Lines(), Named(self.reachable):
                 model_trace, guide_trace = self._first_traces(rows)
             observed = _data_sites(model_trace)
             _check_sites(model_trace, guide_trace)
