@@ -128,14 +128,18 @@ def shown(value: Any) -> str:
     if isinstance(value, functools.partial):
         return f"partial({getattr(value.func, '__name__', type(value.func).__name__)}, ...)"
     if isinstance(value, nn.Module):
-        return f"a {type(value).__name__}"
+        return _a(type(value).__name__)
     try:
         said = " ".join(repr(value).split())
     except Exception:
         said = ""
     if not said or said.startswith("<"):
-        return f"a {type(value).__name__}"
+        return _a(type(value).__name__)
     return said if len(said) <= 60 else said[:57] + "..."
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOUaeiou" else f"a {name}"
 
 
 def _bound(
@@ -276,7 +280,8 @@ def _container(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
             raise _Unfit("a tuple such as (40,)", "")
         return tuple(_as(each, inner[0]) for each in value) if inner[1:] == (...,) else value
     if isinstance(value, str) or not isinstance(value, origin):
-        raise _Unfit(f"a {origin.__name__.lower()}", "")
+        alone = origin is collections.abc.Sequence and not isinstance(value, str)
+        raise _Unfit(f"a {origin.__name__.lower()}", "put it in a list, [...]" if alone else "")
     if origin is collections.abc.Mapping and inner[1:] == (Tensor,):
         return {name: _as(each, Tensor) for name, each in value.items()}
     if isinstance(value, list | tuple) and len(inner) == 1:
@@ -294,7 +299,7 @@ def _object(value: Any, kind: Any) -> Any:
         mend = f"write {value.__name__}(), an object of the class"
     elif isinstance(value, str):
         mend = f"give the object, such as {value}(), not its name" if value.isidentifier() else ""
-    raise _Unfit(f"a {name}", mend)
+    raise _Unfit(_a(name), mend)
 
 
 def _full_name(kind: type) -> str:

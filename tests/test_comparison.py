@@ -117,7 +117,7 @@ def test_the_numbers_are_those_of_training_alone(found):
 
     vae, data = program(), from_arrays(rows())
     fit(vae, data, observation=AsDouble(), objective=IWAE(3), epochs=2, batch_size=10,
-        device="cpu", engine="eager", schedule=lambda done: 1.0)  # fmt: skip
+        device="cpu", engine="eager", schedule=lambda done: 1.0, weights="last")  # fmt: skip
     bound = elbo(vae.model, vae.guide, data.test.x.double(), num_particles=10)
     late = found.rows[1].at_equal_steps
     assert late.elbo_nats == Estimate(bound.elbo_nats, bound.standard_error)
@@ -269,18 +269,26 @@ def test_an_objective_that_explodes_is_a_row_that_says_so():
     [
         ([], {}, "objectives is empty: give at least one"),
         ({}, {}, "objectives is empty"),
-        (ELBO(), {}, "objectives=ELBO: give a list of objectives"),
+        (ELBO(), {}, "objectives=an ELBO: expected a sequence.*put it in a list"),
         ([ELBO(), ELBO()], {}, "objectives has ELBO twice"),
-        ([ELBO, IWAE(3)], {}, "expected objects such as ELBO"),
+        ([ELBO, IWAE(3)], {}, r"objectives=.*write ELBO\(\), an object"),
         ([ELBO()], {"epochs": 0}, "epochs=0: at least 1"),
         ([ELBO()], {"num_repeats": 3}, "num_repeats=3: at least 20"),
         ([ELBO()], {"batch_size": 1000}, "batch_size=1000 "),
+        ([ELBO()], {"batch_size": 0}, "batch_size=0: at least 1"),
         ([ELBO()], {"device": "tpu"}, "device='tpu' is not here"),
     ],
 )
 def test_mistakes_are_told(objectives, options, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((TypeError, ValueError), match=said):
         run(objectives, **options)
+
+
+def test_fewer_rows_than_a_batch_are_one_batch():
+    options = {**TINY, "batch_size": None, "epochs": 1, "warm_up_epochs": 0}
+    found = compare(program(), rows(), objectives=[ELBO()], **options)
+    assert found.rows[0].failure is None
+    assert found.settings["batch_size"] == 32  # the rows that are left to train on
 
 
 def test_none_that_can_is_an_error():

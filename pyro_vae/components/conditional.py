@@ -24,6 +24,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pyro_vae.arguments import built, shown
 from pyro_vae.components.networks import Standardize
@@ -102,7 +103,7 @@ class Family(nn.Module):
         if not torch.compiler.is_exporting():
             return super().__call__(*args, **kwargs)
         with pyro.validation_enabled(False):
-            return super().__call__(*args, **kwargs)
+            return _unchecked(super().__call__(*args, **kwargs))
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution whose raw parameters are ``raw``, ``[*batch, *raw_shape]``."""
@@ -140,6 +141,15 @@ class Family(nn.Module):
     def extra_repr(self) -> str:
         """Show the event's shape."""
         return f"event_shape={self.event_shape}"
+
+
+def _unchecked(distribution: Distribution) -> Distribution:
+    """Let a distribution, and those it is made of, score whatever values they are given."""
+    distribution._validate_args = False
+    for part in tree_leaves(list(vars(distribution).values())):
+        if isinstance(part, torch.distributions.Distribution):
+            _unchecked(part)
+    return distribution
 
 
 class Conditional(PyroModule):
@@ -199,9 +209,9 @@ class Conditional(PyroModule):
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution given ``context``, ``[*batch, *context_shape]``."""
         distribution = self.family(self.raw(context))
-        if not self.units.known:
-            return distribution
-        return in_units(distribution, self.units.loc, self.units.scale)
+        if self.units.known:
+            distribution = in_units(distribution, self.units.loc, self.units.scale)
+        return _unchecked(distribution) if torch.compiler.is_exporting() else distribution
 
     def raw(self, context: Tensor | None = None) -> Tensor:
         """Return the family's raw numbers given ``context``, ``[*batch, *raw_shape]``."""

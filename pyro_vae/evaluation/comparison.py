@@ -30,6 +30,7 @@ from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.engine.copies import program_and_data
 from pyro_vae.engine.data import OBSERVATION_SEED, AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import (
+    BATCH_SIZE,
     arguments,
     check_labels,
     fitted_objective,
@@ -77,7 +78,7 @@ def compare(
     observation: Observation | None = None,
     epochs: int = 20,
     warm_up_epochs: int = 3,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     clip_norm: float | None = None,
     num_rows: int = 64,
     num_repeats: int = 200,
@@ -106,7 +107,7 @@ def compare(
         observation: How stored rows become observations; as they are, unless given.
         epochs: Passes over the training data for each objective.
         warm_up_epochs: Passes before gradients are measured; 0 for the first weights.
-        batch_size: Data per step of training.
+        batch_size: Data per step; 128, or all training rows where they are fewer, unless given.
         clip_norm: The largest gradient norm of the loss per datum, in training.
         num_rows: On how many training data gradients are measured.
         num_repeats: How many gradients; a multiple of 10, or the next below.
@@ -125,7 +126,8 @@ def compare(
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
     """
     by_name = named(objectives)
-    check_counts(epochs=epochs, num_rows=num_rows, num_repeats=num_repeats, num_samples=num_samples)
+    counts = {"epochs": epochs, "num_rows": num_rows, "num_repeats": num_repeats}
+    check_counts(**counts, num_samples=num_samples, batch_size=batch_size)
     if num_repeats < 2 * _NUM_GROUPS:
         raise ValueError(f"num_repeats={num_repeats}: at least {2 * _NUM_GROUPS} are needed")
     if data is None:
@@ -156,6 +158,8 @@ class _Laboratory:
         self.observation = observation or AsFloat()
         check_labels(takes_labels(self.program.model), self.data, self.program.model)
         self.seed, self.num_samples, self.setting = seed, num_samples, setting
+        if setting["batch_size"] is None:
+            setting["batch_size"] = min(BATCH_SIZE, len(self.data.train))
         for module in self.program.reachable:
             module.to(self.device)
             module.train()
@@ -186,7 +190,7 @@ class _Laboratory:
     ) -> Comparison:
         """Measure, time and train; return the rows."""
         rows = {name: Row(name) for name in objectives}
-        batch = self._rows(self._first(num_rows), OBSERVATION_SEED + 3)
+        batch = self._rows(self.data.train[:num_rows], OBSERVATION_SEED + 3)
         first = self.weights.copy()
         bar = tqdm(total=2 + 2 * len(rows), desc="comparing", disable=not progress, unit="stage")
         with bar:
@@ -212,9 +216,6 @@ class _Laboratory:
     def _rows(self, data: Data, seed: int) -> tuple[Tensor, ...]:
         seen = observe_once(data, self.observation, seed=seed, device=self.device)
         return arguments(seen, takes_labels(self.program.model))
-
-    def _first(self, num_rows: int) -> Data:
-        return self.data.train[:num_rows]
 
     def _parameters(self) -> list[Tensor]:
         svi = SVI(self.program.model, self.program.guide, adam, pyro.infer.Trace_ELBO())
@@ -258,7 +259,7 @@ class _Laboratory:
     ) -> dict[str, list[float]]:
         """Return the seconds per step of each objective in each round, in turns."""
         self.weights.load(weights)
-        batch = self._rows(self._first(self.setting["batch_size"]), OBSERVATION_SEED + 3)
+        batch = self._rows(self.data.train[: self.setting["batch_size"]], OBSERVATION_SEED + 3)
         steps = {
             name: SVI(
                 self.program.model, self.program.guide, partial(adam, lr=0.0),
@@ -366,10 +367,8 @@ class _Laboratory:
         num_repeats: int,
         times: dict[str, list[float]],
     ) -> dict[str, Any]:
-        num_steps, num_repeats = (
-            epochs * self._num_batches,
-            num_repeats // _NUM_GROUPS * _NUM_GROUPS,
-        )
+        num_steps = epochs * self._num_batches
+        num_repeats = num_repeats // _NUM_GROUPS * _NUM_GROUPS
         fastest = min(statistics.median(found) for found in times.values())
         return {
             "data": self.data.name, "num_test": len(self.test[0]), "num_steps": num_steps,
