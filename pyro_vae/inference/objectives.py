@@ -16,9 +16,13 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
 from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.remembered import Remembered
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
 __all__ = ["ELBO", "IWAE", "AnalyticELBO", "Objective"]
+
+# Beside the objectives: a copy of one has met no program, and none keeps a program alive.
+_LAYOUTS: Remembered[Layout] = Remembered()
 
 
 class Objective(PyroELBO):
@@ -39,7 +43,6 @@ class Objective(PyroELBO):
             raise ValueError(f"num_particles={num_particles}: at least one sample is needed")
         super().__init__(num_particles=num_particles)
         self.vectorize_particles = True
-        self._layouts: dict[Any, Layout] = {}
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -98,13 +101,12 @@ class Objective(PyroELBO):
     def _program(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]
     ) -> tuple[Program, Layout]:
-        program = Program(model, guide)
-        key = (model, guide)
-        if key not in self._layouts:
+        program, layout = Program(model, guide), _LAYOUTS.of(self, model, guide)
+        if layout is None:
             layout = program.check(*args)
             self._refuse(program, layout, args)
-            self._layouts[key] = layout
-        return program, self._layouts[key]
+            _LAYOUTS.note(layout, self, model, guide)
+        return program, layout
 
     def _refuse(self, program: Program, layout: Layout, args: tuple[Any, ...]) -> None:
         rows = tuple(arg[:3] for arg in args)

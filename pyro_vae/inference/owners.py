@@ -181,7 +181,8 @@ class Start:
             return self.root
         if code.co_argcount and code.co_varnames[0] in ("self", "cls"):
             return None if _is_machinery(frame) else frame.f_locals.get(code.co_varnames[0])
-        matching = [f for f in _reachable(self._function).get(code, ()) if _runs(f, frame)]
+        reachable = (reference() for reference in _reachable(self._function).get(code, ()))
+        matching = [f for f in reachable if f is not None and _runs(f, frame)]
         # Functions made by one factory cannot be told apart if nothing in them differs.
         return matching[0] if len(matching) == 1 else None
 
@@ -243,16 +244,17 @@ def _content(cell: Any) -> Any:
         return _MISSING
 
 
-_TABLES: dict[int, tuple[Any, dict[CodeType, list[FunctionType]]]] = {}
+_Functions = dict[CodeType, list[weakref.ref[FunctionType]]]
+_TABLES: dict[int, tuple[Any, _Functions]] = {}
 
 
-def _reachable(given: Any) -> dict[CodeType, list[FunctionType]]:
+def _reachable(given: Any) -> _Functions:
     """Return the functions that a model or a guide may call, by their code; looked for once."""
     reference, table = _TABLES.get(id(given), (None, None))
     if table is None or reference is None or reference() is not given:
         table = {}
         for function in _functions(given):
-            table.setdefault(function.__code__, []).append(function)
+            table.setdefault(function.__code__, []).append(weakref.ref(function))
         _TABLES[id(given)] = (_reference(given, _TABLES, id(given)), table)
     return table
 
