@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from functools import partial
 
 import pytest
 import torch
 from laws import PROGRAMS, binary
 
+from pyro_vae import SVI, components
 from pyro_vae.components import (
     MLP,
     Automatic,
@@ -26,7 +29,8 @@ from pyro_vae.components import (
     StraightThroughCategorical,
     VampPrior,
 )
-from pyro_vae.inference import Program, check_support
+from pyro_vae.engine.optimizers import adam
+from pyro_vae.inference import ELBO, Program, check_support
 from pyro_vae.inference import support as support_module
 from pyro_vae.models import VAE
 
@@ -112,6 +116,76 @@ def test_bad_data_are_named(likelihood, x: torch.Tensor, said: str) -> None:
         check(likelihood, x)
     assert "\n" not in str(caught.value)
     assert "site 'x'" in str(caught.value)
+
+
+UNIT = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+ROWS_OF_ONE = UNIT / UNIT.sum(1, keepdim=True)
+MIXED = partial(Columns, columns=[Normal, partial(Automatic, distribution="Gamma"), Normal, Normal])
+EDGES = [
+    *((name, UNIT, edge) for name in ("Beta", "Kumaraswamy") for edge in (0.0, 1.0)),
+    *((LogitNormal, UNIT, edge) for edge in (0.0, 1.0)),
+    *((name, UNIT, 0.0) for name in ("Gamma", "LogNormal", "Weibull", "InverseGamma", "Chi2")),
+    *((name, 3 * UNIT, 0.0) for name in ("Gamma", "LogNormal", "FisherSnedecor")),
+    ("Gamma", (9 * UNIT).round(), 0.0),
+    (MIXED, UNIT, 0.0),
+    (partial(Incomplete, family=partial(Automatic, distribution="Gamma")), UNIT, 0.0),
+]
+CLOSED = [
+    *((ContinuousBernoulli, UNIT, edge) for edge in (0.0, 1.0)),
+    *((name, UNIT, 0.0) for name in ("Exponential", "HalfNormal", "HalfCauchy", "VonMises")),
+    (partial(Automatic, distribution="Pareto", scale=0.1), UNIT + 0.1, 0.1),
+    (partial(Automatic, distribution="Gamma", concentration=1.0), UNIT, 0.0),
+]
+
+
+def family(name):
+    return named(name) if isinstance(name, str) else name
+
+
+def named(name: str):
+    return getattr(components, name, None) or partial(Automatic, distribution=name)
+
+
+def take_a_step(likelihood, x: torch.Tensor) -> None:
+    check(likelihood, x)
+    network = partial(MLP, hidden=(4,))
+    vae = VAE.assemble(tuple(x.shape[1:]), (2,), likelihood=likelihood, network=network, data=x)
+    svi = SVI(vae.model, vae.guide, adam, ELBO(), engine="eager")
+    assert math.isfinite(float(svi.step(x)))
+    assert all(bool(p.isfinite().all()) for p in vae.parameters())
+
+
+@pytest.mark.parametrize(("likelihood", "x", "edge"), CLOSED)
+def test_a_bound_with_a_density_passes(likelihood, x: torch.Tensor, edge: float) -> None:
+    take_a_step(family(likelihood), with_value(x, edge))
+
+
+@pytest.mark.parametrize(("likelihood", "x", "edge"), EDGES)
+def test_a_bound_without_a_density_is_named_and_each_cure_cures(
+    likelihood, x: torch.Tensor, edge: float
+) -> None:
+    x = with_value(x, edge)
+    with pytest.raises(ValueError, match=rf"index \(3, 1\) is {edge:g}[ ,].*; 1 such\)") as caught:
+        check(family(likelihood), x)
+    said = str(caught.value)
+    assert not isinstance(likelihood, str) or f"is {likelihood}, whose" in said
+    cures = re.findall(r"\b[A-Z]\w+", said.partition(" such); ")[2])
+    assert len(cures) > 1
+    for cure in {*cures} - {"Binomial", "Dequantize", "AsFloat", "Binarize"}:
+        number = {"num_categories": 10} if cure == "Categorical" else {}
+        take_a_step(partial(named(cure), **number), x)
+
+
+def test_a_row_with_a_zero_is_named_and_the_cure_cures() -> None:
+    x = ROWS_OF_ONE.clone()
+    x[5] = torch.tensor([0.0, 0.5, 0.25, 0.25])
+    with pytest.raises(
+        ValueError, match=r"Dirichlet.*index \(5,\) .*not finite.*; 1 such\)"
+    ) as caught:
+        check(named("Dirichlet"), x)
+    assert "(x + 0.001) / (1 + 0.001 * D)" in str(caught.value)
+    take_a_step(named("Dirichlet"), (x + 0.001) / (1 + 0.001 * 4))
+    take_a_step(Normal, x)
 
 
 @pytest.mark.parametrize("value", [7, torch.nan])

@@ -55,6 +55,12 @@ def described(support: Any) -> str:
         return f"the integers {bounds[0]} to {bounds[1]}"
     if type(support) is constraints.interval:
         return f"from {bounds[0]} to {bounds[1]}"
+    if type(support) is constraints.greater_than_eq:
+        return f"{bounds[0]} and more"
+    if type(support) is constraints.greater_than:
+        return f"above {bounds[0]}"
+    if support is constraints.simplex:
+        return "rows of positive numbers that sum to 1"
     return str(support)
 
 
@@ -68,7 +74,10 @@ def _bound(bound: Any) -> str:
 def advice(support: Any, seen: Range) -> str:
     """Return what would fit: other likelihoods for these values, or another view of the data."""
     if support.event_dim > 0:
-        return "repair these rows, or choose a likelihood of single numbers"
+        mend = "repair these rows, or choose a likelihood of single numbers, such as Normal"
+        if support is constraints.simplex and seen.low >= 0 and seen.high <= 1:
+            mend = f"move rows with zeros inside, as in (x + 0.001) / (1 + 0.001 * D); else {mend}"
+        return mend
     low, high = seen.low, seen.high
     whole = low >= 0 and seen.whole
     if whole and isinstance(support, constraints.integer_interval):
@@ -78,6 +87,7 @@ def advice(support: Any, seen: Range) -> str:
     if low >= 0 and high <= 1:
         return _advice_for_grey(support, at_edge=low == 0 or high == 1)
     positive = ", or Gamma and LogNormal for positive ones" if low > 0 else ""
+    positive = ", or Exponential for those from 0 on" if low == 0 else positive
     return (
         "choose a likelihood with these values (--likelihood Normal, Laplace or StudentT fits any "
         f"real number{positive})"

@@ -188,6 +188,10 @@ class _Observed:
                 where = f"index {index}{part.described(row)}"
                 raise ValueError(message(self, site, place, where))
 
+    def num_outside(self) -> int:
+        """Return how many numbers, or rows, the distribution does not have."""
+        return sum(int(_outside(site).sum()) for _, site in self._runs(0, len(self.data[0])))
+
     def range(self, column: int | None = None) -> Range:
         """Return the range of all that the site observes, or of one column of a table."""
         if self.view is None:
@@ -264,8 +268,14 @@ def _infinite(site: Any) -> Tensor:
 
 
 def _at_edge(support: Any, value: Tensor) -> Tensor | None:
-    """Return which real numbers are a bound of their closed support; None if none can be."""
+    """Return which real numbers, or rows, are at a bound of their support; None if none can be."""
     support = getattr(support, "base_constraint", support)  # beside it, values may be missing
+    if hasattr(support, "columns"):
+        columns = zip(support.columns, value.unbind(-1), strict=True)
+        found = [(_at_edge(column, number), number) for column, number in columns]
+        return torch.stack([torch.zeros_like(x).bool() if e is None else e for e, x in found], -1)
+    if support is constraints.simplex:
+        return (value == 0).any(-1)
     if support.is_discrete or support.event_dim > 0:
         return None
     bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
@@ -357,11 +367,11 @@ def _of_outside(observed: _Observed, site: Any, place: tuple[int, ...], where: s
     if hasattr(support, "at"):  # a table, whose columns have supports of their own
         support = support.at(*place)
     inside = bool(_inside(_support(site["fn"]), site["value"])[place])
-    but = "whose density there is not finite, though" if inside else "but"
+    edge = ", where its density is not finite" if inside else ""
     return (
         f"the data do not fit the likelihood: site {name!r} is {family}, whose values are "
-        f"{described(support)}, {but} the value at {where} is {shown} "
-        f"(data range {seen.low:g} to {seen.high:g}); {advice(support, seen)}"
+        f"{described(support)}, but the value at {where} is {shown}{edge} (data range "
+        f"{seen.low:g} to {seen.high:g}; {observed.num_outside()} such); {advice(support, seen)}"
     )
 
 
@@ -372,9 +382,17 @@ def _is_seen(site: Any, place: tuple[int, ...]) -> bool:
 
 def family_name(fn: Any) -> str:
     """Return the name of the distribution of single numbers, or of rows, that another wraps."""
-    while hasattr(fn, "base_dist") or hasattr(fn, "complete"):
+    while not _has_a_name(fn) and (hasattr(fn, "base_dist") or hasattr(fn, "complete")):
         fn = fn.base_dist if hasattr(fn, "base_dist") else fn.complete  # values may be missing
     return type(fn).__name__.lstrip("_")
+
+
+def _has_a_name(fn: Any) -> bool:
+    """Say whether a distribution that is made of another is known by its own name: a LogNormal."""
+    kind = type(fn)
+    of_a_library = kind.__module__.startswith(("torch.", "pyro."))
+    transformed = isinstance(fn, torch.distributions.TransformedDistribution)
+    return transformed and of_a_library and kind.__name__ != "TransformedDistribution"
 
 
 # Latents ---------------------------------------------------------------------------------------
