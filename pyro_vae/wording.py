@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-__all__ = ["on_the_command_line", "option", "part"]
+__all__ = ["command", "on_the_command_line", "option", "part"]
 
 _COMMAND_LINE = ContextVar("command_line", default=False)
 # Arguments that take an object; the others among the parts take what builds one.
@@ -36,6 +36,11 @@ def option(name: str, value: object = "", *, python: str | None = None) -> str:
     first, *rest = name.split(".")
     written = "--" + ".".join([first.replace("_", "-"), *rest])
     return f"{written} {value}" if value != "" else written
+
+
+def command(name: str, setting: str, value: object, *, python: str) -> str:
+    """Return what to do next: ``pyro-vae train --resume run``, or what to call in Python."""
+    return f"pyro-vae {name} {option(setting, value)}" if _COMMAND_LINE.get() else python
 
 
 def part(role: str, name: str, **arguments: object) -> str:

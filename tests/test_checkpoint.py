@@ -278,7 +278,7 @@ def test_what_is_no_checkpoint_is_called_so(tmp_path, pair):
 
 def test_a_newer_format_says_upgrade(pair):
     forge(pair, manifest={"format": 2, "version": "9.9\n", "files": {"other": 1}})
-    with pytest.raises(CheckpointError, match=r"newer pyro_vae \('9\.9\\n', format 2.*--upgrade"):
+    with pytest.raises(CheckpointError, match=r"newer pyro_vae \('9\.9\\n', format 2.*upgrade"):
         load(pair)
 
 

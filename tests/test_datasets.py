@@ -187,7 +187,7 @@ def test_a_failed_download_says_what_to_place_where_and_leaves_nothing(
         load("fashion-mnist", root=root)
     text = one_line(caught.value)
     assert str(root / "FashionMNIST" / "raw") in text
-    assert "--data-root" in text
+    assert "pass root with the folder" in text
     assert all(f"{stem}.gz" in text for stem in IDX)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""

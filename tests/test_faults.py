@@ -135,7 +135,7 @@ OPTIONS = {
     "--latent 3,2 --model LadderVAE --posterior Bernoulli": "a ladder merges diagonal normals",
     "--latent 1000000000000": r"--latent 1000000000000: .*GiB.*lower --latent",
     "--batch-size 0": "--batch-size 0: give 1 or more",
-    "--batch-size 33": "batch_size=33 .* with 32 training rows; choose one from 1 to 32",
+    "--batch-size 33": "--batch-size 33 .* with 32 training rows; choose one from 1 to 32",
     "--lr -1": r"--lr -1\.0: give a number above 0",
     "--lr 0": r"--lr 0\.0: give a number above 0",
     "--lr nan": "--lr nan: expected a finite number",
@@ -412,8 +412,10 @@ def test_an_output_folder_that_is_taken(out, folder, capsys):
 
 def test_a_failed_run_leaves_an_empty_folder_empty(folder, capsys):
     Path("out").mkdir()
-    refused(capsys, "batch_size=33", folder, "train", *BASE, "--batch-size", "33")
-    refused(capsys, "batch_size=33", folder, "train", *BASE, "--batch-size", "33", "--out", "a/b/c")
+    refused(capsys, "--batch-size 33", folder, "train", *BASE, "--batch-size", "33")
+    refused(
+        capsys, "--batch-size 33", folder, "train", *BASE, "--batch-size", "33", "--out", "a/b/c"
+    )
 
 
 def test_two_runs_in_one_folder(folder, capsys):

@@ -405,7 +405,7 @@ def test_a_signal_stops_at_the_end_of_a_step_with_its_checkpoint(tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             super().model(x)
 
-    with pytest.raises(Interrupted, match="--resume") as stopped:
+    with pytest.raises(Interrupted, match="resume=True") as stopped:
         fit(Interrupting(), normal_data(), epochs=9, batch_size=16, out=tmp_path)
     assert stopped.value.signum == signal.SIGTERM
     program = Exploding()

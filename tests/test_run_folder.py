@@ -58,7 +58,7 @@ def test_a_run_folder_is_made(tmp_path, name):
 
 
 REFUSED = {
-    "full": "is not empty: choose another --out, or continue",
+    "full": "is not empty: choose another out, or continue",
     "file": "is a file",
     "file/below": "Not a directory",
     "dangling": "leads nowhere",

@@ -77,7 +77,7 @@ GOOD = [
 ]
 BAD = [
     (Bernoulli, GREY, r"'x' is Bernoulli.*0 or 1.*index \(0, 1\) is 0.04.*binarise.*Normal"),
-    (Bernoulli, COUNTS, r"index \(0, 2\) is 2 .*range 0 to 16.*binarise.*total_count 16"),
+    (Bernoulli, COUNTS, r"index \(0, 2\) is 2 .*range 0 to 16.*binarise.*total_count=16"),
     (Bernoulli, with_value(BITS, -1), r"index \(3, 1\) is -1"),
     (Bernoulli, with_value(BITS, torch.nan), r"nan at index \(3, 1\), and 1"),
     (partial(Binomial, total_count=9), COUNTS, r"integers 0 to 9.*is 10.*count to 16"),

@@ -208,7 +208,7 @@ def test_log_p_is_that_of_samples_from_the_prior() -> None:
 
 def test_a_density_over_all_space_is_no_prior_of_directions() -> None:
     vae = small_vae(prior=StandardNormal)
-    with pytest.raises(ValueError, match=r"VonMisesFisher.*Normal.*--prior UniformSphere"):
+    with pytest.raises(ValueError, match=r"VonMisesFisher.*Normal.*prior=UniformSphere"):
         evaluation.elbo(vae.model, vae.guide, binary())
 
 

@@ -14,6 +14,7 @@ __all__ = ["nearest", "readable"]
 _LONGEST = 300
 _KINDS = {"int": "a whole number", "float": "a finite number", "bool": "true or false"}
 _FILLED_IN = ("self", "event_shape", "latent_shape", "in_shape", "out_shape", "levels")
+_OF_THE_PARSER = re.compile(r"jsonargparse|<class|Namespace|typing|NoneType|Not of type|Expected")
 _KEY = re.compile(r'Parser key "([^"]+)": ')
 _VALUE = re.compile(
     r"(?:Got value|Given value): (?:NestedArg\(.*val=')?(.*?)(?:'\)| - Expected .*)?$"
@@ -59,7 +60,13 @@ def readable(
         if not keys:
             return _unrecognised([_option([found[1]])], options)
         return _unknown_argument(option, found[1], given, classes)
-    if found := re.search(r"arguments are required: (.*)", reason):
+    if "instantiatable class" in reason:
+        return f"{option}: name a part that takes it, such as {option} NAME"
+    if found := re.match(r"Expected a dot import path string: (\S+)", reason):
+        return f"{option} {found[1]}: there is no such part; 'pyro-vae list' shows them"
+    if reason.startswith("Not of type Path"):
+        return f"{option}: expected the name of a file or folder"
+    if found := re.search(r"arguments are required: (.*?)(?: - |$)", reason):
         if not keys:
             return f"{found[1]} is missing: --help shows how the command is used"
         needed = " and ".join(f"{option}.{name}" for name in found[1].split(", "))
@@ -67,6 +74,8 @@ def readable(
     if found := re.match(r"(?:Key|Option|Group|Unknown key) ['\"](\S+?)['\"]", reason):
         return _unrecognised([_option([found[1]])], options)
     reason = re.split(r" - Expected a <class 'NoneType'>| Got value:", reason)[0]
+    if _OF_THE_PARSER.search(reason):
+        reason = f"{value or 'its value'} cannot be taken; --help shows what can"
     return f"{option}: {reason}"[:_LONGEST] if keys else reason[:_LONGEST]
 
 

@@ -66,7 +66,9 @@ def check_config(path: Path, modules: set[str]) -> str:
         return str(path) if read == held else yaml.safe_dump(read)
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
-        raise ValueError(f"{path} is not a YAML file of options: {where}{error.problem}") from error
+        tagged = isinstance(error, yaml.constructor.ConstructorError)
+        problem = "a tag (!!...), which stands for code, is not taken" if tagged else error.problem
+        raise ValueError(f"{path} is not a YAML file of options: {where}{problem}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a YAML file of options: {said}") from error

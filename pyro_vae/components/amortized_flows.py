@@ -20,6 +20,7 @@ from torch.distributions import constraints
 
 from pyro_vae.components.conditional import Distribution, Family, Shape, positive
 from pyro_vae.components.posteriors import below_diagonal, shaped
+from pyro_vae.wording import part
 
 __all__ = ["Householder", "Planar", "Radial", "Sylvester"]
 
@@ -338,8 +339,8 @@ class _Sylvester(_Flow):
     def _inverse(self, y: Tensor) -> Tensor:
         raise _NoInverseError(
             "a Sylvester flow has no inverse: it is no prior, and scores only the sample that it "
-            "drew last, with the gradients that it has; take --prior StandardNormal, or an "
-            "objective that scores no other sample"
+            "drew last, with the gradients that it has; take "
+            f"{part('prior', 'StandardNormal')}, or an objective that scores no other sample"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.files import is_alive, reason, remove
+from pyro_vae.wording import option
 
 __all__ = ["download"]
 
@@ -57,7 +58,8 @@ def download(
     except Exception as error:  # torchvision, urllib, ssl, zipfile and tarfile: dozens of kinds
         raise FileNotFoundError(
             f"{name} is not in {root} and cannot be downloaded ({reason(error)}): "
-            f"place {wanted}, or pass --data-root with the folder that holds it"
+            f"place {wanted}, or pass {option('data_root', python='root')} with the folder that "
+            "holds it"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)

@@ -40,6 +40,7 @@ from pyro_vae.files import (
     temporary_for,
     write,
 )
+from pyro_vae.wording import option
 
 __all__ = ["FORMAT_VERSION", "CheckpointError", "latest", "load", "load_latest", "save"]
 
@@ -282,7 +283,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {show(path)} was written by a newer pyro_vae ({written_by}, format "
-            f"{version}; this one reads up to {FORMAT_VERSION}): pip install --upgrade pyro-vae"
+            f"{version}; this one reads up to {FORMAT_VERSION}): upgrade pyro-vae"
         )
     return manifest
 
@@ -319,10 +320,10 @@ def _quote(value: Any) -> str:
 
 
 def _unwritable(error: OSError, target: Path, size: int) -> OSError:
-    advice = "make the folder writable, or choose another --out"
+    advice = f"make the folder writable, or choose another {option('out')}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = shutil.disk_usage(next(p for p in target.parents if p.exists())).free
-        advice = f"it needs {size:,} bytes and {free:,} are free; make room, then use --resume"
+        advice = f"it needs {size:,} bytes and {free:,} are free; make room, then resume"
     previous = latest(target.parent)
     intact = (
         f"the previous checkpoint {previous.name} is intact" if previous else "none came before"

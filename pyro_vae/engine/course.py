@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pyro_vae.wording import option
+
 __all__ = ["Divergence", "Overfitting", "divergence", "overfitting"]
 
 _ABSURD_NATS = 1e6  # no posterior costs so much that is of use
@@ -39,7 +41,8 @@ class Divergence(NamedTuple):
         what = "exploded" if self.came_back else "diverged"
         return (
             f"training {what} in epoch {self.epoch} and {end}: {where}; lower the learning rate "
-            "(--lr), or bound the gradient (--clip-norm 100)"
+            f"({option('lr', python='lr of optim')}), or bound the gradient "
+            f"({option('clip_norm', 100)})"
         )
 
 
@@ -58,11 +61,13 @@ class Overfitting(NamedTuple):
 
     def __str__(self) -> str:
         """Say what happened, and what to try."""
+        latents = option("latent", python="latent_shape")
+        hidden = option("network.hidden", python="hidden")
         return (
             f"the run overfits: since epoch {self.epoch} the validation ELBO fell by "
             f"{self.fallen_nats:,.2f} nats while training rose by {self.risen_nats:,.2f}; try "
-            f"fewer epochs (--epochs {self.epoch}, or --patience 10), a smaller network or fewer "
-            "latents (--network.hidden, --latent), or more data"
+            f"fewer epochs ({option('epochs', self.epoch)}, or {option('patience', 10)}), a "
+            f"smaller network or fewer latents ({hidden}, {latents}), or more data"
         )
 
 

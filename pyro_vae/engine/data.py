@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as Rows
 
 from pyro_vae.datasets import Data
 from pyro_vae.memory import room
+from pyro_vae.wording import option
 
 __all__ = [
     "OBSERVATION_SEED",
@@ -304,7 +305,7 @@ class Batches:
     ) -> None:
         if not 1 <= batch_size <= len(data):
             raise ValueError(
-                f"batch_size={batch_size} (--batch-size) with {len(data)} training rows; "
+                f"{option('batch_size', batch_size)} with {len(data)} training rows; "
                 f"choose one from 1 to {len(data)}"
             )
         if with_labels and data.labels is None:

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from pyro_vae.files import explained, is_alive, reason, remove, show, sweep
+from pyro_vae.wording import option
 
 try:
     import fcntl
@@ -40,11 +41,13 @@ def create_run_folder(path: Path) -> Path:
     """
     path = Path(path)
     if "\0" in str(path):
-        raise ValueError(f"{show(path)} holds a NUL character: choose another --out")
+        raise ValueError(f"{show(path)} holds a NUL character: choose another {option('out')}")
     created: list[Path] = []
     try:
         if path.is_symlink() and not path.exists():
-            raise ValueError(f"{show(path)} is a link that leads nowhere: choose another --out")
+            raise ValueError(
+                f"{show(path)} is a link that leads nowhere: choose another {option('out')}"
+            )
         absent = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(absent):
             folder.mkdir()
@@ -57,18 +60,18 @@ def create_run_folder(path: Path) -> Path:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         message = f"cannot create the run folder {show(path)}: {reason(error)}"
-        raise explained(error, f"{message}; choose another --out") from error
+        raise explained(error, f"{message}; choose another {option('out')}") from error
     return path
 
 
 def _refuse_occupied(path: Path) -> None:
     if not path.is_dir():
-        raise ValueError(f"{show(path)} is a file, not a folder: choose another --out")
+        raise ValueError(f"{show(path)} is a file, not a folder: choose another {option('out')}")
     sweep(path)  # what a process that was killed was about to put in place
     if any(entry.name != _LOCK for entry in path.iterdir()):
         raise ValueError(
-            f"{show(path)} exists and is not empty: choose another --out, or continue that run "
-            f"with --resume {show(path)}"
+            f"{show(path)} exists and is not empty: choose another {option('out')}, or continue "
+            f"that run with {option('resume', show(path), python='resume=True')}"
         )
 
 
@@ -209,5 +212,5 @@ def _holder(folder: Path, content: bytes) -> str:
         )
     return (
         f"{show(folder)} is in use by process {pid or 'unknown'}: "
-        "wait for it to end, or choose another --out"
+        f"wait for it to end, or choose another {option('out')}"
     )

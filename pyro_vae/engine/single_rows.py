@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.engine.data import Batches
 from pyro_vae.engine.failure import rehearsing
 from pyro_vae.inference.program import Program
+from pyro_vae.wording import option
 
 __all__ = ["settle_single_rows"]
 
@@ -43,8 +44,8 @@ def settle_single_rows(
         batches.joins_single = True
     elif len(rows[0]) > 1 and _trains(program, objective, *rows):
         raise ValueError(
-            "batch_size=1: the program cannot be trained on a single row, as batch normalisation "
-            "and other statistics over a batch cannot; give batches of 2 or more (--batch-size 2)"
+            f"{option('batch_size', 1)}: the program cannot be trained on a single row, as batch "
+            "normalisation and other statistics over a batch cannot; give 2 or more"
         )
 
 

@@ -56,6 +56,7 @@ from pyro_vae.inference.schedules import moving_in
 from pyro_vae.inference.support import Part, check_support, observes_arguments
 from pyro_vae.inference.terms import site_terms
 from pyro_vae.inference.weights import weighted
+from pyro_vae.wording import command, option
 
 __all__ = [
     "Progress",
@@ -482,7 +483,8 @@ class Training:
         where = f"stopped in epoch {state.epoch + 1} at step {state.step}"
         if self.out is None:
             return where
-        return f"{where}; go on with: pyro-vae train --resume {as_word(self.out)}"
+        there = f"fit(..., out={str(self.out)!r}, resume=True)"
+        return f"{where}; go on with: {command('train', 'resume', as_word(self.out), python=there)}"
 
     def _explain(self, batch: tuple[Tensor, ...], value: float) -> str:
         state, parameters = self.progress, self.svi.parameters
@@ -494,7 +496,9 @@ class Training:
             cause = why_gradient(self.program, self.layout, parameters, bad, batch)
             return f"the loss is finite {at}, but {cause}{good}"
         where, cure = why_loss(self.program, self.layout, parameters, batch)
-        cure = cure or "lower the learning rate or set a gradient norm (--clip-norm 100)"
+        cure = (
+            cure or f"lower the learning rate or set a gradient norm ({option('clip_norm', 100)})"
+        )
         return f"the loss is {value} {at}, {where}: {cure}{good}"
 
     def _bad_gradients(self) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pyro_vae.arguments import at_the_door
 from pyro_vae.evaluation.information import Information
 from pyro_vae.evaluation.latents import UnitActivity
+from pyro_vae.wording import option, part
 
 __all__ = ["beyond_storage", "verdict"]
 
@@ -15,12 +16,8 @@ __all__ = ["beyond_storage", "verdict"]
 # layer of few units, that may be all it can.
 _HARDLY_NATS, _HARDLY_NATS_PER_UNIT = 2.0, 0.1
 _UNUSED = 0.1  # of what a layer has to tell to be used
+_RISING = "the handler KLWeight with a Scheduled weight"
 _FEW = 0.1  # of a layer's units; below it the others are dead weight
-_ADVICE = (
-    "to make the model use them, try free bits (--objective FreeBits), a KL weight that rises from "
-    "zero (--objective BetaVAE, or the handler KLWeight, with a Scheduled weight), a less powerful "
-    "decoder or one that sees z in every layer, or leave unused layers out (--latent)"
-)
 
 
 @at_the_door
@@ -59,9 +56,18 @@ def verdict(
             if told is not None and told < enough <= kl_nats[name]:
                 line += f", of which {_two_places(told)} tell of the data"
         if use == "is used" and num_active < _FEW * num_units:
-            line += "; the others are dead weight, and a smaller --latent would do"
+            line += "; the others are dead weight, and fewer latents would do"
         lines.append(line)
-    return [*lines, _ADVICE] if collapsed else lines
+    return [*lines, _advice()] if collapsed else lines
+
+
+def _advice() -> str:
+    free_bits, rising = part("objective", "FreeBits"), option("kl_warmup", 0.3, python=_RISING)
+    return (
+        f"to make the model use them, try free bits ({free_bits}), a KL weight that rises from "
+        f"zero ({rising}), a less powerful decoder or one that sees z in every layer, or leave "
+        f"unused layers out ({option('latent', python='latent_shapes')})"
+    )
 
 
 def _told(

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.wording import part
+
 __all__ = ["Range", "advice", "described", "range_of"]
 
 
@@ -88,29 +90,36 @@ def advice(support: Any, seen: Range) -> str:
         return _advice_for_grey(support, at_edge=low == 0 or high == 1)
     positive = ", or Gamma and LogNormal for positive ones" if low > 0 else ""
     positive = ", or Exponential for those from 0 on" if low == 0 else positive
+    normal = part("likelihood", "Normal")
     return (
-        "choose a likelihood with these values (--likelihood Normal, Laplace or StudentT fits any "
-        f"real number{positive})"
+        f"choose a likelihood with these values ({normal}, Laplace or StudentT fits any real "
+        f"number{positive})"
     )
 
 
 def _advice_for_counts(support: Any, largest: int) -> str:
+    binomial = part("likelihood", "Binomial", total_count=largest)
     counted = (
-        f"count them (--likelihood Binomial --likelihood.total_count {largest}; Poisson or "
-        "NegativeBinomial without a largest value; Categorical or DiscretizedLogistic for levels)"
+        f"count them ({binomial}; Poisson or NegativeBinomial without a largest value; "
+        "Categorical or DiscretizedLogistic for levels)"
     )
     if support is constraints.boolean:
-        return f"levels 0..{largest}: binarise them (--observation Binarize), or {counted}"
+        return f"levels 0..{largest}: binarise them ({_binarize()}), or {counted}"
     if not getattr(support, "is_discrete", False):
-        counted += ", or dequantise them (--observation Dequantize)"
+        counted += f", or dequantise them ({part('observation', 'Dequantize')})"
     return f"the data are integers: {counted}"
 
 
 def _advice_for_grey(support: Any, *, at_edge: bool) -> str:
     densities = "ContinuousBernoulli" if at_edge else "ContinuousBernoulli, Beta or LogitNormal"
-    fits = f"a likelihood for values in [0, 1] or real ones (--likelihood {densities}, or Normal)"
+    taken = part("likelihood", densities)
+    fits = f"a likelihood for values in [0, 1] or real ones ({taken}, or Normal)"
     if support is constraints.boolean:
-        return f"grey values: binarise them (--observation Binarize), or choose {fits}"
+        return f"grey values: binarise them ({_binarize()}), or choose {fits}"
     if getattr(support, "is_discrete", False):
-        return f"give the stored integers (--observation AsFloat), or choose {fits}"
+        return f"give the stored integers ({part('observation', 'AsFloat')}), or choose {fits}"
     return f"choose {fits}"
+
+
+def _binarize() -> str:
+    return part("observation", "Binarize")

@@ -21,6 +21,7 @@ from pyro_vae.inference.advice import Range, advice, described, range_of
 from pyro_vae.inference.observed import View, is_masked_out, observed_places, view_of
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import site_terms
+from pyro_vae.wording import part
 
 __all__ = ["Part", "check_support", "family_name", "observes_arguments"]
 
@@ -296,8 +297,8 @@ def _alike_for_all_rows(site: Any) -> bool:
 
 
 def _bounds(support: Any) -> Iterator[Tensor]:
-    for part in vars(support).values() if support is not None else ():
-        for bound in part if isinstance(part, (tuple, list)) else (part,):
+    for held in vars(support).values() if support is not None else ():
+        for bound in held if isinstance(held, (tuple, list)) else (held,):
             if isinstance(bound, Tensor):
                 yield bound
             elif isinstance(bound, constraints.Constraint):
@@ -336,11 +337,9 @@ def _of_not_finite(observed: _Observed, site: Any, place: tuple[int, ...], where
     mend = "repair or leave out these data"
     if math.isnan(value):
         by_number = _support(site["fn"]).event_dim == 0
-        family = f" --likelihood.family {family_name(site['fn'])}" if by_number else ""
-        mend += (
-            ", or, if NaN is a missing value, take its likelihood (--likelihood Incomplete"
-            f"{family})"
-        )
+        family = {"family": family_name(site["fn"])} if by_number else {}
+        taken = part("likelihood", "Incomplete", **family)
+        mend += f", or, if NaN is a missing value, take its likelihood ({taken})"
     return (
         f"the data are not all finite: site {observed.name!r} is given {value:g} at {where}, and "
         f"{observed.range().num_not_finite} such value(s) in all: {mend}"
@@ -435,5 +434,5 @@ def _surface(support: Any) -> Any:
 
 def _fitting(prior: Any, posterior: Any) -> str:
     if any(_surface(fn.support) is sphere for fn in (prior, posterior)):
-        return "--prior UniformSphere with --posterior VonMisesFisher"
-    return "--prior StandardNormal with --posterior DiagonalNormal"
+        return f"{part('prior', 'UniformSphere')} with {part('posterior', 'VonMisesFisher')}"
+    return f"{part('prior', 'StandardNormal')} with {part('posterior', 'DiagonalNormal')}"

@@ -23,6 +23,7 @@ from pyro_vae.inference.program import (
     _observed_sites,
 )
 from pyro_vae.inference.weights import Weighing, num_stood_for, site_weights
+from pyro_vae.wording import part
 
 __all__ = ["SiteTerms", "log_densities", "site_terms"]
 
@@ -290,8 +291,8 @@ def _check_density(name: str, fn: Any) -> None:
     if not getattr(fn, "has_density", True):
         raise ValueError(
             f"the guide of site {name!r} is a point, which has no density: log p(x, z) at it would "
-            "be reported, and that is no bound of log p(x); take a narrow normal (--posterior "
-            "Normal --posterior.scale 0.1), or train it by SVI with Pyro's Trace_ELBO"
+            "be reported, and that is no bound of log p(x); take a narrow normal "
+            f"({part('posterior', 'Normal', scale=0.1)}), or train it by SVI with Pyro's Trace_ELBO"
         )
 
 

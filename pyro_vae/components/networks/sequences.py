@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.components.networks.layers import Shape, check_size
+from pyro_vae.wording import option
 
 __all__ = ["Positions", "Symbols"]
 
@@ -46,7 +47,7 @@ class Symbols(nn.Module):
                 raise ValueError(
                     f"{name} reads a sequence (length, ...) of real numbers; got {in_shape}: give "
                     "num_symbols if these are symbols, use MLP, or name both sides, "
-                    "--encoder Recurrent --decoder RecurrentDecoder"
+                    f"{option('encoder', 'Recurrent')} with {option('decoder', 'RecurrentDecoder')}"
                 )
             if padding is not None:
                 raise ValueError(f"padding={padding}: only symbols are padded; give num_symbols")
