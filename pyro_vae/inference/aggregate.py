@@ -95,7 +95,8 @@ class InfoVAE(Regularized):
 
     The squared maximum mean discrepancy is estimated without bias, from the latents of the batch
     and as many of the prior; it is left out where a batch is down to a single datum. With
-    ``alpha=1`` it is a Wasserstein autoencoder.
+    ``alpha=1`` it is a Wasserstein autoencoder. Weights of the data multiply each datum's terms,
+    but within the distance each one counts once.
 
     Args:
         alpha: How much of the KL is left out, at most 1.
@@ -182,7 +183,8 @@ class BetaTCVAE(Regularized):
     data set; its logarithm is too small on average. (The paper gives the rest to the others
     unevenly, which is the same in expectation, but depends on their order.) Whatever the estimate,
     the three parts add up to :math:`\log q(z \mid x) - \log p(z)`. A single datum shows no
-    aggregate: where a batch is down to one, only the last part is left, the whole KL.
+    aggregate: where a batch is down to one, only the last part is left, the whole KL. Weights of
+    the data multiply each datum's terms, but within the aggregate each one counts once.
 
     Args:
         beta: The weight of the total correlation.
@@ -328,7 +330,8 @@ class DIPVAE(Regularized):
 
     .. math:: \lambda_{od} \sum_{i \ne j} C_{ij}^2 + \lambda_d \sum_i (C_{ii} - 1)^2
 
-    Covariances of a batch are divided by its size.
+    Covariances of a batch are divided by its size. Weights of the data multiply each datum's terms,
+    but within the covariance each one counts once.
 
     Args:
         covariance: C, ``OfMeans()`` or ``OfSamples()``; of samples unless given.
