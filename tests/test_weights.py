@@ -16,6 +16,7 @@ from command import train
 from pyro.infer import RenyiELBO, Trace_ELBO
 
 from pyro_vae import VAE, datasets, fit
+from pyro_vae.cli import compare as cli_compare
 from pyro_vae.cli import runs as cli_runs
 from pyro_vae.components import MLP, Normal
 from pyro_vae.datasets import Data, Dataset, from_arrays, load
@@ -135,7 +136,7 @@ SGD = functools.partial(torch.optim.SGD, lr=5e-3)
 
 def trained(weights=None, *, data=HALVES, **settings):
     model, guide = program()
-    settings = {"epochs": 30, "batch_size": 20, "optim": SGD, "engine": "eager", **settings}
+    settings = {"epochs": 12, "batch_size": 48, "optim": SGD, "engine": "eager", **settings}
     done = fit(model, guide, data, data_weights=weights, **settings)
     ((_, loc),) = Program(model, guide).stored_parameters().items()
     return loc.detach().clone(), done.history
@@ -161,9 +162,10 @@ def test_weights_of_one_change_nothing():
 
 
 def test_recorded_and_streamed_steps_have_the_bits_of_eager_ones(monkeypatch):
-    found = [trained(TRIPLE, objective=ELBO(), epochs=4, engine=e) for e in ("eager", "recorded")]
+    short = {"epochs": 2, "batch_size": 20}
+    found = [trained(TRIPLE, objective=ELBO(), engine=e, **short) for e in ("eager", "recorded")]
     monkeypatch.setattr(Batches, "_move", lambda self: False)
-    found.append(trained(TRIPLE, objective=ELBO(), epochs=4))
+    found.append(trained(TRIPLE, objective=ELBO(), **short))
     for loc, history in found[1:]:
         assert torch.equal(loc, found[0][0])
         assert history == found[0][1]
@@ -184,6 +186,7 @@ def test_a_run_with_weights_goes_on_with_its_own_alone(tmp_path):
         trained(TRIPLE + 1, epochs=4, out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_replicas_take_the_weights_too():
     vae = VAE.assemble((2,), (1,), likelihood=partial_of_normal, network=partial_of_network)
     replicas = fit(copy.deepcopy(vae), HALVES, data_weights=TRIPLE, epochs=2, batch_size=20,
@@ -216,22 +219,33 @@ def test_a_loss_of_pyros_says_that_it_is_no_bound():
         trained(TRIPLE, objective=RenyiELBO(num_particles=2), epochs=1)
 
 
-@pytest.mark.filterwarnings("ignore:x.npz")
 def test_the_command_line_takes_weights_from_a_file_and_from_the_archive(tmp_path, monkeypatch):
-    np.savez(tmp_path / "x.npz", x=HALVES.numpy(), mine=TRIPLE.numpy(), weights=np.ones(60))
+    archive, plain, alone = (str(tmp_path / f"{name}.npz") for name in ("x", "plain", "alone"))
+    np.savez(archive, x=HALVES.numpy(), mine=TRIPLE.numpy(), weights=np.ones(60))
+    np.savez(plain, x=HALVES.numpy())
+    np.savez(alone, rows=HALVES.numpy(), mine=TRIPLE.numpy())
     np.save(tmp_path / "w.npy", TRIPLE.numpy())
     given = []
     monkeypatch.setattr(cli_runs, "fit", lambda *a, **k: given.append(k["data_weights"]) or 1 / 0)
-    for name in ("mine", str(tmp_path / "w.npy")):
-        out = str(tmp_path / "run")
-        words = ["--data", str(tmp_path / "x.npz"), "--data-weights", name, "--out", out]
+    monkeypatch.setattr(
+        cli_compare, "compare_objectives", lambda _, d, **k: given.append(d.train.weights) or 1 / 0
+    )
+    out = ["--out", str(tmp_path / "run")]
+    weights = ["--data-weights", str(tmp_path / "w.npy")]
+    for words in (
+        ["--data", archive, "--data-weights", "mine"],
+        ["--data", alone, "--data-weights", "mine"],
+        ["--data", plain, *weights],
+    ):
         with contextlib.suppress(ZeroDivisionError):
-            train(*words)
+            train(*words, *out)
+    with contextlib.suppress(ZeroDivisionError):
+        cli_compare.compare(["--data", plain, *weights, "--objectives", "ELBO", *out])
     expected = from_arrays(HALVES, weights=TRIPLE).train.weights
-    assert [torch.equal(weights, expected) for weights in given] == [True, True]
+    assert [torch.equal(found, expected) for found in given] == [True] * 4
 
 
-@pytest.mark.filterwarnings("ignore:x.npz")
+@pytest.mark.filterwarnings("ignore:x.npz")  # an array that nothing names
 def test_the_command_line_says_which_weights_there_are_not(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", x=HALVES.numpy(), short=np.ones(7))
     for name, words in {"typo": "holds x, short", "short": r"\(7,\)", "no.npy": "no.npy"}.items():

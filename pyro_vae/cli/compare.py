@@ -15,7 +15,7 @@ import torch
 from jsonargparse import Namespace
 from pyro.infer import ELBO
 
-from pyro_vae.cli import part_help, parts, runs, stored
+from pyro_vae.cli import data_weights, part_help, parts, runs, stored
 from pyro_vae.cli.lists import as_list, with_lists, words_of
 from pyro_vae.cli.parser import (
     Parser,
@@ -28,6 +28,7 @@ from pyro_vae.cli.parser import (
 from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.settled import default_arguments
 from pyro_vae.cli.words import taken_option
+from pyro_vae.datasets import as_dataset
 from pyro_vae.engine.run_folder import new_run_folder, unused_folder
 from pyro_vae.evaluation import Comparison, plots, report
 from pyro_vae.evaluation.comparison import compare as compare_objectives
@@ -56,10 +57,12 @@ def compare(arguments: list[str]) -> None:
     data = loaded(config.data, config)
     settled = default_arguments(parser, arguments, data)
     config = parser.parse_args([*arguments, *settled])
+    data_weights.absolute(config)
     text = parser.dump(_without(config, "config", "out"))
     instances = parser.build(config)
     instances.objective = None
-    run = runs.open_run(config, instances, data)
+    weighted = as_dataset(data, weights=data_weights.training_weights(config, data))
+    run = runs.open_run(config, instances, weighted)
     out = expanded(named or config.out or unused_folder(f"compare-{Path(data.name).stem}"))
     with new_run_folder(out, kept_on=()):
         print(f"comparing {len(config.objectives)} objectives on {data.name}", file=sys.stderr)

@@ -15,9 +15,10 @@ def loaded(given: str | Path, config: Any) -> datasets.Dataset:
 
     Args:
         given: A name, or the path of a file or a folder.
-        config: Of a run: ``data_root``, ``missing`` and ``model``.
+        config: Of a run: ``data_root``, ``data_weights``, ``missing`` and ``model``.
     """
     codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
     own = config.model is not None and not config.model.class_path.startswith("pyro_vae.models.")
     axes = datasets.as_given if own else datasets.as_images
-    return datasets.load(given, root=Path(config.data_root), missing=codes, axes=axes)
+    apart = () if config.data_weights is None else (config.data_weights,)
+    return datasets.load(given, root=Path(config.data_root), missing=codes, axes=axes, apart=apart)

@@ -10,7 +10,7 @@ Every mistake in a file or an array is one line that names the file, the value a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pyro_vae.datasets.arrays import Data, Dataset, Shape, as_dataset, from_arrays
@@ -40,6 +40,7 @@ def load(
     root: Path | None = None,
     missing: Sequence[float] = (),
     axes: Axes = as_images,
+    apart: Collection[str] = (),
 ) -> Dataset:
     """Load a data set by name, or a user's own file or folder.
 
@@ -68,6 +69,7 @@ def load(
         root: where named data sets lie or are downloaded to; `data` if not given.
         missing: numbers in a file that stand for a missing value, such as -9999.
         axes: how the axes of a file's arrays are read; `as_given` takes rows of any shape.
+        apart: arrays of a `.npz` file that are taken for something else than rows or labels.
 
     Raises:
         FileNotFoundError: a path that does not exist; a data set that cannot be downloaded.
@@ -87,7 +89,7 @@ def load(
             )
         return load_folder(path)
     if path.is_file():
-        return load_file(path, missing=missing, axes=axes)
+        return load_file(path, missing=missing, axes=axes, apart=apart)
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(
             f"{path}: no such file or folder; named data sets: {', '.join(NAMES)}"

@@ -21,7 +21,13 @@ from pyro_vae.datasets.storage import as_pixels
 __all__ = ["load_file", "load_folder"]
 
 
-def load_file(path: Path, *, missing: Sequence[float] = (), axes: Axes = as_images) -> Dataset:
+def load_file(
+    path: Path,
+    *,
+    missing: Sequence[float] = (),
+    axes: Axes = as_images,
+    apart: Collection[str] = (),
+) -> Dataset:
     """Load a `.npy` or `.npz` file; see `load` for what each may hold."""
     suffix = path.suffix.lower()
     if suffix not in (".npy", ".npz"):
@@ -35,7 +41,7 @@ def load_file(path: Path, *, missing: Sequence[float] = (), axes: Axes = as_imag
     options: dict[str, Any] = {"missing": missing, "axes": axes}
     if suffix == ".npy":
         return from_arrays(*arrays.values(), name=path.name, **options)
-    return _from_npz(path, arrays, options)
+    return _from_npz(path, arrays, apart, options)
 
 
 def _arrays(path: Path, suffix: str) -> dict[str, np.ndarray]:
@@ -90,13 +96,15 @@ def _warn_of_order(path: Path, array: np.ndarray) -> None:
     )
 
 
-def _from_npz(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> Dataset:
-    parts = _npz_splits(path, arrays)
+def _from_npz(
+    path: Path, arrays: dict[str, np.ndarray], apart: Collection[str], options: dict[str, Any]
+) -> Dataset:
+    parts = _npz_splits(path, arrays, apart)
     if parts is not None:
         found = from_splits(path.name, parts, **options)
         warn_of_shared_rows(found)
         return found
-    others = [name for name in arrays if name != "weights"]
+    others = [name for name in arrays if name not in {"weights", *apart}]
     key = first_of(arrays, "x", "images", "data") or (others[0] if len(others) == 1 else None)
     if key is None:
         raise ValueError(
@@ -106,13 +114,15 @@ def _from_npz(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any]
     if isinstance(arrays[key], np.memmap):
         _warn_of_order(path, arrays[key])
     label = first_of(arrays, "y", "labels") or ""
-    _warn_of_others(path, arrays, {key, label, "weights"})
+    _warn_of_others(path, arrays, {key, label, "weights"}, apart)
     return from_arrays(
         arrays[key], arrays.get(label), weights=arrays.get("weights"), name=path.name, **options
     )
 
 
-def _npz_splits(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]] | None:
+def _npz_splits(
+    path: Path, arrays: dict[str, np.ndarray], apart: Collection[str]
+) -> dict[str, tuple[Any, ...]] | None:
     """Rows, labels and weights of each split; None where the names are not those of splits.
 
     Rows are `train` or `x_train`, labels `train_labels`, `train_y` or `y_train`, and so on.
@@ -133,12 +143,14 @@ def _npz_splits(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, tuple[An
         used |= {name for name in names if name}
     if len({labels is None for _, labels, _ in found.values()}) > 1:
         raise ValueError(f"{path}: labels for some splits only; give all three or none")
-    _warn_of_others(path, arrays, used)
+    _warn_of_others(path, arrays, used, apart)
     return found
 
 
-def _warn_of_others(path: Path, arrays: Collection[str], used: set[str]) -> None:
-    others = [name for name in arrays if name not in used]
+def _warn_of_others(
+    path: Path, arrays: Collection[str], used: set[str], apart: Collection[str]
+) -> None:
+    others = [name for name in arrays if name not in {*used, *apart}]
     if others:
         warnings.warn(
             f"{path.name}: {', '.join(others)} beside {', '.join(sorted(filter(None, used)))} is "
