@@ -331,7 +331,13 @@ JUDGED = {
 
 
 @pytest.mark.parametrize(
-    "train", [trained_by_fit, trained_by_svi, trained_in_a_handler, trained_by_a_lambda]
+    "train",
+    [
+        trained_by_svi,
+        trained_in_a_handler,
+        pytest.param(trained_by_fit, marks=pytest.mark.slow),
+        pytest.param(trained_by_a_lambda, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_judged_is_what_was_trained(train):
     made_before = made()

@@ -13,9 +13,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from command import train
+from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
+from torch import nn
 
-from pyro_vae import VAE, datasets, fit
+from pyro_vae import SVI, VAE, datasets, fit
 from pyro_vae.cli import compare as cli_compare
 from pyro_vae.cli import runs as cli_runs
 from pyro_vae.components import MLP, Normal
@@ -198,6 +200,95 @@ def test_replicas_take_the_weights_too():
 
 partial_of_network = functools.partial(MLP, hidden=(4,))
 partial_of_normal = functools.partial(Normal, scale=1.0)
+
+
+# ------------------------------------------------------------------------- of handlers
+
+
+class Scaled(nn.Module):
+    """x ~ N(dz, 1), q = N(ax, exp(s)^2), with a scale around all, around x, or none."""
+
+    def __init__(self, place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = nn.Linear(3, 2), nn.Linear(1, 3)
+        self.place = place
+
+    def scale(self, place, x):
+        by = heavy(x) if place == "data" else 0.5
+        return poutine.scale(scale=by) if place == self.place else contextlib.nullcontext()
+
+    def model(self, x):
+        with pyro.plate("data", len(x)), self.scale("data", x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            with self.scale("observed", x):
+                pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)), self.scale("data", x):
+            loc, raw = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+
+def heavy(x):
+    return torch.where(x[:, 0] > 0, 5.0, 1.0)
+
+
+ROWS_OF_THREE = torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
+
+
+def stepped(place, objective, *, engine="eager", num_steps=3):
+    program = Scaled(place)
+    optim = functools.partial(torch.optim.SGD, lr=1e-3)
+    svi = SVI(program.model, program.guide, optim, objective, engine=engine)
+    torch.manual_seed(1)
+    losses = [svi.step(ROWS_OF_THREE) for _ in range(num_steps)]
+    return losses, torch.cat([p.detach().flatten() for p in program.parameters()])
+
+
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(3), IWAE(3)], ids=["ELBO", "ELBO 3", "IWAE"])
+@pytest.mark.parametrize("place", ["observed", "data"])
+def test_steps_follow_what_handlers_weigh_and_report_the_bound(place, objective):
+    losses, weights = stepped(place, objective)
+    plain, unweighted = stepped("nowhere", objective)
+    assert losses[0] == pytest.approx(plain[0], rel=1e-6)
+    assert (weights - unweighted).abs().max() > 1e-3
+    if objective.num_particles == 1:
+        of_pyro, followed = stepped(place, Trace_ELBO())
+        torch.testing.assert_close(weights, followed)
+        assert abs(of_pyro[0] - losses[0]) > 1
+
+
+@pytest.mark.parametrize("engine", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", ["observed", "data"])
+def test_recorded_steps_weigh_as_eager_ones_do(place, engine):
+    for objective in (ELBO(), IWAE(3)):
+        losses, weights = stepped(place, objective)
+        found, again = stepped(place, objective, engine=engine)
+        if engine == "recorded":
+            assert (found, again.tolist()) == (losses, weights.tolist())
+        else:
+            assert found == pytest.approx(losses, rel=1e-5)
+            torch.testing.assert_close(again, weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWAE(3)], ids=["ELBO", "IWAE"])
+def test_fit_takes_weights_from_handlers_as_from_the_data(objective):
+    def fitted(place, weights=None, lr=1e-3):
+        program, optim = Scaled(place), functools.partial(torch.optim.SGD, lr=lr)
+        done = fit(program, ROWS_OF_THREE, data_weights=weights, objective=objective, optim=optim,
+                   epochs=1, batch_size=16, engine="eager", weights="last")  # fmt: skip
+        return done.history[-1]["train_nats"], [p.detach() for p in program.parameters()]
+
+    in_program, found = fitted("data")
+    of_data, expected = fitted("nowhere", heavy(ROWS_OF_THREE))
+    unweighted, other = fitted("nowhere")
+    assert in_program == pytest.approx(of_data, rel=1e-6)
+    torch.testing.assert_close(found, expected)
+    assert max((a - b).abs().max() for a, b in zip(found, other, strict=True)) > 1e-4
+    of_observed, of_none = (fitted(place, lr=0.0)[0] for place in ("observed", "nowhere"))
+    assert of_observed == pytest.approx(of_none, rel=1e-6)
+    assert unweighted != pytest.approx(in_program, rel=1e-6)
 
 
 @pytest.mark.parametrize("handler", [KLWeight, Temperature])
