@@ -35,6 +35,7 @@ from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
 from pyro_vae.engine.weights import check_weights, start_from
+from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
@@ -93,6 +94,7 @@ class Fit:
 
 
 @at_the_door
+@exclusively
 def fit(
     model: Any,
     guide: Any,

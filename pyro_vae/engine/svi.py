@@ -28,6 +28,7 @@ from pyro_vae.engine.step import RecordedStep
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.warning import warn
 from pyro_vae.inference.dependence import cut_off
+from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.named import Named
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
@@ -153,6 +154,7 @@ class SVI:
         """Take one gradient step; return the loss, negative and summed over the data plate."""
         return _to_float(self.update(*args, **kwargs))  # here the host waits for the device
 
+    @exclusively
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; return the loss as ``step`` does, but leave it on the device."""
         loss: Any = self._recorded.whole(*args, **kwargs)
@@ -166,6 +168,7 @@ class SVI:
             self.num_updates += 1
         return loss
 
+    @exclusively
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loss without gradients; nothing is changed."""
         loss = self.loss.loss if isinstance(self.loss, ELBO) else self.loss
@@ -173,6 +176,7 @@ class SVI:
             args = self.prepare(*args)
             return _to_float(loss(self.program.model, self.program.guide, *args, **kwargs))
 
+    @exclusively
     def loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loss and add its gradient to every parameter's ``grad``."""
         found = self._recorded.gradients(*args, **kwargs)
@@ -186,6 +190,7 @@ class SVI:
                 parameter.grad = gradient if old is None else old + gradient
         return _to_float(loss)
 
+    @exclusively
     def meet_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Run once on arguments of model and guide to find the parameters, and train nothing."""
         self._eagerly(*args, **kwargs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import at_the_door
+from pyro_vae.inference.exclusive import EXCLUSIVE
 from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.program import Program
 
@@ -38,6 +39,10 @@ def judges(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def fitted(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         bound = signature.bind(*args, **kwargs)
+        with EXCLUSIVE:
+            return judged(bound)
+
+    def judged(bound: inspect.BoundArguments) -> _R:
         program = _fit(bound.arguments)
         with explaining("the program cannot be judged", program.reachable):
             return function(*bound.args, **bound.kwargs)

@@ -15,6 +15,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
+from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.remembered import Remembered
 from pyro_vae.inference.terms import SiteTerms, site_terms
@@ -69,6 +70,7 @@ class Objective(PyroELBO):
         """
         return None
 
+    @exclusively
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
         """Return the negative bound, summed over the data."""
         with torch.no_grad():
@@ -76,6 +78,7 @@ class Objective(PyroELBO):
             terms = self.table(program, layout, *args)
             return (-data_scale(terms) * self.value(terms).sum()).item()
 
+    @exclusively
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any
     ) -> Tensor:
@@ -86,6 +89,7 @@ class Objective(PyroELBO):
         surrogate = -self.surrogate(terms).sum()
         return loss + (surrogate - surrogate.detach())
 
+    @exclusively
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any
     ) -> float:

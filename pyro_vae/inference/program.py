@@ -22,6 +22,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_vae.arguments import shown
+from pyro_vae.inference.exclusive import EXCLUSIVE, exclusively
 from pyro_vae.inference.explaining import ProgramError, cause_of, is_machinery, place, reason_of
 from pyro_vae.inference.named import Named
 from pyro_vae.inference.owners import Owner, Start, bare, root_of
@@ -102,10 +103,14 @@ class Program:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run Pyro statements of this program: parameters stay local to it."""
+        """Run Pyro statements of this program: parameters stay local to it, other threads wait."""
         for module in self.reachable:
             prepare_local_parameters(module)
-        with pyro.settings.context(module_local_params=True), OwnNames(self.model, self.guide):
+        with (
+            EXCLUSIVE,
+            pyro.settings.context(module_local_params=True),
+            OwnNames(self.model, self.guide),
+        ):
             yield
 
     @contextmanager
@@ -119,6 +124,7 @@ class Program:
             seed: Seeds the random numbers inside; None goes on from the current state.
         """
         with (
+            EXCLUSIVE,
             self._in_evaluation_mode(),
             torch.random.fork_rng(_cuda_devices()),
             torch.no_grad(),
@@ -164,6 +170,7 @@ class Program:
             model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         return model_trace, guide_trace
 
+    @exclusively
     def materialize(self, *args: Tensor) -> None:
         """Let lazy modules take their shapes from the first rows of a batch.
 
@@ -206,6 +213,7 @@ class Program:
             if nn.parameter.is_lazy(tensor)
         ]
 
+    @exclusively
     def check(self, *args: Tensor) -> Layout:
         """Run the program once on a few rows and hold it against the convention.
 
