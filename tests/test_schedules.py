@@ -98,6 +98,7 @@ WRONG = {
     "lowest=2.0, highest=1.0": partial(Controlled, 1.0, lowest=2.0),
     "w=-0.5": partial(check_weight, "w", -0.5),
     "w=nan": partial(check_weight, "w", math.nan),
+    "w='4'": partial(check_weight, "w", "4"),
     "w=-1:": partial(check_weight, "w", Scheduled(Linear(1.0, -1.0))),
     "w=-0.1": partial(check_weight, "w", torch.tensor(-0.1)),
 }

@@ -342,3 +342,19 @@ def test_the_command_line_says_which_weights_there_are_not(tmp_path, capsys):
     for name, words in {"typo": "holds x, short", "short": r"\(7,\)", "no.npy": "no.npy"}.items():
         assert train("--data", str(tmp_path / "x.npz"), "--data-weights", name) == 2
         assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWAE(3)])
+def test_a_loop_of_ones_own_may_hold_the_weights_of_its_one_batch(objective):
+    """A tensor outside the program fits this batch alone, not the few rows of a first check."""
+    x, weights = torch.randn(12, 3), torch.rand(12) + 0.5
+
+    def loss(scale):
+        torch.manual_seed(0)
+        vae = VAE.assemble(
+            (3,), (2,), likelihood=Normal, network=functools.partial(MLP, hidden=[4])
+        )
+        model, guide = (pyro.poutine.scale(part, scale=scale) for part in (vae.model, vae.guide))
+        return SVI(model, guide, functools.partial(torch.optim.SGD, lr=0.0), objective).step(x)
+
+    assert loss(weights) == pytest.approx(loss(1.0))

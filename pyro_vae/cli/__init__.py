@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from pyro_vae.cli.words import in_options
 from pyro_vae.signals import Interrupted, Stop, answered, owning_process
 from pyro_vae.terminal import occupy_descriptors, printing
 from pyro_vae.wording import on_the_command_line
@@ -54,7 +55,7 @@ def _answered(arguments: list[str]) -> int:
         if stop.signum and not isinstance(error, KeyboardInterrupt):
             # An import that is interrupted ends in whatever the library makes of it.
             return _status(Interrupted(stop.signum))
-        return _status(error)
+        return _status(error, arguments)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -85,14 +86,14 @@ def _run(command: str, arguments: list[str]) -> int:
     return status or 0
 
 
-def _status(error: BaseException) -> int:
+def _status(error: BaseException, arguments: Sequence[str] = ()) -> int:
     """Tell an error in one line and return the exit status that belongs to it."""
     if isinstance(error, KeyboardInterrupt):
         return _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
     if _is_out_of_memory(error):
         return _fail(f"out of memory: lower --batch-size or --latent ({_cut(error)})", 2)
     if isinstance(error, (ValueError, OSError)):
-        return _fail(str(error) or type(error).__name__, 2)
+        return _fail(in_options(str(error), arguments) or type(error).__name__, 2)
     hint = "this is a bug in pyro_vae or in the program; PYRO_VAE_DEBUG=1 shows where"
     return _fail(f"{type(error).__name__}: {error} ({hint})", 1)
 

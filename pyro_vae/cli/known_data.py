@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -281,7 +282,8 @@ def opens_alone(known: KnownData, program: Any, rebuilt: Any, x: Tensor) -> bool
 
 def _terms(program: Any, *args: Any) -> dict[str, Tensor]:
     looked = Program(program.model, program.guide)
-    with looked.evaluating(seed=0):
+    # Values outside the support, and missing ones, are told before training, not here.
+    with looked.evaluating(seed=0), pyro.validation_enabled(False):
         terms = site_terms(looked, looked.check(*args), *args)
     tables: Mapping[str, Mapping[str, Tensor]] = {"p": terms.log_p, "q": terms.log_q}
     return {f"{kind} {name}": t for kind, table in tables.items() for name, t in table.items()}

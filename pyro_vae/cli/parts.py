@@ -358,6 +358,16 @@ def _imported(option: str, name: str) -> None:
     _checked_part(option, name, found)
 
 
+def _public_path(base: type) -> str:
+    """Return where a person finds a class: ``torch.nn.Module``, not the file that defines it."""
+    parts = base.__module__.split(".")
+    for length in range(1, len(parts) + 1):
+        module = ".".join(parts[:length])
+        if getattr(sys.modules.get(module), base.__name__, None) is base:
+            return f"{module}.{base.__name__}"
+    return f"{base.__module__}.{base.__name__}"
+
+
 def _checked_part(option: str, name: str, found: Any) -> None:
     base = PARTS[option][1]
     if found is None:
@@ -367,7 +377,7 @@ def _checked_part(option: str, name: str, found: Any) -> None:
         )
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ValueError(
-            f"--{option} {name}: not a class derived from {base.__module__}.{base.__name__}; "
+            f"--{option} {name}: not a class derived from {_public_path(base)}; "
             "derive it from that class"
         )
 

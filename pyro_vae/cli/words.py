@@ -5,7 +5,12 @@ A parser that reads values as YAML takes ``~`` for nothing, and refuses bytes th
 
 from __future__ import annotations
 
-__all__ = ["option_values", "taken_option"]
+import re
+from collections.abc import Sequence
+
+__all__ = ["in_options", "option_values", "taken_option"]
+
+_ARGUMENT = re.compile(r"(?:\w+: )?(\w+)=('[^']*'|[^\s:;,]+)")
 
 
 def taken_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
@@ -40,3 +45,20 @@ def option_values(arguments: list[str], option: str) -> list[str]:
         elif word.startswith(f"{option}="):
             values.append(word.partition("=")[2])
     return values
+
+
+def in_options(message: str, arguments: Sequence[str]) -> str:
+    """Return a message that begins with ``argument=value`` in the words of the command line.
+
+    ``num_particles=0: give 1 or more`` becomes ``--objective.num_particles 0: give 1 or more``
+    where that option was given; a message about anything else stays as it is.
+    """
+    found = _ARGUMENT.match(message)
+    if found is None:
+        return message
+    for word in arguments:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option[2:].rpartition(".")[2].replace("-", "_") == found[1]:
+            rest = message[found.end() :].removeprefix(f" ({option})")
+            return f"{option} {found[2].strip(chr(39))}{rest}"
+    return message

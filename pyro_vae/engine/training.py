@@ -274,7 +274,13 @@ class Training:
         met = self._rows_to_train(train, observation, slice(3))
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])
-        with torch.random.fork_rng(devices=cuda_index(self.device)), pyro.validation_enabled(True):
+        with (
+            torch.random.fork_rng(devices=cuda_index(self.device)),
+            pyro.validation_enabled(True),
+            warnings.catch_warnings(),
+        ):
+            # The program has not met the units of its data yet.
+            warnings.filterwarnings("ignore", message="Encountered NaN")
             check_step(
                 lambda: self.svi.parameters,
                 lambda: self.svi.optimizer,

@@ -107,7 +107,7 @@ def beyond_storage(bits_per_dim: float | None, levels: int | None) -> list[str]:
     if bits_per_dim is None or levels is None or bits_per_dim <= stored:
         return []
     return [
-        f"{bits_per_dim:,.1f} bits per dimension are more than the {stored:.1f} that "
+        f"{bits_per_dim:,.3f} bits per dimension are more than the {stored:.3f} that "
         f"each number from 0 to {levels:,} takes as it is stored: the model says less than no "
         "model; train longer, or take another likelihood"
     ]

@@ -113,9 +113,9 @@ class Objective(PyroELBO):
         return program, layout
 
     def _refuse(self, program: Program, layout: Layout, args: tuple[Any, ...]) -> None:
-        rows = tuple(arg[:3] for arg in args)
+        # All rows: a handler may hold one weight for each datum of this very batch.
         with program.evaluating(seed=0), pyro.validation_enabled(False):
-            reason = self.refusal(self.table(program, layout, *rows))
+            reason = self.refusal(self.table(program, layout, *args))
         if reason is not None:
             raise ValueError(reason)
 

@@ -368,6 +368,8 @@ def check_weight(name: str, number: float | Tensor | Moving) -> None:
     Raises:
         ValueError: If it is negative or not a number.
     """
+    if isinstance(number, str):
+        raise ValueError(f"{name}={number!r}: give a number, not text")
     values = [float(current(number))]
     if isinstance(number, Scheduled):
         values += [number.schedule(step / 100) for step in range(101)]
