@@ -109,7 +109,7 @@ OPTIONS = {
     "--model broken.py": r"broken.py cannot be imported: ZeroDivisionError: .*; correct it",
     "--model no_guide.py": r"no function 'guide': define model\(x\) and guide\(x\)",
     "--network Convolutional --network.channels [2]": "use MLP for data that are no images",
-    "--network Convolutional --network.hidden null": r"--network\.hidden None: give a positive integer",
+    "--network Convolutional --network.hidden null": r"hidden None: give a positive integer",
     "--network.hidden null": r"--network\.hidden None: layer sizes are positive integers",
     "--network.hidden [8,0]": r"--network\.hidden \(8, 0\): layer sizes are positive integers",
     "--network Recurrent": r"got \(\d,\): give num_symbols if these are symbols, use MLP, or name",
