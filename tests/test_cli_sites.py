@@ -159,7 +159,8 @@ def test_a_picture_that_fails_takes_no_number_away(data, capsys, monkeypatch) ->
     assert np.isfinite(results["test_log_likelihood_nats"])
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 2
-    assert "the picture 'samples' could not be made: ArithmeticError: no picture of 64" in said[0]
+    assert "the picture 'samples' could not be made" in said[0]
+    assert "ArithmeticError: no picture of 64" in said[0]
     assert "the picture 'latents' could not be made: ZeroDivisionError: no plane" in said[1]
     assert drawn() >= IMAGES - {"samples"}
     page = Path("run/report.html").read_text()
