@@ -788,6 +788,7 @@ def test_the_order_of_a_folder_does_not_matter(tmp_path, monkeypatch):
     assert len(prints) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.* stand in the training data, too:UserWarning")
 def test_image_folders_named_as_splits_are_the_splits(tmp_path):
     for part, count in (("train", 4), ("val", 2), ("test", 3)):
         for row in range(count):
@@ -797,6 +798,7 @@ def test_image_folders_named_as_splits_are_the_splits(tmp_path):
     assert dataset.train.labels.tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:.* stand in the training data, too:UserWarning")
 @pytest.mark.parametrize("absent", ["train", "validation", "test"])
 def test_a_class_that_is_missing_in_one_split_renumbers_nothing(tmp_path, absent):
     for part in ("train", "validation", "test"):
