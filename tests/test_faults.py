@@ -361,7 +361,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(folder, capsys, often, monkeypatc
     def write_twice(path, data):
         nonlocal count
         count += 1
-        (write if count <= 6 else full)(path, data)  # a checkpoint is three files
+        (write if count <= 9 else full)(path, data)  # three files each: data, two checkpoints
 
     monkeypatch.setattr(checkpoint, "write", write_twice)
     assert train(*BASE) == 2
