@@ -519,7 +519,7 @@ def of_another_model(path: Path) -> None:
 CHECKPOINTS = {
     "truncated": (truncate, r"damaged: tensors.safetensors has \d+ bytes, expected \d+; "),
     "flipped": (flip, "damaged: tensors.safetensors has the SHA-256 .*, expected .*; "),
-    "newer": (newer, "newer pyro_vae .*'7.0', format 99.*pip install --upgrade"),
+    "newer": (newer, "newer pyro_vae .*'7.0', format 99.*upgrade pyro-vae"),
     "of another model": (of_another_model, "does not fit this VAE .*expected.*options of the run"),
     "a pickle": (
         lambda path: (path / "tensors.safetensors").write_bytes(pickle.dumps(Hostile())),
@@ -591,7 +591,7 @@ TRUST = {
         "network: {class_path: torch.package.PackageImporter, init_args: {file: planted.py}}\n",
         "names 'torch.package.PackageImporter'",
     ),
-    "a tag": ("latent: !!python/object/apply:os.system ['touch marker']\n", "line .*constructor"),
+    "a tag": ("latent: !!python/object/apply:os.system ['touch marker']\n", r"line \d+: a tag"),
     "brackets": ("latent: " + "[" * 200_000, "nested more than 30 levels"),
     "aliases": ("".join(f"{c}: &{c} [*{b}]\n" for c, b in ALIASES), "YAML aliases"),
     "too many bytes": ("# " + "x" * 2_000_000, r"2,000,\d+ bytes, too many"),
