@@ -174,7 +174,7 @@ def test_the_verdict_names_unused_layers_and_what_to_try():
         "layer z2 is hardly used: 1 of 16 units active, 0.20 nats",
         "layer z3 is unused: 0 of 16 units active, 0.00 nats",
     ]
-    assert "--objective FreeBits" in lines[3]
+    assert "FreeBits" in lines[3]
     assert len(lines) == 4
 
 

@@ -28,7 +28,13 @@ from tqdm import tqdm
 from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.engine.copies import program_and_data
-from pyro_vae.engine.data import OBSERVATION_SEED, AsFloat, Observation, observe_once
+from pyro_vae.engine.data import (
+    OBSERVATION_SEED,
+    AsFloat,
+    Observation,
+    observe_once,
+    representative,
+)
 from pyro_vae.engine.defaults import (
     BATCH_SIZE,
     arguments,
@@ -39,6 +45,7 @@ from pyro_vae.engine.defaults import (
     with_channel,
 )
 from pyro_vae.engine.loop import fit
+from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
 from pyro_vae.evaluation.batching import batches, check_counts
@@ -171,6 +178,8 @@ class _Laboratory:
     def undisturbed(self) -> Iterator[None]:
         """Put weights, modes and random state back in the end."""
         first = self.weights.copy()
+        modules = self.program.reachable
+        states = [copy.deepcopy(module.state_dict()) for module in modules]
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices), warnings.catch_warnings():
@@ -178,6 +187,8 @@ class _Laboratory:
                 yield
         finally:
             self.weights.load(first)
+            for module, state in zip(modules, states, strict=True):
+                module.load_state_dict(state)  # units that were met are tensors of their own
 
     def run(
         self,
@@ -191,6 +202,7 @@ class _Laboratory:
         """Measure, time and train; return the rows."""
         rows = {name: Row(name) for name in objectives}
         batch = self._rows(self.data.train[:num_rows], OBSERVATION_SEED + 3)
+        self._meet_data()
         first = self.weights.copy()
         bar = tqdm(total=2 + 2 * len(rows), desc="comparing", disable=not progress, unit="stage")
         with bar:
@@ -212,6 +224,12 @@ class _Laboratory:
         _require_one(rows, able)
         settings = self._settings(epochs, warm_up_epochs, batch, num_repeats, times)
         return Comparison(_against_first(rows, log_p, times), settings)
+
+    def _meet_data(self) -> None:
+        """Let a new program start at the data as in ``fit``, once for all objectives."""
+        rows = representative(self.data.train, self.observation, device=self.device)
+        labelled = takes_labels(self.program.model)
+        meet_data(self.program, self.layout, *arguments(rows, labelled))
 
     def _rows(self, data: Data, seed: int) -> tuple[Tensor, ...]:
         seen = observe_once(data, self.observation, seed=seed, device=self.device)
