@@ -83,7 +83,7 @@ def test_a_single_row_is_a_batch_of_its_own_elsewhere():
 
 
 def test_batches_of_one_row_are_refused_with_the_cure_where_they_cannot_train():
-    with pytest.raises(ValueError, match=r"batch_size=1: .* give batches of 2 or more"):
+    with pytest.raises(ValueError, match=r"batch_size=1: .* give 2 or more"):
         fit(Net(normalised(nn.BatchNorm1d(8))), toy(9), epochs=1, batch_size=1)
 
 
