@@ -203,20 +203,21 @@ def in_threads(calls):
 
 
 def test_calls_in_threads_give_what_they_give_alone():
-    def trained(seed):
-        bed = Failing()
+    def trained(bed, seed):
         return [epoch["train_nats"] for epoch in fitted(bed.model, bed.guide, seed=seed).history]
 
-    def judged(seed):
-        bed = Failing()
+    def judged(bed, seed):
         return elbo(bed.model, bed.guide, X, num_particles=5, seed=seed)
 
-    def sampled(seed):
-        return prior_samples(Failing().model, X, num_samples=4, seed=seed).tolist()
+    def sampled(bed, seed):
+        return prior_samples(bed.model, X, num_samples=4, seed=seed).tolist()
 
-    calls = [partial(use, seed) for use in (trained, judged, sampled) for seed in (0, 1)]
+    def calls():  # weights are drawn here: threads share torch's random numbers
+        uses = [(use, seed) for use in (trained, judged, sampled) for seed in (0, 1)]
+        return [partial(use, Failing(), seed) for use, seed in uses]
+
     before = state()
-    assert in_threads(calls) == [call() for call in calls]
+    assert in_threads(calls()) == [call() for call in calls()]
     after = state()
     before.pop("store"), after.pop("store")
     assert after == before
