@@ -4,7 +4,7 @@ from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, Of
 from pyro_vae.inference.detached import detached
 from pyro_vae.inference.handlers import Frozen, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
-from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Objective
+from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Bound, Objective
 from pyro_vae.inference.program import Layout, Program, ProgramError
 from pyro_vae.inference.refusals import check_objective, refusal, refusals
 from pyro_vae.inference.regularized import BetaVAE, Capacity, FreeBits, Groups, Layers, Units
@@ -41,6 +41,7 @@ __all__ = [
     "Baseline",
     "BetaTCVAE",
     "BetaVAE",
+    "Bound",
     "Capacity",
     "Constant",
     "Controlled",

@@ -15,20 +15,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.inference.detached import split_terms, through_samples
-from pyro_vae.inference.objectives import (
-    Objective,
-    data_weight,
-    log_mean_exp,
-    unreparameterised,
-    weighed,
-)
+from pyro_vae.inference.objectives import Bound, Objective, data_weight, log_mean_exp, weighed
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
 __all__ = ["CIWAE", "MIWAE", "PIWAE", "DReG", "InChunks", "Renyi"]
 
 
-class Renyi(Objective):
+class Renyi(Bound):
     r"""The variational Renyi bound, from the ELBO (alpha towards 1) to IWAE (alpha = 0) and beyond.
 
     .. math:: \frac{1}{1-\alpha} \log \frac1S \sum_s
@@ -54,21 +48,16 @@ class Renyi(Objective):
         super().__init__(num_particles)
         self.alpha = alpha
 
-    def refusal(self, terms: SiteTerms) -> str | None:
-        """Say which latent carries no gradients, if one does not."""
-        return unreparameterised(self, terms)
-
     def value(self, terms: SiteTerms) -> Tensor:
-        """Return the bound of each datum in nats, ``[B]``."""
+        """Return the bound of each datum in nats, ``[B]``; IWAE's for a negative alpha."""
         return _power_mean(terms.log_w, max(self.alpha, 0.0))
 
-    def surrogate(self, terms: SiteTerms) -> Tensor:
-        """Return what is differentiated for each datum, ``[B]``."""
-        log_p, log_q = weighed(terms)
-        return data_weight(terms) * _power_mean(log_p - log_q, self.alpha)
+    def bound(self, log_w: Tensor) -> Tensor:
+        """Return what is followed for each datum in nats, ``[B]``."""
+        return _power_mean(log_w, self.alpha)
 
 
-class MIWAE(Objective):
+class MIWAE(Bound):
     r"""The average of M importance-weighted bounds, of K = S / M particles each.
 
     .. math:: \frac1M \sum_m \log \frac1K \sum_k \frac{p(x, z_{mk})}{q(z_{mk} \mid x)}
@@ -92,22 +81,12 @@ class MIWAE(Objective):
         super().__init__(num_particles)
         self.num_groups = num_groups
 
-    def refusal(self, terms: SiteTerms) -> str | None:
-        """Say which latent carries no gradients, if one does not."""
-        return unreparameterised(self, terms)
-
-    def value(self, terms: SiteTerms) -> Tensor:
+    def bound(self, log_w: Tensor) -> Tensor:
         """Return the average of the groups' bounds of each datum in nats, ``[B]``."""
-        return log_mean_exp(_in_groups(terms.log_w, self.num_groups)).mean(0)
-
-    def surrogate(self, terms: SiteTerms) -> Tensor:
-        """Return what is differentiated for each datum, ``[B]``."""
-        log_p, log_q = weighed(terms)
-        groups = _in_groups(log_p - log_q, self.num_groups)
-        return data_weight(terms) * log_mean_exp(groups).mean(0)
+        return log_mean_exp(_in_groups(log_w, self.num_groups)).mean(0)
 
 
-class CIWAE(Objective):
+class CIWAE(Bound):
     r"""A point between the ELBO (beta = 1) and the importance-weighted bound (beta = 0).
 
     .. math:: \frac\beta S \sum_s \log w_s + (1 - \beta) \log \frac1S \sum_s w_s,
@@ -131,24 +110,12 @@ class CIWAE(Objective):
         super().__init__(num_particles)
         self.beta = beta
 
-    def refusal(self, terms: SiteTerms) -> str | None:
-        """Say which latent carries no gradients, if one does not."""
-        return unreparameterised(self, terms)
-
-    def value(self, terms: SiteTerms) -> Tensor:
+    def bound(self, log_w: Tensor) -> Tensor:
         """Return the combination of both bounds for each datum in nats, ``[B]``."""
-        return self._combined(terms.log_w)
-
-    def surrogate(self, terms: SiteTerms) -> Tensor:
-        """Return what is differentiated for each datum, ``[B]``."""
-        log_p, log_q = weighed(terms)
-        return data_weight(terms) * self._combined(log_p - log_q)
-
-    def _combined(self, log_w: Tensor) -> Tensor:
         return self.beta * log_w.mean(0) + (1 - self.beta) * log_mean_exp(log_w)
 
 
-class PIWAE(Objective):
+class PIWAE(Bound):
     r"""IWAE's bound for the model, MIWAE's for the guide, from the same particles.
 
     The model follows :math:`\log \frac1S \sum_s w_s`, which is reported, and the guide
@@ -172,17 +139,13 @@ class PIWAE(Objective):
         super().__init__(num_particles)
         self.num_groups = num_groups
 
-    def refusal(self, terms: SiteTerms) -> str | None:
-        """Say which latent carries no gradients, if one does not."""
-        return unreparameterised(self, terms)
-
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program with its samples cut out of the graph."""
         return split_terms(program, layout, *args, num_particles=self.num_particles)
 
-    def value(self, terms: SiteTerms) -> Tensor:
+    def bound(self, log_w: Tensor) -> Tensor:
         """Return the log of the mean weight of each datum in nats, ``[B]``."""
-        return log_mean_exp(terms.log_w)
+        return log_mean_exp(log_w)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
@@ -196,7 +159,7 @@ class PIWAE(Objective):
         return data_weight(terms) * ways.sum(0)
 
 
-class DReG(Objective):
+class DReG(Bound):
     r"""The importance-weighted bound with the doubly reparameterised gradient for the guide.
 
     .. math:: \nabla_\phi = \sum_s \bar w_s^2
@@ -230,15 +193,15 @@ class DReG(Objective):
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say which latent carries no gradients or has a weight of its own, if one does."""
-        return unreparameterised(self, terms) or reweighed(self, terms)
+        return super().refusal(terms) or reweighed(self, terms)
 
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program with its samples cut out of the graph."""
         return split_terms(program, layout, *args, num_particles=self.num_particles)
 
-    def value(self, terms: SiteTerms) -> Tensor:
-        """Return the bound of each datum in nats, ``[B]``."""
-        return _power_mean(terms.log_w, max(self.alpha, 0.0))
+    def bound(self, log_w: Tensor) -> Tensor:
+        """Return the bound of each datum in nats, ``[B]``; IWAE's for a negative alpha."""
+        return _power_mean(log_w, max(self.alpha, 0.0))
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""

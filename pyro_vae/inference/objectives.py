@@ -20,7 +20,7 @@ from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.remembered import Remembered
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
-__all__ = ["ELBO", "IWAE", "AnalyticELBO", "Objective"]
+__all__ = ["ELBO", "IWAE", "AnalyticELBO", "Bound", "Objective"]
 
 # Beside the objectives: a copy of one has met no program, and none keeps a program alive.
 _LAYOUTS: Remembered[Layout] = Remembered()
@@ -139,19 +139,45 @@ class ELBO(Objective):
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
-        log_p = [terms.scale_p[name] * log_p for name, log_p in terms.log_p.items()]
-        log_q = {name: terms.scale_q[name] * log_q for name, log_q in terms.log_q.items()}
-        pathwise = [log_q[name] for name in log_q if terms.pathwise[name]]
-        scored = [terms.log_q[name] for name in log_q if not terms.pathwise[name]]
-        total = sum(log_p) - sum(pathwise, torch.zeros(()))
-        if scored:
-            # What scores is a factor of the bound, not a term of it: the scale is in the weight.
-            weight = (sum(log_p) - sum(log_q.values())).detach()
-            total = total + weight * sum(scored)
-        return data_weight(terms) * total.mean(0)
+        scored = not all(terms.pathwise.values())
+        return elbo_surrogate(terms, self.signal(terms) if scored else None)
+
+    def signal(self, terms: SiteTerms) -> Tensor:
+        """Return the weight of each particle's score, ``[S, B]``, without gradients."""
+        return weighed_log_w(terms).detach()
 
 
-class IWAE(Objective):
+class Bound(Objective):
+    """A bound that is one formula of the log-weights, and whose own gradient is followed.
+
+    A leaf defines ``bound``. The latents have to be reparameterised.
+    """
+
+    def bound(self, log_w: Tensor) -> Tensor:
+        """Return the bound of each datum in nats, ``[B]``, from log-weights ``[S, B]``."""
+        raise NotImplementedError
+
+    def value(self, terms: SiteTerms) -> Tensor:
+        """Return the bound of each datum in nats, ``[B]``."""
+        return self.bound(terms.log_w)
+
+    def surrogate(self, terms: SiteTerms) -> Tensor:
+        """Return what is differentiated for each datum, ``[B]``."""
+        return data_weight(terms) * self.bound(weighed_log_w(terms))
+
+    def refusal(self, terms: SiteTerms) -> str | None:
+        """Say which latent has samples without gradients, if one has."""
+        for name, pathwise in terms.pathwise.items():
+            if not pathwise:
+                return (
+                    f"{type(self).__name__} needs reparameterised latents, but samples of site "
+                    f"{name!r} carry no gradients: its guide would not be trained; use VIMCO or "
+                    "RWS for a bound of several particles, or ELBO"
+                )
+        return None
+
+
+class IWAE(Bound):
     r"""The importance-weighted bound, which grows with S towards log p(x).
 
     .. math:: \log \frac1S \sum_s \frac{p(x, z_s)}{q(z_s \mid x)}
@@ -169,30 +195,9 @@ class IWAE(Objective):
     def __init__(self, num_particles: int = 50) -> None:
         super().__init__(num_particles)
 
-    def refusal(self, terms: SiteTerms) -> str | None:
-        """Say which latent carries no gradients, if one does not."""
-        return unreparameterised(self, terms)
-
-    def value(self, terms: SiteTerms) -> Tensor:
+    def bound(self, log_w: Tensor) -> Tensor:
         """Return the log of the mean weight of each datum in nats, ``[B]``."""
-        return log_mean_exp(terms.log_w)
-
-    def surrogate(self, terms: SiteTerms) -> Tensor:
-        """Return what is differentiated for each datum, ``[B]``."""
-        log_p, log_q = weighed(terms)
-        return data_weight(terms) * log_mean_exp(log_p - log_q)
-
-
-def unreparameterised(objective: Objective, terms: SiteTerms) -> str | None:
-    """Say which latent has samples without gradients, for objectives that need them; or None."""
-    for name, pathwise in terms.pathwise.items():
-        if not pathwise:
-            return (
-                f"{type(objective).__name__} needs reparameterised latents, but samples of site "
-                f"{name!r} carry no gradients: its guide would not be trained; use VIMCO or RWS "
-                "for a bound of several particles, or ELBO"
-            )
-    return None
+        return log_mean_exp(log_w)
 
 
 def data_scale(terms: SiteTerms) -> float:
@@ -214,6 +219,35 @@ def weighed(terms: SiteTerms) -> tuple[Tensor, Tensor]:
     log_p = sum(terms.scale_p[name] * log_p for name, log_p in terms.log_p.items())
     log_q = sum(terms.scale_q[name] * log_q for name, log_q in terms.log_q.items())
     return torch.as_tensor(log_p), torch.as_tensor(log_q)
+
+
+def weighed_log_w(terms: SiteTerms) -> Tensor:
+    """Return the log-weights as handlers weigh the sites, ``[S, B]``."""
+    log_p, log_q = weighed(terms)
+    return log_p - log_q
+
+
+def score(terms: SiteTerms) -> Tensor:
+    """Return log q of the latents that are not reparameterised, ``[S, B]``.
+
+    Their score is a factor of the bound, not a term of it: no handler's weight belongs to it.
+    """
+    scored = [log_q for name, log_q in terms.log_q.items() if not terms.pathwise[name]]
+    return sum(scored, torch.zeros(()))
+
+
+def elbo_surrogate(terms: SiteTerms, signal: Tensor | None) -> Tensor:
+    """Return what has the ELBO's gradient, ``[B]``, if ``signal``, ``[S, B]``, weighs the scores.
+
+    The log q of latents without reparameterisation stands in it only there: its own gradient has
+    the mean zero.
+    """
+    total = sum(terms.scale_p[name] * log_p for name, log_p in terms.log_p.items())
+    log_q = [terms.scale_q[n] * q for n, q in terms.log_q.items() if terms.pathwise[n]]
+    total = total - sum(log_q, torch.zeros(()))
+    if signal is not None:
+        total = total + signal * score(terms)
+    return data_weight(terms) * total.mean(0)
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -246,10 +280,8 @@ class AnalyticELBO(Objective):
         observed = [name for name in terms.log_p if name not in terms.log_q]
         total = sum(terms.scale_p[name] * terms.log_p[name] for name in observed)
         total = total - sum((_scaled_kl(terms, name) for name in terms.log_q), torch.zeros(()))
-        scored = [terms.log_q[name] for name in terms.log_q if not terms.pathwise[name]]
-        if scored:
-            # A factor of log q, not a term of the bound: no scale belongs to it.
-            total = total + total.detach() * sum(scored)
+        if not all(terms.pathwise.values()):
+            total = total + total.detach() * score(terms)
         return data_weight(terms) * total.mean(0)
 
 

@@ -18,14 +18,22 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyro_vae.inference.objectives import Objective, data_weight, log_mean_exp, weighed
+from pyro_vae.inference.objectives import (
+    ELBO,
+    Objective,
+    data_weight,
+    elbo_surrogate,
+    log_mean_exp,
+    score,
+    weighed_log_w,
+)
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import SiteTerms
 
 __all__ = ["NVIL", "RLOO", "VIMCO", "Baseline", "DisARM"]
 
 
-class RLOO(Objective):
+class RLOO(ELBO):
     r"""The evidence lower bound; the other particles of a datum are the baseline of each.
 
     .. math:: \frac1S \sum_s \Big(f_s - \frac{1}{S-1} \sum_{r \ne s} f_r\Big) \nabla \log q(z_s)
@@ -46,14 +54,10 @@ class RLOO(Objective):
     def __init__(self, num_particles: int = 2) -> None:
         super().__init__(_two_or_more(num_particles, "ELBO or NVIL"))
 
-    def value(self, terms: SiteTerms) -> Tensor:
-        """Return the mean log-weight of each datum in nats, ``[B]``."""
-        return terms.log_w.mean(0)
-
-    def surrogate(self, terms: SiteTerms) -> Tensor:
-        """Return what is differentiated for each datum, ``[B]``."""
-        log_w = _weighed(terms).detach()
-        return _elbo_surrogate(terms, log_w - _mean_of_others(log_w))
+    def signal(self, terms: SiteTerms) -> Tensor:
+        """Return the weight of each particle's score, ``[S, B]``, without gradients."""
+        log_w = weighed_log_w(terms).detach()
+        return log_w - _mean_of_others(log_w)
 
 
 class VIMCO(Objective):
@@ -85,10 +89,10 @@ class VIMCO(Objective):
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
-        log_w = _weighed(terms)
+        log_w = weighed_log_w(terms)
         bound = log_mean_exp(log_w)
         signal = (bound - _bound_without_each(log_w)).detach()
-        return data_weight(terms) * (bound + (signal * _score(terms)).sum(0))
+        return data_weight(terms) * (bound + (signal * score(terms)).sum(0))
 
 
 class Baseline(nn.Module):
@@ -141,7 +145,7 @@ class Baseline(nn.Module):
             average.mul_(self.decay).add_((1 - self.decay) * new.to(average.dtype))
 
 
-class NVIL(Objective):
+class NVIL(ELBO):
     r"""The evidence lower bound; the baseline is learned from x, and the signal normalised.
 
     .. math:: \frac1S \sum_s \frac{f_s - C(x) - c}{\max(1, \sqrt v)} \nabla \log q(z_s)
@@ -174,10 +178,6 @@ class NVIL(Objective):
         super().__init__(num_particles)
         self.baseline = Baseline(network, decay=decay)
 
-    def value(self, terms: SiteTerms) -> Tensor:
-        """Return the mean log-weight of each datum in nats, ``[B]``."""
-        return terms.log_w.mean(0)
-
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program and return its terms, and with them x for the baseline."""
         return _TermsAndData(**vars(super().table(program, layout, *args)), x=args[0])
@@ -186,13 +186,13 @@ class NVIL(Objective):
         """Return what is differentiated for each datum, ``[B]``, and move the running averages."""
         assert isinstance(terms, _TermsAndData)
         baseline = self.baseline
-        residual = _weighed(terms).detach() - baseline(terms.x)
+        residual = weighed_log_w(terms).detach() - baseline(terms.x)
         error = residual - baseline.center
         signal = error / baseline.spread
         # The gradient of this square is the signal times that of C, as in the paper.
         square = (0.5 * error * signal).mean(0)
         baseline.observe(residual.detach())
-        return _elbo_surrogate(terms, signal.detach()) - data_weight(terms) * square
+        return elbo_surrogate(terms, signal.detach()) - data_weight(terms) * square
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class _TermsAndData(SiteTerms):
     x: Tensor = field(kw_only=True)
 
 
-class DisARM(Objective):
+class DisARM(ELBO):
     r"""The evidence lower bound for a Bernoulli latent, from antithetic pairs of samples.
 
     .. math::
@@ -237,14 +237,6 @@ class DisARM(Objective):
         """Run the program with samples in pairs and return its terms."""
         with _AntitheticPairs():
             return super().table(program, layout, *args)
-
-    def value(self, terms: SiteTerms) -> Tensor:
-        """Return the mean log-weight of each datum in nats, ``[B]``."""
-        return terms.log_w.mean(0)
-
-    def surrogate(self, terms: SiteTerms) -> Tensor:
-        """Return what is differentiated for each datum, ``[B]``."""
-        return _elbo_surrogate(terms, _weighed(terms).detach())
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say why this program cannot be trained, and what can; None if it can."""
@@ -307,29 +299,6 @@ class _AntitheticBernoulli(dist.Bernoulli):
         partner = (1 - self.uniform < self.probs.detach()).to(logits.dtype)
         score = (value - partner) * logits.abs().sigmoid()
         return super().log_prob(value).detach() + score * (self.logits - logits)
-
-
-def _weighed(terms: SiteTerms) -> Tensor:
-    """Return the log-weights as handlers weigh the sites, ``[S, B]``."""
-    log_p, log_q = weighed(terms)
-    return log_p - log_q
-
-
-def _score(terms: SiteTerms) -> Tensor:
-    """Return log q of the latents that are not reparameterised, ``[S, B]``."""
-    scored = [log_q for name, log_q in terms.log_q.items() if not terms.pathwise[name]]
-    return sum(scored, torch.zeros(()))
-
-
-def _elbo_surrogate(terms: SiteTerms, signal: Tensor) -> Tensor:
-    """Return what has the ELBO's gradient, ``[B]``, if ``signal``, ``[S, B]``, weighs the scores.
-
-    The log q of scored latents stands in it only there: its own gradient has the mean zero.
-    """
-    log_p = sum(terms.scale_p[name] * log_p for name, log_p in terms.log_p.items())
-    log_q = [terms.scale_q[n] * q for n, q in terms.log_q.items() if terms.pathwise[n]]
-    total = log_p - sum(log_q, torch.zeros(()))
-    return data_weight(terms) * (total + signal * _score(terms)).mean(0)
 
 
 def _mean_of_others(log_w: Tensor) -> Tensor:

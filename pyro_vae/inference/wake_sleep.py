@@ -17,13 +17,7 @@ from torch import Tensor
 
 from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.importance import reweighed
-from pyro_vae.inference.objectives import (
-    Objective,
-    data_weight,
-    log_mean_exp,
-    unreparameterised,
-    weighed,
-)
+from pyro_vae.inference.objectives import Bound, Objective, data_weight, log_mean_exp, weighed
 from pyro_vae.inference.observed import dreamt
 from pyro_vae.inference.program import Layout, Program, ProgramError
 from pyro_vae.inference.terms import SiteTerms, log_densities
@@ -89,7 +83,7 @@ class RWS(Objective):
         return data_weight(terms) * total
 
 
-class RWSDReG(Objective):
+class RWSDReG(Bound):
     r"""Reweighted wake-sleep (wake phase) with the doubly reparameterised gradient for the guide.
 
     .. math:: \nabla_\phi = \sum_s (\bar w_s - \bar w_s^2)
@@ -120,15 +114,15 @@ class RWSDReG(Objective):
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say which latent carries no gradients or has a weight of its own, if one does."""
-        return unreparameterised(self, terms) or reweighed(self, terms)
+        return super().refusal(terms) or reweighed(self, terms)
 
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program with its samples cut out of the graph."""
         return split_terms(program, layout, *args, num_particles=self.num_particles)
 
-    def value(self, terms: SiteTerms) -> Tensor:
+    def bound(self, log_w: Tensor) -> Tensor:
         """Return the log of the mean weight of each datum in nats, ``[B]``."""
-        return log_mean_exp(terms.log_w)
+        return log_mean_exp(log_w)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
