@@ -39,7 +39,7 @@ from jsonargparse import auto_cli
 from study import ScaleName, Study, chosen, judge, spread
 from torch import Tensor
 
-from pyro_vae import VAE, datasets, evaluation, fit
+from pyro_vae import VAE, datasets, evaluation, fit, laboratory
 from pyro_vae.components import (
     MLP,
     AutoregressiveBernoulli,
@@ -124,7 +124,7 @@ def free_bits(scale: Scale) -> Objective:
 
 
 def aggressive(scale: Scale) -> Turns:
-    return evaluation.Aggressive(window=min(10, scale.most_in_row // 2), longest=scale.most_in_row)
+    return laboratory.Aggressive(window=min(10, scale.most_in_row // 2), longest=scale.most_in_row)
 
 
 TABLE = {

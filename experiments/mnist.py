@@ -27,7 +27,7 @@ from pyro_vae import SVI, VAE, datasets, evaluation, fit
 from pyro_vae.engine import Binarize, fast_arithmetic
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, observe_once
 from pyro_vae.engine.optimizers import adam
-from pyro_vae.evaluation import plots
+from pyro_vae.report import plots
 
 
 def accuracy(

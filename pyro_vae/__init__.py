@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_vae import components, datasets, evaluation, inference
-    from pyro_vae.engine import SVI, fit
+    from pyro_vae import components, datasets, evaluation, inference, laboratory
+    from pyro_vae.engine import SVI
+    from pyro_vae.fitting import fit
     from pyro_vae.models import VAE
 
-__all__ = ["SVI", "VAE", "components", "datasets", "evaluation", "fit", "inference"]
+__all__ = ["SVI", "VAE", "components", "datasets", "evaluation", "fit", "inference", "laboratory"]
 
-_HOMES = {"SVI": "engine", "fit": "engine", "VAE": "models"}
+_HOMES = {"SVI": "engine", "fit": "fitting", "VAE": "models"}
 _PARTS = {
-    "components", "datasets", "distributions", "engine", "evaluation", "inference", "models",
+    "components", "datasets", "distributions", "engine", "evaluation", "inference", "laboratory",
+    "models", "recording", "report",
 }  # fmt: skip
 
 

@@ -1,13 +1,17 @@
-"""Advice in the language of who reads it: options on the command line, arguments in Python."""
+"""Advice and warnings for who reads them: options or arguments, and the line of the user's."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 
-__all__ = ["command", "on_the_command_line", "option", "part"]
+__all__ = ["command", "on_the_command_line", "option", "part", "warn"]
 
+_PACKAGE = str(Path(__file__).parent)
 _COMMAND_LINE = ContextVar("command_line", default=False)
 # Arguments that take an object; the others among the parts take what builds one.
 _OBJECTS = ("objective", "observation", "schedule", "turns")
@@ -56,3 +60,11 @@ def part(role: str, name: str, **arguments: object) -> str:
     if role in _OBJECTS:
         return f"{role}={name}({given})"
     return f"{role}=partial({name}, {given})" if given else f"{role}={name}"
+
+
+def warn(message: str) -> None:
+    """Warn at the innermost line outside of this package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -22,10 +22,10 @@ from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, Normal
 from pyro_vae.engine import CheckpointError, checkpoint
 from pyro_vae.engine.checkpoint import latest, load
-from pyro_vae.engine.loop import Interrupted
 from pyro_vae.engine.restoring import random_state, set_random_state
 from pyro_vae.engine.training import Training
 from pyro_vae.engine.weights import load_weights
+from pyro_vae.fitting import Interrupted
 from pyro_vae.inference.schedules import Constant
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(2))

@@ -24,7 +24,7 @@ from pyro_vae.components import (
     VampPrior,
 )
 from pyro_vae.datasets import Data, Dataset
-from pyro_vae.engine.loop import fit
+from pyro_vae.fitting import fit
 from pyro_vae.inference import Program, site_terms
 from pyro_vae.models import VAE, SemiAmortizedVAE, UnamortizedVAE
 

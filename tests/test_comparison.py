@@ -17,11 +17,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.components import MLP, Automatic
 from pyro_vae.datasets import from_arrays
 from pyro_vae.engine import Observation
-from pyro_vae.evaluation import compare, elbo, plots
-from pyro_vae.evaluation.comparison_plot import compared
-from pyro_vae.evaluation.comparison_record import described
-from pyro_vae.evaluation.gradients import Estimate
-from pyro_vae.evaluation.snapshots import Watch, Weights, steps_of_a_curve
+from pyro_vae.evaluation import elbo
 from pyro_vae.inference import (
     ELBO,
     IWAE,
@@ -35,7 +31,13 @@ from pyro_vae.inference import (
     Program,
     Renyi,
 )
+from pyro_vae.laboratory import compare
+from pyro_vae.laboratory.comparison_record import described
+from pyro_vae.laboratory.gradients import Estimate
+from pyro_vae.laboratory.snapshots import Watch, Weights, steps_of_a_curve
 from pyro_vae.models import VAE
+from pyro_vae.report import plots
+from pyro_vae.report.comparison import compared
 
 
 class AsDouble(Observation):
@@ -113,7 +115,7 @@ def test_no_row_depends_on_the_others(found):
 
 
 def test_the_numbers_are_those_of_training_alone(found):
-    from pyro_vae.engine import fit
+    from pyro_vae.fitting import fit
 
     vae, data = program(), from_arrays(rows())
     fit(vae, data, observation=AsDouble(), objective=IWAE(3), epochs=2, batch_size=10,

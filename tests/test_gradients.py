@@ -13,8 +13,6 @@ from laws import PROGRAMS
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vae.evaluation import gradients as measuring
-from pyro_vae.evaluation.gradients import Gradients, OwnBound, draw_gradients, own_bound
 from pyro_vae.inference import (
     CIWAE,
     ELBO,
@@ -30,6 +28,8 @@ from pyro_vae.inference import (
     KLWeight,
     Renyi,
 )
+from pyro_vae.laboratory import gradients as measuring
+from pyro_vae.laboratory.gradients import Gradients, OwnBound, draw_gradients, own_bound
 
 pytestmark = pytest.mark.filterwarnings("ignore:running eagerly")
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
-from pyro_vae.evaluation import plots
+from pyro_vae.report import plots
 
 
 def pixels(figure):

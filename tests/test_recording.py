@@ -60,9 +60,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, DiagonalNormal, Normal
-from pyro_vae.engine import checkpoint, replaying
+from pyro_vae.engine import checkpoint
 from pyro_vae.engine.data import Binarize
-from pyro_vae.engine.recording import NotRecordable
 from pyro_vae.engine.svi import SVI
 from pyro_vae.inference import (
     ELBO,
@@ -74,6 +73,8 @@ from pyro_vae.inference import (
     FreeBits,
     Renyi,
 )
+from pyro_vae.recording import replaying
+from pyro_vae.recording.recorder import NotRecordable
 
 OBJECTIVES = {
     "one": partial(Trace_ELBO, max_plate_nesting=2),
@@ -367,7 +368,7 @@ def test_too_many_shapes_run_eagerly() -> None:
     sizes = (*range(1, 7), *range(1, 7))
     build = partial(small, Small)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_vae.engine.recording._MAX_RECORDINGS", 3)
+        patch.setattr("pyro_vae.recording.recorder._MAX_RECORDINGS", 3)
         with pytest.warns(UserWarning, match="batches come in more than 3 shapes"):
             found = run(build, Trace_ELBO(), "recorded", sizes=sizes)
     assert found.replayed == [False, True, True, True] + [False] * 8

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 
 from pyro_vae import VAE, fit
 from pyro_vae.components import MLP
-from pyro_vae.engine import Binarize, TrainingError, checkpoint, vectorizing
-from pyro_vae.engine.joint import JointStep
+from pyro_vae.engine import Binarize, TrainingError, checkpoint
 from pyro_vae.inference import IWAE
+from pyro_vae.replicas import vectorizing
+from pyro_vae.replicas.joint import JointStep
 
 COUNTS = torch.randint(0, 17, (25, DIMS), generator=torch.Generator().manual_seed(7))
 X = (COUNTS > 8).double()

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_vae.evaluation import plots
-from pyro_vae.evaluation.report import table, write_report
+from pyro_vae.report import plots
+from pyro_vae.report.page import table, write_report
 
 RESULTS = {
     "test_elbo_nats": -91.034,

@@ -12,8 +12,8 @@ from torch import Tensor
 from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, DiagonalNormal, Normal, Sylvester, VampPrior
 from pyro_vae.engine import Turns
-from pyro_vae.evaluation import Aggressive, aggressive
 from pyro_vae.inference import IWAE, Constant, ProgramError
+from pyro_vae.laboratory import Aggressive, aggressive
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(2))
 

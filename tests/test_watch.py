@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from pyro_vae import VAE
 from pyro_vae.components import MLP
-from pyro_vae.engine import recording
 from pyro_vae.engine.svi import SVI
-from pyro_vae.engine.watch import Watch
+from pyro_vae.recording import recorder
+from pyro_vae.recording.watch import Watch
 
 FACTOR = 1.0
 SETTINGS = argparse.Namespace(factor=1.0)
@@ -342,7 +342,7 @@ def test_what_changes_at_every_step_runs_eagerly() -> None:
 
 
 def test_what_changes_seldom_is_recorded_each_time(monkeypatch) -> None:
-    monkeypatch.setattr(recording, "_WORTHWHILE", 3)
+    monkeypatch.setattr(recorder, "_WORTHWHILE", 3)
     sizes = [6] * 24
     found, expected = (
         run(lambda: small(Changing), Trace_ELBO(), engine, sizes=sizes, between=every(4))

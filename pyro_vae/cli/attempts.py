@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from pyro_vae.engine.warning import warn
+from pyro_vae.wording import warn
 
 __all__ = ["Failure", "attempted", "optional"]
 

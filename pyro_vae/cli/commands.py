@@ -31,10 +31,11 @@ from pyro_vae.cli.wishes import objective_wished
 from pyro_vae.cli.words import option_values, taken_option
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.engine.course import divergence
-from pyro_vae.engine.loop import Fit
 from pyro_vae.engine.run_folder import held, new_run_folder, unused_folder
-from pyro_vae.evaluation import report, samples
+from pyro_vae.evaluation import samples
 from pyro_vae.files import as_word, expanded, own_folder, replace_file, show
+from pyro_vae.fitting import Fit
+from pyro_vae.report import page
 from pyro_vae.signals import Interrupted
 
 __all__ = ["compare", "evaluate", "list_parts", "plot", "sample", "train"]
@@ -317,7 +318,7 @@ def _tell(
 ) -> None:
     """Judge a run, print what is found, and store it, if that can be or the caller insists."""
     results = runs.judge(run, done, num_samples=num_samples) | diagnosis
-    print(report.table(results))
+    print(page.table(results))
     print("", *results["verdict"], sep="\n", flush=True)
     try:
         if run.on_other_data:

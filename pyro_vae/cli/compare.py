@@ -30,10 +30,11 @@ from pyro_vae.cli.settled import default_arguments
 from pyro_vae.cli.words import taken_option
 from pyro_vae.datasets import as_dataset
 from pyro_vae.engine.run_folder import new_run_folder, unused_folder
-from pyro_vae.evaluation import Comparison, plots, report
-from pyro_vae.evaluation.comparison import compare as compare_objectives
-from pyro_vae.evaluation.comparison_plot import compared
 from pyro_vae.files import expanded, remove, replace_file, sync_folder, temporary_for
+from pyro_vae.laboratory import Comparison
+from pyro_vae.laboratory.comparison import compare as compare_objectives
+from pyro_vae.report import page, plots
+from pyro_vae.report.comparison import compared
 
 __all__ = ["compare", "comparison_parser", "with_objectives"]
 
@@ -180,7 +181,7 @@ def _tell(run: runs.Run, found: Comparison, out: Path, config: str) -> None:
         plots.save(plots.rate_distortion(points), out / "rate_distortion.png")
         caption = "Rate and distortion of test data after equal steps"
         pictures.append((caption, out / "rate_distortion.png"))
-    report.write_report(
+    page.write_report(
         out / "report.html",
         title=f"Objectives compared: {type(run.program).__name__} on {run.data.name}",
         results={row.objective: row.summary for row in found.rows},

@@ -24,8 +24,8 @@ import pyro_vae.components
 import pyro_vae.components.networks
 import pyro_vae.engine.data
 import pyro_vae.engine.turns
-import pyro_vae.evaluation
 import pyro_vae.inference.schedules
+import pyro_vae.laboratory
 import pyro_vae.models
 from pyro_vae.cli.messages import nearest
 from pyro_vae.components import Family
@@ -61,7 +61,7 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
     "objective": (pyro_vae.inference, ELBO),
     "observation": (pyro_vae.engine.data, pyro_vae.engine.data.Observation),
     "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
-    "turns": (pyro_vae.evaluation, pyro_vae.engine.turns.Turns),
+    "turns": (pyro_vae.laboratory, pyro_vae.engine.turns.Turns),
 }
 # Where the classes that a stored configuration may name are defined.
 _TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")

@@ -14,9 +14,10 @@ from torch import Tensor
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.attempts import Failure, attempted, optional
 from pyro_vae.cli.runs import Run
-from pyro_vae.engine.loop import Fit
-from pyro_vae.evaluation import UnitActivity, plots
+from pyro_vae.evaluation import UnitActivity
 from pyro_vae.files import own_folder
+from pyro_vae.fitting import Fit
+from pyro_vae.report import plots
 
 __all__ = ["draw", "ending"]
 

@@ -37,13 +37,13 @@ from pyro_vae.engine.data import (
     observe_once,
 )
 from pyro_vae.engine.defaults import resolve_device, takes_labels
-from pyro_vae.engine.loop import Fit, fit
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.weights import load_weights
-from pyro_vae.evaluation import report
 from pyro_vae.evaluation.verdict import beyond_storage
 from pyro_vae.files import replace_file
+from pyro_vae.fitting import Fit, fit
 from pyro_vae.inference import Program
+from pyro_vae.report import page
 
 __all__ = ["Run", "judge", "load", "open_run", "store", "tell", "train"]
 
@@ -354,7 +354,7 @@ def tell(
     config: str,
 ) -> None:
     """Write ``report.html`` into the run folder."""
-    report.write_report(
+    page.write_report(
         out / "report.html",
         title=f"{type(run.program).__name__} on {run.data.name}",
         results=results,

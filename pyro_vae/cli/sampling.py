@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from pyro_vae.cli.pictures import ending
-from pyro_vae.evaluation import plots
 from pyro_vae.files import replace_file
+from pyro_vae.report import plots
 
 __all__ = ["check_suffix", "write"]
 

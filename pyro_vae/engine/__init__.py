@@ -4,11 +4,11 @@ from pyro_vae.engine.arithmetic import fast_arithmetic
 from pyro_vae.engine.checkpoint import CheckpointError
 from pyro_vae.engine.data import AsFloat, Binarize, Dequantize, Observation, Rescale
 from pyro_vae.engine.defaults import resolve_device
-from pyro_vae.engine.loop import Fit, Interrupted, fit
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.training import TrainingError
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.weights import load_weights
+from pyro_vae.signals import Interrupted
 
 __all__ = [
     "SVI",
@@ -16,14 +16,12 @@ __all__ = [
     "Binarize",
     "CheckpointError",
     "Dequantize",
-    "Fit",
     "Interrupted",
     "Observation",
     "Rescale",
     "TrainingError",
     "Turns",
     "fast_arithmetic",
-    "fit",
     "load_weights",
     "resolve_device",
 ]

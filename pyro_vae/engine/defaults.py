@@ -15,11 +15,11 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vae.datasets import Data, Dataset
-from pyro_vae.engine.warning import warn
 from pyro_vae.inference.objectives import AnalyticELBO, Objective
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.terms import site_terms
+from pyro_vae.wording import warn
 
 __all__ = [
     "BATCH_SIZE",

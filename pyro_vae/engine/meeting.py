@@ -16,9 +16,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.engine.warning import warn
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.spread import constant_numbers
+from pyro_vae.wording import warn
 
 __all__ = ["meet_data"]
 

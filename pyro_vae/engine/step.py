@@ -13,10 +13,10 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, fx
 
 from pyro_vae.engine.optimizers import TensorRates
-from pyro_vae.engine.recording import NotRecordable, Recorder
-from pyro_vae.engine.replaying import Replayed
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program
+from pyro_vae.recording.recorder import NotRecordable, Recorder
+from pyro_vae.recording.replaying import Replayed
 
 __all__ = ["RecordedStep", "laid_out"]
 

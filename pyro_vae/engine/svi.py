@@ -23,16 +23,16 @@ from pyro_vae.engine.optimizers import (
     rate_factors,
     resting,
 )
-from pyro_vae.engine.replaying import ENGINES
 from pyro_vae.engine.step import RecordedStep
 from pyro_vae.engine.turns import Turns
-from pyro_vae.engine.warning import warn
 from pyro_vae.inference.dependence import cut_off
 from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.named import Named
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_loss
+from pyro_vae.recording.replaying import ENGINES
+from pyro_vae.wording import warn
 
 __all__ = ["ENGINES", "SVI", "Optim"]
 

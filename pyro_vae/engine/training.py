@@ -43,8 +43,7 @@ from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import why_gradient, why_loss
 from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim, check_constant_rate
-from pyro_vae.engine.replaying import Replayed
-from pyro_vae.engine.sameness import check_settings, described, environment, warn_if_other
+from pyro_vae.engine.resume_checks import check_settings, described, environment, warn_if_other
 from pyro_vae.engine.single_rows import settle_single_rows
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.turns import Turns, part_in_turns
@@ -56,6 +55,7 @@ from pyro_vae.inference.schedules import moving_in
 from pyro_vae.inference.support import Part, check_support, observes_arguments
 from pyro_vae.inference.terms import site_terms
 from pyro_vae.inference.weights import weighted
+from pyro_vae.recording.replaying import Replayed
 from pyro_vae.wording import command, option
 
 __all__ = [

@@ -16,7 +16,7 @@ from pyro_vae.engine import checkpoint, restoring, schema
 from pyro_vae.engine.agreement import check_progress
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.optimizers import adam
-from pyro_vae.engine.sameness import check_program
+from pyro_vae.engine.resume_checks import check_program
 from pyro_vae.engine.svi import SVI
 from pyro_vae.files import show
 

@@ -1,16 +1,12 @@
-"""Is it good? Judges any Pyro model and guide through their sites; changes no state."""
+"""Judge any Pyro model and guide through their sites; nothing is trained, no state is changed."""
 
-from pyro_vae.evaluation.aggressive import Aggressive
 from pyro_vae.evaluation.annealing import (
     AnnealedEstimate,
     Bracket,
     annealed_importance_sampling,
     bidirectional,
 )
-from pyro_vae.evaluation.comparison import compare
-from pyro_vae.evaluation.comparison_record import Comparison
 from pyro_vae.evaluation.gaps import Gaps, inference_gaps
-from pyro_vae.evaluation.gradients import Estimate, Gradients, draw_gradients
 from pyro_vae.evaluation.information import (
     Information,
     LayerInformation,
@@ -49,14 +45,10 @@ from pyro_vae.evaluation.samples import (
 from pyro_vae.evaluation.verdict import verdict
 
 __all__ = [
-    "Aggressive",
     "AnnealedEstimate",
     "Bound",
     "Bracket",
-    "Comparison",
-    "Estimate",
     "Gaps",
-    "Gradients",
     "ImportanceEstimate",
     "Information",
     "LayerInformation",
@@ -65,9 +57,7 @@ __all__ = [
     "UnitActivity",
     "annealed_importance_sampling",
     "bidirectional",
-    "compare",
     "decode",
-    "draw_gradients",
     "elbo",
     "embed",
     "importance_sampling",

@@ -24,7 +24,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import memory
-from pyro_vae.engine.warning import warn
 from pyro_vae.evaluation.batching import (
     CHUNK_ELEMENTS,
     batches,
@@ -42,7 +41,7 @@ from pyro_vae.evaluation.substitution import alone, substituted
 from pyro_vae.inference.observed import dreamt
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
-from pyro_vae.wording import option
+from pyro_vae.wording import option, warn
 
 __all__ = [
     "AnnealedEstimate",

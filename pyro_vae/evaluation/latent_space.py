@@ -18,10 +18,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.engine.replaying import Replayed
 from pyro_vae.evaluation.hmc import Density, Point
 from pyro_vae.inference.program import Layout, Program, is_invertible
 from pyro_vae.inference.terms import log_densities
+from pyro_vae.recording.replaying import Replayed
 
 __all__ = ["LatentSpace", "Path"]
 

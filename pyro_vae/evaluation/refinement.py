@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae.engine.replaying import Replayed
 from pyro_vae.evaluation.batching import batches, check_counts, checked, double, pairs_at_once
 from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.hmc import Density, adapted, first_step_sizes, transition
@@ -26,6 +25,7 @@ from pyro_vae.evaluation.offsets import Offsets, free_offsets
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
+from pyro_vae.recording.replaying import Replayed
 
 __all__ = ["PosteriorSamples", "Refinement", "refine", "sample_posterior"]
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyro_vae.evaluation.comparison_record import Comparison, Row
-from pyro_vae.evaluation.gradients import Estimate
-from pyro_vae.evaluation.plots import CLASSES, INK, LINE, SOFT, _figure, _panel
+from pyro_vae.laboratory.comparison_record import Comparison, Row
+from pyro_vae.laboratory.gradients import Estimate
+from pyro_vae.report.plots import CLASSES, INK, LINE, SOFT, _figure, _panel
 
 __all__ = ["compared"]
 

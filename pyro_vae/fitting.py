@@ -17,7 +17,6 @@ from pyro.infer import ELBO
 from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
-from pyro_vae.engine.copies import Given, program_and_data, replicated
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import (
@@ -29,17 +28,18 @@ from pyro_vae.engine.defaults import (
 )
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.progress import Bar, Clock
-from pyro_vae.engine.replicas import Replica, Replicas
 from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.training import Training, cuda_index
 from pyro_vae.engine.turns import Turns
-from pyro_vae.engine.warning import warn
 from pyro_vae.engine.weights import check_weights, start_from
 from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
+from pyro_vae.replicas.copies import Given, program_and_data, replicated
+from pyro_vae.replicas.runs import Replica, Replicas
 from pyro_vae.signals import Interrupted, Stop, answered
+from pyro_vae.wording import warn
 
 __all__ = ["Fit", "Interrupted", "fit"]
 

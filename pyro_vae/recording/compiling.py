@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.distributions import Distribution
 from torch.fx.passes.split_module import split_module
 
-from pyro_vae.engine.masks import choose_by_masks
-from pyro_vae.engine.warning import warn
+from pyro_vae.recording.masks import choose_by_masks
+from pyro_vae.wording import warn
 
 __all__ = ["compiled", "lift", "pays"]
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.noise import RandomState
 from pyro_vae.engine.optimizers import TensorRates
-from pyro_vae.engine.recording import NotRecordable, Recorder
 from pyro_vae.engine.step import laid_out
 from pyro_vae.engine.svi import SVI
-from pyro_vae.engine.vectorizing import Form, Stacks
+from pyro_vae.recording.recorder import NotRecordable, Recorder
+from pyro_vae.replicas.noise import RandomState
+from pyro_vae.replicas.vectorizing import Form, Stacks
 
 __all__ = ["JointStep"]
 

@@ -14,8 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyro_vae.evaluation.plots import curves, png
 from pyro_vae.files import reason, replace_file
+from pyro_vae.report.plots import curves, png
 
 __all__ = ["table", "write_report"]
 

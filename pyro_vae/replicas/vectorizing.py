@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.engine.compiling import lift
-from pyro_vae.engine.noise import RandomState, strided_empty, take_out_draws, unmoved
-from pyro_vae.engine.recording import NotRecordable
 from pyro_vae.engine.svi import SVI
+from pyro_vae.recording.compiling import lift
+from pyro_vae.recording.recorder import NotRecordable
+from pyro_vae.replicas.noise import RandomState, strided_empty, take_out_draws, unmoved
 
 __all__ = ["Form", "Stacks"]
 

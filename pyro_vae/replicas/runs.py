@@ -19,15 +19,15 @@ from torch import Tensor
 
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine import checkpoint
-from pyro_vae.engine.copies import Given, check_apart, check_structure
 from pyro_vae.engine.data import Observation
-from pyro_vae.engine.joint import JointStep
-from pyro_vae.engine.noise import RandomState, seed_everything
-from pyro_vae.engine.recording import NotRecordable
-from pyro_vae.engine.replaying import EAGER_CALLS
 from pyro_vae.engine.training import Training, TrainingError
-from pyro_vae.engine.warning import warn
 from pyro_vae.files import own_folder, remove, show
+from pyro_vae.recording.recorder import NotRecordable
+from pyro_vae.recording.replaying import EAGER_CALLS
+from pyro_vae.replicas.copies import Given, check_apart, check_structure
+from pyro_vae.replicas.joint import JointStep
+from pyro_vae.replicas.noise import RandomState, seed_everything
+from pyro_vae.wording import warn
 
 __all__ = ["Replica", "Replicas", "folders"]
 

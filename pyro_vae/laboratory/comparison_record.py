@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro.infer import ELBO
 
-from pyro_vae.evaluation.gradients import Estimate
+from pyro_vae.laboratory.gradients import Estimate
 
 __all__ = ["Comparison", "PartOfGradient", "Point", "Row", "described", "named", "text"]
 

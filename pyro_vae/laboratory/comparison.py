@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Data, as_dataset
-from pyro_vae.engine.copies import program_and_data
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
     AsFloat,
@@ -44,25 +43,26 @@ from pyro_vae.engine.defaults import (
     takes_labels,
     with_channel,
 )
-from pyro_vae.engine.loop import fit
 from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
 from pyro_vae.evaluation.batching import batches, check_counts
-from pyro_vae.evaluation.comparison_record import (
+from pyro_vae.evaluation.likelihood import elbo, importance_sampling
+from pyro_vae.fitting import fit
+from pyro_vae.inference.objectives import Objective
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.refusals import check_objective
+from pyro_vae.inference.wake_sleep import RWS
+from pyro_vae.laboratory.comparison_record import (
     Comparison,
     PartOfGradient,
     Point,
     Row,
     named,
 )
-from pyro_vae.evaluation.gradients import Estimate, Gradients, draw_gradients, own_bound
-from pyro_vae.evaluation.likelihood import elbo, importance_sampling
-from pyro_vae.evaluation.snapshots import Watch, Weights, steps_of_a_curve
-from pyro_vae.inference.objectives import Objective
-from pyro_vae.inference.program import Program
-from pyro_vae.inference.refusals import check_objective
-from pyro_vae.inference.wake_sleep import RWS
+from pyro_vae.laboratory.gradients import Estimate, Gradients, draw_gradients, own_bound
+from pyro_vae.laboratory.snapshots import Watch, Weights, steps_of_a_curve
+from pyro_vae.replicas.copies import program_and_data
 
 __all__ = ["compare"]
 

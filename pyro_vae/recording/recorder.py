@@ -24,9 +24,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.engine.compiling import compiled, pays
-from pyro_vae.engine.watch import Watch, is_users
 from pyro_vae.inference.program import Program
+from pyro_vae.recording.compiling import compiled, pays
+from pyro_vae.recording.watch import Watch, is_users
 
 __all__ = ["NotRecordable", "Recorder"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.engine.recording import NotRecordable, Recorder
-from pyro_vae.engine.warning import warn
 from pyro_vae.inference.program import Program
+from pyro_vae.recording.recorder import NotRecordable, Recorder
+from pyro_vae.wording import warn
 
 __all__ = ["EAGER_CALLS", "ENGINES", "Replayed"]
 

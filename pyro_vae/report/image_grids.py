@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.evaluation.mosaic import Mosaic, mosaic, value_limits
+from pyro_vae.report.mosaic import Mosaic, mosaic, value_limits
 
 __all__ = [
     "DPI",

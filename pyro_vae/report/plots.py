@@ -27,7 +27,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyro_vae.evaluation.image_grids import (
+from pyro_vae.files import replace_file
+from pyro_vae.report.image_grids import (
     DPI,
     INK,
     LINE,
@@ -38,7 +39,6 @@ from pyro_vae.evaluation.image_grids import (
     reconstructions,
     traversal,
 )
-from pyro_vae.files import replace_file
 
 __all__ = [
     "curves",

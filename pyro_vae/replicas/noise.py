@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.engine.recording import NotRecordable
+from pyro_vae.recording.recorder import NotRecordable
 
 __all__ = ["Draw", "RandomState", "seed_everything", "strided_empty", "take_out_draws", "unmoved"]
 

@@ -1,0 +1,8 @@
+"""Train in order to judge: objectives side by side, gradients measured, encoders that catch up."""
+
+from pyro_vae.laboratory.aggressive import Aggressive
+from pyro_vae.laboratory.comparison import compare
+from pyro_vae.laboratory.comparison_record import Comparison
+from pyro_vae.laboratory.gradients import Estimate, Gradients, draw_gradients
+
+__all__ = ["Aggressive", "Comparison", "Estimate", "Gradients", "compare", "draw_gradients"]
