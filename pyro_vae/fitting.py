@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from pyro.infer import ELBO
 from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
+from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import (
@@ -123,6 +124,7 @@ def fit(
     precision: str = "float32",
     num_replicas: int = 1,
     turns: Turns | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Fit:
     """Train a program on data: ``fit(vae, data)`` or ``fit(model, guide, data)``.
 
@@ -177,6 +179,8 @@ def fit(
             Several have folders ``out/replica-0``, ``out/replica-1``, ...
         turns: Which steps move the guide's parameters, and which the model's, such as
             ``Aggressive()``; every step moves all, unless given.
+        callbacks: What else is done at the start, after each step and epoch, and at the end; see
+            ``Callback``.
 
     Raises:
         ValueError: If an argument is unusable or the data do not fit the likelihood.
@@ -220,7 +224,7 @@ def fit(
                 program, dataset, each.objective, optim,
                 schedule or Cosine(), observation, epochs, batch_size, clip_norm,
                 patience, device, seed, folder, log_tensorboard, engine,
-                copy.deepcopy(turns),
+                copy.deepcopy(turns), callbacks,
             )  # fmt: skip
 
         began = None

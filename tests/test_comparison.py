@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -34,7 +35,7 @@ from pyro_vae.inference import (
 from pyro_vae.laboratory import compare
 from pyro_vae.laboratory.comparison_record import described
 from pyro_vae.laboratory.gradients import Estimate
-from pyro_vae.laboratory.snapshots import Watch, Weights, steps_of_a_curve
+from pyro_vae.laboratory.snapshots import Snapshots, Weights, steps_of_a_curve
 from pyro_vae.models import VAE
 from pyro_vae.report import plots
 from pyro_vae.report.comparison import compared
@@ -355,14 +356,15 @@ def test_weights_are_taken_after_the_steps_that_are_wanted():
     pair = vae_mlp()
     program = Program(pair.model, pair.guide)
     weights = Weights(program)
-    watch = Watch(weights, 6, {2, 5})
+    snapshots = Snapshots(weights, {2, 5})
     first = next(iter(program.parameters().values()))
-    for step in range(6):
-        assert watch(step / 6) == 1.0
+    for step in range(1, 7):
         with torch.no_grad():
-            first.fill_(step + 1)
-    assert set(watch.taken) == {2, 5}
-    for step, taken in watch.taken.items():
+            first.fill_(step)
+        run = SimpleNamespace(progress=SimpleNamespace(step=step))
+        snapshots.step(run, torch.tensor(0.0))
+    assert set(snapshots.taken) == {2, 5}
+    for step, taken in snapshots.taken.items():
         weights.load(taken)
         assert (first == step).all()
 

@@ -1,6 +1,7 @@
 """Fit a program fast, and so that it can be killed at any moment."""
 
 from pyro_vae.engine.arithmetic import fast_arithmetic
+from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.checkpoint import CheckpointError
 from pyro_vae.engine.data import AsFloat, Binarize, Dequantize, Observation, Rescale
 from pyro_vae.engine.defaults import resolve_device
@@ -14,6 +15,7 @@ __all__ = [
     "SVI",
     "AsFloat",
     "Binarize",
+    "Callback",
     "CheckpointError",
     "Dequantize",
     "Interrupted",

@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from pyro_vae.engine.training import Progress, Training
+from pyro_vae.engine.callbacks import Progress
+from pyro_vae.engine.training import Training
 from pyro_vae.terminal import Terminal
 from pyro_vae.wording import option
 

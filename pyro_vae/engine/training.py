@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pyro_vae.budget import Budget
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.agreement import Steps, check_progress, check_state
+from pyro_vae.engine.callbacks import Callback, Progress, called, epoch_numbers
 from pyro_vae.engine.costs import check_step
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
@@ -59,7 +59,6 @@ from pyro_vae.recording.replaying import Replayed
 from pyro_vae.wording import command, option
 
 __all__ = [
-    "Progress",
     "Training",
     "TrainingError",
 ]
@@ -70,22 +69,6 @@ _CHECKED_ELEMENTS = 2**24
 
 class TrainingError(ValueError):
     """Training met a number that is not finite; the last good checkpoint is kept."""
-
-
-@dataclass
-class Progress:
-    """Where a run is: all that is neither weights nor random state."""
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    waited: int = 0
-    best_epoch: int = 0
-    best_nats: float = -math.inf
-    history: list[dict[str, Any]] = field(default_factory=list)
-    start: dict[str, float] = field(default_factory=dict)
-    init_from: str | None = None
 
 
 class Training:
@@ -109,13 +92,14 @@ class Training:
         log_tensorboard: bool,
         engine: str,
         turns: Turns | None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         for module in program.modules:
             module.to(device)
             module.train()
         self.program, self.schedule, self.epochs = program, schedule, epochs
         self.patience, self.out, self.device, self.seed = patience, out, device, seed
-        self.turns = turns
+        self.turns, self.callbacks = turns, callbacks
         self._built = program_settings(program)
         self._meet_data(data, observation, batch_size)
         followed = self._weighted(program, data.train)
@@ -158,12 +142,12 @@ class Training:
 
     def begin(self, data: Dataset, observation: Observation) -> None:
         """Let the program meet the training data, and judge it, unless it goes on from a state."""
-        if self.progress.start:
-            return
-        if self.epochs > 0:
-            rows = representative(data.train, observation, device=self.device)
-            meet_data(self.program, self.layout, *arguments(rows, self.with_labels))
-        self.progress.start = self.validate()
+        if not self.progress.start:
+            if self.epochs > 0:
+                rows = representative(data.train, observation, device=self.device)
+                meet_data(self.program, self.layout, *arguments(rows, self.with_labels))
+            self.progress.start = self.validate()
+        called("start", self)
 
     def _meet_data(self, data: Dataset, observation: Observation, batch_size: int) -> None:
         """Make batches, and run the program once on the validation rows."""
@@ -329,6 +313,9 @@ class Training:
         self.train_nats.add(-value / (self.layout.full_size or num_rows), num_rows)
         state.step += 1
         state.position += 1
+        if self.callbacks:
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
+            called("step", self, torch.as_tensor(value, dtype=dtype, device=self.device))
 
     def look(self) -> None:
         """Let the host wait for the device, here alone, and see whether all numbers were finite.
@@ -364,6 +351,7 @@ class Training:
         }
         if not math.isfinite(record["validation_elbo_nats"]):
             raise TrainingError(self._explain(self.validation, -record["validation_elbo_nats"]))
+        record |= epoch_numbers(self, record)
         state.history.append(record)
         for log in (self.metrics, self.board):
             if log is not None:
@@ -408,10 +396,12 @@ class Training:
 
     def take(self, weights: str) -> str:
         """Leave the "best" or the "last" weights in the program; return which they are."""
-        if weights == "last" or self.best is None:
-            return "last"
-        put_weights(self.svi, self.best)
-        return "best"
+        taken = "last" if self.best is None else weights
+        if taken == "best":
+            assert self.best is not None
+            put_weights(self.svi, self.best)
+        called("end", self)
+        return taken
 
     def save(self) -> None:
         """Write a checkpoint, if there is a folder for it and all losses were finite."""

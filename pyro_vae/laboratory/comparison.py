@@ -52,6 +52,7 @@ from pyro_vae.fitting import fit
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.refusals import check_objective
+from pyro_vae.inference.schedules import Constant
 from pyro_vae.inference.wake_sleep import RWS
 from pyro_vae.laboratory.comparison_record import (
     Comparison,
@@ -61,7 +62,7 @@ from pyro_vae.laboratory.comparison_record import (
     named,
 )
 from pyro_vae.laboratory.gradients import Estimate, Gradients, draw_gradients, own_bound
-from pyro_vae.laboratory.snapshots import Watch, Weights, steps_of_a_curve
+from pyro_vae.laboratory.snapshots import Snapshots, Weights, steps_of_a_curve
 from pyro_vae.replicas.copies import program_and_data
 
 __all__ = ["compare"]
@@ -337,13 +338,14 @@ class _Laboratory:
     ) -> dict[int, list[Tensor]]:
         """Train from the present weights; return the weights after the steps that are wanted."""
         num_steps = epochs * self._num_batches
-        watch = Watch(self.weights, num_steps, wanted or set())
+        snapshots = Snapshots(self.weights, wanted or set())
         setting = {**self.setting, "device": self.device, "seed": self.seed}
         fit(
             self.program.model, self.program.guide, self.data, objective=copy.deepcopy(objective),
-            schedule=watch, observation=self.observation, epochs=epochs, weights="last", **setting,
+            schedule=Constant(), callbacks=[snapshots], observation=self.observation, epochs=epochs,
+            weights="last", **setting,
         )  # fmt: skip
-        return {**watch.taken, num_steps: self.weights.copy()}
+        return {**snapshots.taken, num_steps: self.weights.copy()}
 
     def _judged(
         self, taken: dict[int, list[Tensor]], seconds: float

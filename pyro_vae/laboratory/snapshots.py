@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pyro_vae.engine.callbacks import Callback, Running
 from pyro_vae.inference.program import Program
 
-__all__ = ["Watch", "Weights", "steps_of_a_curve"]
+__all__ = ["Snapshots", "Weights", "steps_of_a_curve"]
 
 _NUM_POINTS = 6
 
@@ -37,28 +38,25 @@ class Weights:
                 tensor.copy_(value)
 
 
-class Watch:
-    """A constant learning rate for ``fit``, which asks for it before each step: weights are copied.
+class Snapshots(Callback):
+    """Copies of weights after some of a run's steps.
 
     Args:
         weights: What is copied.
-        num_steps: The number of steps of the run.
         wanted: After how many steps.
 
     Attributes:
-        taken: The copies by step; after the last step nothing asks any more.
+        taken: The copies by step.
     """
 
-    def __init__(self, weights: Weights, num_steps: int, wanted: Iterable[int] = ()) -> None:
-        self._weights, self._num_steps, self._wanted = weights, num_steps, set(wanted)
+    def __init__(self, weights: Weights, wanted: Iterable[int] = ()) -> None:
+        self._weights, self._wanted = weights, set(wanted)
         self.taken: dict[int, list[Tensor]] = {}
 
-    def __call__(self, done: float) -> float:
-        """Return the factor of the learning rate at a part of the run, 1."""
-        step = round(done * self._num_steps)
-        if step in self._wanted:
-            self.taken[step] = self._weights.copy()
-        return 1.0
+    def step(self, run: Running, loss: Tensor) -> None:
+        """Copy the weights, if they are wanted after this step."""
+        if run.progress.step in self._wanted:
+            self.taken[run.progress.step] = self._weights.copy()
 
 
 def steps_of_a_curve(num_steps: int) -> set[int]:
