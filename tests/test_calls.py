@@ -178,8 +178,10 @@ NUMBERS = {
     | dict.fromkeys(("false", "no"), False),
     "--network.hidden": {
         "300,300": [300, 300], "[300,300]": [300, 300], "300": [300], "300, 20": [300, 20],
-        "1e2,": [100], "1_000": [1000],
+        "1e2,": [100], "1_000": [1000], "300 20": [300, 20], "(300,20)": [300, 20],
+        "[3 2]": [3, 2], "[]": [], "()": [],
     },
+    "--latent": {"16 8": "16,8", "16, 8": "16,8", "16": 16},
     "--objective.num_particles": {"1e1": 10, "1_0": 10},
 }  # fmt: skip
 EVERY_NUMBER = [
@@ -209,9 +211,75 @@ def test_numbers_that_programs_read_differently_are_refused(parser, option, word
         parsed(parser, "--objective", "IWAE", option, word)
 
 
+NO_NUMBERS = {
+    ("--lr", "0,001"): "expected one number, without a comma: 0.001",
+    ("--lr", "1,000"): "without a comma: 1000 or 1.000",
+    ("--beta", "0,5"): "without a comma: 0.5",
+    ("--epochs", "1,5"): "expected one whole number",
+    ("--epochs", "1,000"): "expected one whole number, without a comma: 1000",
+    ("--objective.num_particles", "1,5"): "expected one whole number",
+    **{("--network.hidden", word): "expected numbers, such as 300,300"
+       for word in ("300;300", "300x300", "abc", "[3,a]", "")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "word"), NO_NUMBERS)
+def test_what_is_no_number_is_told_with_what_is(parser, option, word):
+    said = f"{option} {word}: "
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        parsed(parser, "--objective", "IWAE", option, word)
+    assert NO_NUMBERS[option, word] in str(caught.value)
+
+
 def test_words_that_are_no_numbers_stay(parser):
     found = parsed(parser, "--data", "007", "--out", "0x10", "--device", "1,2")
     assert (found["data"], str(found["out"]), found["device"]) == ("007", "0x10", "1,2")
+
+
+# Names inside parts -------------------------------------------------------------------------------
+
+SPELT = {
+    "ReLU": ("relu", "ReLU", "RELU", "nn.ReLU", "torch.nn.ReLU"),
+    "LeakyReLU": ("leaky_relu", "LeakyReLU", "leakyrelu"),
+    "SiLU": ("silu", "swish"), "GELU": ("gelu",), "ELU": ("elu",), "Tanh": ("tanh",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPELT)
+def test_activations_are_named_as_people_name_them(parser, tmp_path, name):
+    for word in SPELT[name]:
+        (tmp_path / "run.yaml").write_text(
+            f"network: {{class_path: MLP, init_args: {{activation: {word}}}}}\n"
+        )
+        stated = stored.with_checked(["--config", str(tmp_path / "run.yaml")], set())
+        for arguments in (["--network.activation", word], stated):
+            found = parsed(parser, *arguments)["network"]["init_args"]["activation"]
+            assert found["class_path"] == f"torch.nn.{name}"
+    found = parsed(parser, "--network", f"MLP(activation={SPELT[name][0]})")["network"]
+    assert found["init_args"]["activation"]["class_path"] == f"torch.nn.{name}"
+
+
+def test_other_arguments_that_take_names(parser):
+    network = parsed(parser, "--network.initialise", "he", "--network.normalise", "BatchNorm1d")
+    assert network["network"]["init_args"]["initialise"].__name__ == "he"
+    assert given(network["network"])[1]["normalise"][0] == "BatchNorm1d"
+    for option, word, said in (
+        ("--network.activation", "relo", "there is no 'relo' for it; did you mean"),
+        ("--network.initialise", "xavier", "choose from glorot, he, orthogonal"),
+        ("--objective.beta.schedule", "Lin", "did you mean Linear?"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            parsed(parser, "--objective", "BetaVAE", "--objective.beta", "Scheduled", option, word)
+
+
+def test_an_argument_of_a_part_may_stand_before_its_name(parser):
+    before = ["--prior.num_components=3", "--seed", "1", "--prior", "MixtureOfNormals"]
+    found = given(parsed(parser, *before)["prior"])
+    assert contains(found, ("MixtureOfNormals", {"num_components": 3}))
+    flags = ["--config", "a.yaml", "--tensorboard", "--prior.x", "1", "run", "--prior", "B"]
+    assert with_lists(flags) == [
+        "--config", "a.yaml", "--tensorboard", "run", "--prior", "B", "--prior.x", "1",
+    ]  # fmt: skip
 
 
 # Wishes -------------------------------------------------------------------------------------------

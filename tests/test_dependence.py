@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_vae import SVI, VAE, fit
-from pyro_vae.components import MLP, Bernoulli, Normal
+from pyro_vae.components import MLP, Bernoulli, Conditional, Normal, StandardNormal
 from pyro_vae.inference import ELBO, IWAE, RWS, DReG, Frozen, KLWeight, StickingTheLanding
 
 adam = partial(torch.optim.Adam, lr=1e-3)
@@ -182,3 +182,61 @@ def test_looking_changes_neither_noise_nor_weights_nor_buffers():
 
     with warnings.catch_warnings():
         assert all(torch.equal(a, b) for a, b in zip(after(True), after(False), strict=True))
+
+
+# Data that the guide does not look at -------------------------------------------------------------
+
+
+class Blind(PyroModule):
+    """A program whose guide takes from its data what ``looks`` takes from them."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks, self.decoder = looks, nn.Linear(2, 3)
+        self.loc = nn.Parameter(torch.zeros(2))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc = self.loc + self.looks(x)
+            pyro.sample("z", dist.Normal(loc.expand(len(x), 2), 1.0).to_event(1))
+
+
+LOOKS = {
+    "nothing": (lambda x: 0.0, True),
+    "its size": (lambda x: float(len(x)), True),
+    "new numbers": (lambda x: x.new_ones(len(x), 2), True),
+    "its numbers": (lambda x: x[:, :2], False),
+    "a part, detached": (lambda x: x[:, :1].detach(), False),
+    "what Python knows": (lambda x: x.sum().item(), False),
+    "what numpy knows": (lambda x: torch.from_numpy(x.numpy()[:, :2].copy()), False),
+    "a category": (lambda x: nn.functional.one_hot(x.argmax(-1), 3)[:, :2].float(), False),
+    "weights of zero": (lambda x: x[:, :2] * 0.0, False),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+def test_a_guide_that_is_the_same_for_every_datum_is_told(kind):
+    looks, is_blind = LOOKS[kind]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Blind(looks), torch.randn(40, 3), epochs=1, device="cpu", engine="eager")
+    told = [w for w in caught if "the same for every datum" in str(w.message)]
+    assert len(told) == is_blind
+
+
+def test_a_prior_in_the_place_of_the_encoder_is_told():
+    vae = VAE.assemble((3,), (2,), likelihood=Normal)
+    vae.posterior = StandardNormal((2,))
+    with pytest.warns(UserWarning, match="the same for every datum"):
+        fit(vae, torch.randn(40, 3), epochs=1, device="cpu")
+    for built in (
+        lambda: Conditional(StandardNormal((2,)), context_shape=(3,), network=MLP),
+        lambda: VAE.assemble((3,), (2,), posterior=StandardNormal),
+    ):
+        with pytest.raises(ValueError, match="would be the same for every context"):
+            built()

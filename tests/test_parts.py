@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from command import FUNCTIONS, PRIOR, PROGRAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro.infer import Trace_ELBO
 
 import pyro_vae.cli.commands  # noqa: F401 - what it imports is not for the sake of a name
 from pyro_vae.cli.messages import nearest, readable
@@ -265,6 +267,65 @@ def test_functions_start_from_the_seed(files):
         weights.append(Functions("pair.py").guide.__globals__["encoder"].weight.detach())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+# Roles, and classes that are no modules -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("posterior", "StandardNormal", "serves as --prior, not as the posterior: it has no"),
+        ("posterior", "VampPrior", "would be the same for every x"),
+        ("likelihood", "StandardNormal", "would be the same for every z"),
+        ("prior", "Columns", "serves as --likelihood, not as the prior"),
+        ("decoder", "Recurrent", "serves as --network or --encoder, not as the decoder"),
+        ("objective", "Objective", "is for programs in Python"),
+    ],
+)
+def test_a_part_that_serves_elsewhere_is_refused_with_what_it_is_for(option, name, said):
+    package = PARTS[option][0].__name__
+    for word in (name, f"{package}.{name}"):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            named(option, word)
+
+
+PLAIN = PROGRAM.replace("(PyroModule)", "").replace("        super().__init__()\n", "")
+OTHERS = """
+from dataclasses import dataclass
+
+@dataclass
+class Fields(MyVAE):
+    hidden: int = 4
+
+    def __post_init__(self):
+        MyVAE.__init__(self, (3,), (2,))
+
+class Slots(MyVAE):
+    __slots__ = ("own",)
+
+class Half:
+    def model(self, x):
+        pass
+"""
+
+
+@pytest.mark.parametrize("name", ["MyVAE", "Fields", "Slots"])
+def test_a_plain_class_is_a_program_too(files, name):
+    (files / "plain.py").write_text(PLAIN + OTHERS)
+    (_, path), modules = with_loaded_files(["--model", f"plain.py:{name}"])
+    assert modules == {"plain"}
+    program = imported(path)() if name == "Fields" else imported(path)((3,), (2,), hidden=5)
+    assert {n.partition(".")[0] for n, _ in program.named_parameters()} == {"encoder", "decoder"}
+    assert named("model", path) == path
+    Trace_ELBO().differentiable_loss(program.model, program.guide, torch.randn(40, 3)).backward()
+    assert all(p.grad is not None for p in program.parameters())
+
+
+def test_a_class_without_the_two_methods_is_no_program(files):
+    (files / "plain.py").write_text(PLAIN + OTHERS)
+    with pytest.raises(ValueError, match="has no methods model"):
+        with_loaded_files(["--model", "plain.py:Half"])
 
 
 # Messages -----------------------------------------------------------------------------------------

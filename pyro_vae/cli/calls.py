@@ -21,12 +21,13 @@ import pyro_vae.components.networks
 import pyro_vae.inference
 import pyro_vae.inference.schedules
 from pyro_vae.cli.messages import nearest
-from pyro_vae.cli.parts import PARTS, named
+from pyro_vae.cli.parts import FUNCTIONS, PARTS, named
 from pyro_vae.components import Family
 from pyro_vae.components.automatic import class_path, distribution_names
 
 __all__ = [
     "arguments_of",
+    "as_class",
     "as_typed",
     "check_arguments",
     "choices",
@@ -45,9 +46,16 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _CALL = re.compile(r"\s*([^()\[\]{}'\"\s]+)\s*(\(.*\))\s*", re.DOTALL)
 _NUMBER = r"[-+]?(?:[0-9][0-9_]*)?\.?[0-9][0-9_]*\.?(?:[eE][-+]?[0-9]+)?"
 _NUMBERS = re.compile(rf"\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*,?\s*", re.ASCII)
+_LIST = re.compile(
+    rf"\s*[\[(]?\s*({_NUMBER}(?:(?:\s*,\s*|\s+){_NUMBER})*)?\s*,?\s*[\])]?\s*", re.ASCII
+)
 _ODD_NUMBER = re.compile(
     r"[-+]?(?:0[xXoObB]\w*|0[0-9_]+|[0-9]+(?::[0-9.]+)+|[0-9_.eE]*[^\x00-\x7f][\w.]*)"
 )
+_SYNONYMS = {"swish": "silu"}
+_FUNCTIONS = {
+    f.__name__: f"{pyro_vae.components.networks.__name__}.{f.__name__}" for f in FUNCTIONS
+}
 _MODULES = (
     pyro_vae.inference.schedules, pyro_vae.inference, pyro_vae.components,
     pyro_vae.components.networks, nn,
@@ -114,21 +122,60 @@ def imported(path: str) -> Any:
 def as_typed(option: str, annotation: Any, word: str) -> str:
     """Return a number, or several, as a person types them, in the parser's notation.
 
-    ``300,300`` is a list, as is ``300`` where a list is due; ``1e3`` is a whole number.
+    ``300,300``, ``300 300`` and ``(300, 300)`` are lists, as is ``300`` where a list is due;
+    ``1e3`` is a whole number.
 
     Raises:
-        ValueError: A number that programs read differently: 0x10, 007, 1:30.
+        ValueError: A number that programs read differently: 0x10, 007, 1:30; a decimal comma; or
+            no numbers where only numbers will do.
     """
     kinds = set(_members(annotation))
     if str in kinds or not (kinds & {int, float, Any} or _is_list(kinds)):
         return word
     if _ODD_NUMBER.fullmatch(word.strip()) and Any not in kinds:
         raise ValueError(f"{option} {word}: write numbers in plain decimal digits, such as 16")
+    if _is_list(kinds):
+        return _several(option, annotation, word)
     if _NUMBERS.fullmatch(word) is None:
         return word
-    if "," in word or _is_list(kinds):
-        return "[" + ", ".join(map(_whole, word.strip().rstrip(",").split(","))) + "]"
+    if "," in word:
+        if Any not in kinds:
+            raise ValueError(f"{option} {word}: {_without_comma(word, whole=float not in kinds)}")
+        return _listed(word.strip().rstrip(",").split(","))
     return _whole(word) if int in kinds and float not in kinds else word
+
+
+def _several(option: str, annotation: Any, word: str) -> str:
+    found = _LIST.fullmatch(word)
+    if found and (found[1] or word.strip()[:1] in ("[", "(")):
+        return _listed(re.findall(_NUMBER, found[1] or ""))
+    example = _only_numbers(annotation)
+    if example and word.strip().lower() not in _WORDS:
+        raise ValueError(f"{option} {word}: expected numbers, such as {example}")
+    return word
+
+
+def _only_numbers(annotation: Any) -> str:
+    """Return an example of what an argument takes, if that is nothing but a list of numbers."""
+    kinds = {*_each(annotation)} - {type(None)}
+    inner = {kind for each in kinds for kind in typing.get_args(each)} - {...}
+    if len(kinds) != 1 or not inner or not inner <= {int, float}:
+        return ""
+    return "300,300" if inner == {int} else "0.1,0.2"
+
+
+def _listed(numbers: Iterable[str]) -> str:
+    return "[" + ", ".join(map(_whole, numbers)) + "]"
+
+
+def _without_comma(word: str, *, whole: bool) -> str:
+    """Say how a number is written that is given with commas."""
+    joined, pointed = word.replace(",", ""), word.replace(",", ".")
+    grouped = re.fullmatch(r"[-+]?[1-9][0-9]{0,2}(,[0-9]{3})+", word.strip()) is not None
+    ways = [joined] if grouped else []
+    ways += [pointed] if not whole and word.count(",") == 1 and "." not in word else []
+    kind = "whole number" if whole else "number"
+    return f"expected one {kind}" + (f", without a comma: {' or '.join(ways)}" if ways else "")
 
 
 def _is_list(kinds: set[Any]) -> bool:
@@ -146,11 +193,16 @@ def _whole(word: str) -> str:
 
 def _members(annotation: Any) -> Iterator[Any]:
     """The kinds of a union, and what generic ones of them are made of."""
+    return (typing.get_origin(kind) or kind for kind in _each(annotation))
+
+
+def _each(annotation: Any) -> Iterator[Any]:
+    """The kinds of a union."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         for kind in typing.get_args(annotation):
-            yield from _members(kind)
+            yield from _each(kind)
     else:
-        yield typing.get_origin(annotation) or annotation
+        yield annotation
 
 
 def results(annotation: Any) -> Iterator[type]:
@@ -232,8 +284,9 @@ def _value(option: str, word: str, annotation: Any, node: ast.expr) -> Any:
         name = _dotted(option, word, node)
         if name.lower() in _WORDS:
             return _WORDS[name.lower()]
-        classes = [*results(annotation)]
-        return {"class_path": nested(option, name, annotation)} if classes else name
+        if not [*results(annotation)]:
+            return as_class(option, annotation, name)
+        return {"class_path": nested(option, name, annotation)}
     if isinstance(node, (ast.List, ast.Tuple)):
         inner = next(iter(typing.get_args(annotation)), Any)
         return [_value(option, word, inner, element) for element in node.elts]
@@ -266,15 +319,55 @@ def nested(option: str, name: str, annotation: Any) -> str:
     """
     wanted = tuple(results(annotation))
     known = choices(annotation, name)
-    if name in known:
-        return known[name]
+    if (found := known.get(name) or _alike(name, known)) is not None:
+        return found
     if Family in wanted and name in distribution_names():
         return class_path(name)
     role = next((role for role, (_, base) in PARTS.items() if base in wanted), None)
     if "." in name and role is not None:
         return named(role, name)
-    listed = f"choose from {', '.join(sorted(known)[:30]) or 'numbers'}"
-    raise ValueError(f"{option}: there is no {name!r} for it; {nearest(name, known) or listed}")
+    fitting = [found for found in sorted(known) if _takes_as_called(known[found], annotation)]
+    listed = f"choose from {', '.join(fitting[:30]) or 'numbers'}"
+    raise ValueError(
+        f"{option}: there is no {name!r} for it; {nearest(name, fitting).strip() or listed}"
+    )
+
+
+def _alike(name: str, known: dict[str, str]) -> str | None:
+    """Return the one class whose name is spelt otherwise, as ``relu`` and ``leaky_relu`` are."""
+    sought = _SYNONYMS.get(_plain(name), _plain(name))
+    found = {path for other, path in known.items() if _plain(other) == sought}
+    return found.pop() if len(found) == 1 else None
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def _takes_as_called(path: str, annotation: Any) -> bool:
+    """Whether a class can be built from as much as an argument calls it with."""
+    builders = [kind for kind in _each(annotation)
+                if typing.get_origin(kind) is collections.abc.Callable]  # fmt: skip
+    try:
+        for builder in builders:
+            inspect.signature(imported(path)).bind(*typing.get_args(builder)[0])
+    except TypeError:
+        return False
+    return True
+
+
+def as_class(option: str, annotation: Any, word: Any) -> Any:
+    """Return the import path of a class that is named where one is due; anything else as it is.
+
+    Raises:
+        ValueError: As ``nested``.
+    """
+    if not isinstance(word, str) or word.lower() in _WORDS or str in {*_members(annotation)}:
+        return word
+    name = word.removeprefix("torch.").removeprefix("nn.")
+    if not name.isidentifier() or not choices(annotation):
+        return word
+    return nested(option, name, annotation)
 
 
 def choices(annotation: Any, *more: str) -> dict[str, str]:
@@ -285,9 +378,12 @@ def choices(annotation: Any, *more: str) -> dict[str, str]:
         more: Names to look for beside the public ones of the package.
     """
     wanted = tuple(results(annotation))
+    if not wanted and collections.abc.Callable in _members(annotation):
+        return dict(_FUNCTIONS)
     found: dict[str, str] = {}
     for module in _MODULES:
-        for name in (*more, *getattr(module, "__all__", ())):
+        public = nn.modules.__all__ if module is nn else getattr(module, "__all__", ())
+        for name in (*more, *public):
             part = getattr(module, name, None)
             fits = inspect.isclass(part) and (not wanted or issubclass(part, wanted))
             if fits and (wanted or name in more):

@@ -58,6 +58,7 @@ def with_lists(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: If a part is none, or takes no such argument; suggests the nearest name.
     """
+    arguments = _parts_first(arguments)
     result = list(arguments)
     for place, option, value in _options(arguments):
         role, *inner = option.removeprefix("--").split(".")
@@ -66,6 +67,26 @@ def with_lists(arguments: list[str]) -> list[str]:
         typed = _typed(option, role, inner, value, arguments)
         result[place] = f"{option}={typed}" if arguments[place].startswith("--") else typed
     return result
+
+
+def _parts_first(arguments: list[str]) -> list[str]:
+    """Put the arguments of a part behind its name, where the parser knows whose they are."""
+    groups: list[list[str]] = []
+    for word in arguments:
+        alone = groups and (len(groups[-1]) > 1 or "=" in groups[-1][0])
+        if groups and groups[-1][0].startswith("--") and not alone and not word.startswith("--"):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    options = [group[0].partition("=")[0] for group in groups]
+    for role in PARTS:
+        if f"--{role}" in options:
+            name = len(options) - 1 - options[::-1].index(f"--{role}")
+            early = [i for i in range(name) if options[i].startswith(f"--{role}.")]
+            first = [i for i in range(name + 1) if i not in early]
+            order = [*first, *early, *range(name + 1, len(options))]
+            groups, options = [groups[i] for i in order], [options[i] for i in order]
+    return [word for group in groups for word in group]
 
 
 def _options(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
@@ -89,7 +110,7 @@ def _typed(option: str, role: str, inner: list[str], value: str, arguments: list
     annotation = annotation_of(option, arguments)
     if calls.is_call(value):
         return json.dumps(calls.value_of(option, annotation, value))
-    return calls.as_typed(option, annotation, value)
+    return calls.as_class(option, annotation, calls.as_typed(option, annotation, value))
 
 
 def with_calls(config: dict[str, Any], modules: set[str]) -> dict[str, Any]:
@@ -122,11 +143,16 @@ def _stored(option: str, role: str, value: Any, modules: set[str]) -> Any:
         return value
     known = calls.arguments_of(named(role, _trusted(path, modules)))
     read = {
-        key: calls.value_of(f"{option}.{key}", known.get(key, Any), _trusted(given, modules))
-        if isinstance(given, str) and calls.is_call(given) else given
+        key: _stored_argument(f"{option}.{key}", known.get(key, Any), given, modules)
         for key, given in inner.items()
-    }  # fmt: skip
+    }
     return {**value, "init_args": inner | read}
+
+
+def _stored_argument(option: str, annotation: Any, given: Any, modules: set[str]) -> Any:
+    if isinstance(given, str) and calls.is_call(given):
+        return calls.value_of(option, annotation, _trusted(given, modules))
+    return calls.as_class(option, annotation, given)
 
 
 def _trusted(word: str, modules: set[str]) -> str:

@@ -23,8 +23,9 @@ _VALUE = re.compile(
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"did you mean ...? "`` with the known name most like ``name``, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"did you mean {near[0]}? " if near else ""
+    spelt = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), list(spelt), n=1, cutoff=0.4)
+    return f"did you mean {spelt[near[0]]}? " if near else ""
 
 
 def readable(
@@ -92,7 +93,10 @@ def _given_value(text: str) -> str:
 def _unrecognised(words: Sequence[str], options: Sequence[str]) -> str:
     unknown = next((word for word in words if word.startswith("-")), None)
     if unknown is None:
-        return f"{' '.join(words)}: an option begins with --, and takes one value"
+        return (
+            f"{' '.join(words)}: an option begins with --, and takes one value; several numbers "
+            "are one, such as 300,300"
+        )
     name = unknown.partition("=")[0]
     return f"{name}: there is no such option; {nearest(name, options)}--help shows them all"
 

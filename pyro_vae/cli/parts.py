@@ -5,6 +5,8 @@ Names come from the packages' own ``__all__``; there is nothing to register.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -32,6 +34,7 @@ from pyro_vae.components import Family
 from pyro_vae.components.automatic import class_path, distribution_names
 
 __all__ = [
+    "FUNCTIONS",
     "PARTS",
     "Functions",
     "check_trusted",
@@ -65,12 +68,13 @@ PARTS: dict[str, tuple[ModuleType, type]] = {
 }
 # Where the classes that a stored configuration may name are defined.
 _TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
-# Functions among them: what a stored configuration names is called.
-_FUNCTIONS = (
+FUNCTIONS = (
     pyro_vae.components.networks.glorot,
     pyro_vae.components.networks.he,
     pyro_vae.components.networks.orthogonal,
 )
+"""Functions among the parts, which a stored configuration may name too."""
+
 _UNREAD = ("data", "data_root", "data_weights", "out", "device")
 _OF_DATA = (
     "Categorical", "CategoricalSequence", "Columns", "ContinuousBernoulli", "DiscretizedLogistic",
@@ -161,14 +165,34 @@ def named(option: str, name: str) -> str:
     if _is_automatic(option, name):
         return class_path(name)
     if "." not in name:
+        package = PARTS[option][0]
+        if name in _NO_ROLE.get(option, ()) and name in package.__all__:
+            _refuse_role(option, name, getattr(package, name))
         pyros = "any of Pyro's distributions, " if others else ""
+        near = nearest(name, [*classes, *others]).strip()
         raise ValueError(
-            f"--{option} {name}: no such part; {nearest(name, [*classes, *others])}Choose from "
-            f"what pyro-vae list shows, or give {pyros}an import path (my_package.MyPart) or a "
-            "file (my_file.py:MyPart)"
+            f"--{option} {name}: no such part{near and f' ({near})'}; choose from what pyro-vae "
+            f"list shows, or give {pyros}an import path (my_package.MyPart) or a file "
+            "(my_file.py:MyPart)"
         )
     _imported(option, name)
     return name
+
+
+def _refuse_role(option: str, name: str, part: type) -> None:
+    """Say what a part of ours is for that does not serve as what it is named for."""
+    serves = [f"--{role}" for role in PARTS if part in offered(role).values()]
+    does = f"serves as {' or '.join(serves)}" if serves else "is for programs in Python"
+    blind = ""
+    with contextlib.suppress(TypeError, ValueError):  # it takes more than a shape
+        build: Any = part
+        if option in ("likelihood", "posterior") and 0 in build((2,)).raw_shape:
+            given = "x" if option == "posterior" else "z"
+            blind = f": it has no numbers to set, and would be the same for every {given}"
+    raise ValueError(
+        f"--{option} {name}: {part.__name__} {does}, not as the {option}{blind}; 'pyro-vae list' "
+        f"shows what does"
+    )
 
 
 def with_loaded_files(arguments: list[str]) -> tuple[list[str], set[str]]:
@@ -295,7 +319,7 @@ def _is_ours(path: str) -> bool:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
-    if any(found is function for function in _FUNCTIONS):
+    if any(found is function for function in FUNCTIONS):
         return True
     # The definition counts, not the path: pyro_vae.cli.os.system is not ours.
     bases = tuple(base for _, base in PARTS.values())
@@ -370,16 +394,47 @@ def _public_path(base: type) -> str:
 
 def _checked_part(option: str, name: str, found: Any) -> None:
     base = PARTS[option][1]
+    if option == "model" and inspect.isclass(found) and not issubclass(found, base):
+        found = _as_module(found)
     if found is None:
         raise ValueError(
             f"--{option} {name}: there is no {re.split('[.:]', name)[-1]!r} in it; "
             "check the spelling"
         )
     if not (inspect.isclass(found) and issubclass(found, base)):
+        needs = "has no methods model(x) and guide(x), and is " if option == "model" else ""
         raise ValueError(
-            f"--{option} {name}: not a class derived from {_public_path(base)}; "
-            "derive it from that class"
+            f"--{option} {name}: {needs}not a class derived from {_public_path(base)}; "
+            f"{'write these methods' if needs else 'derive it from that class'}"
         )
+    if found.__name__ in _NO_ROLE.get(option, ()) and found.__module__.startswith("pyro_vae."):
+        _refuse_role(option, name, found)
+
+
+def _as_module(program: type) -> type:
+    """Return a class with methods model and guide as a module, which registers what it holds.
+
+    It takes the class's place in its file, by whose name it is found again.
+    """
+    if not all(callable(getattr(program, role, None)) for role in ("model", "guide")):
+        return program
+
+    initialise = inspect.getattr_static(program, "__init__")
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        nn.Module.__init__(self)
+        initialise(self, *args, **kwargs)
+
+    own = {
+        "__init__": functools.wraps(initialise)(__init__),
+        "__module__": program.__module__,
+        "__qualname__": program.__qualname__,
+        "__doc__": program.__doc__,
+        "__hash__": object.__hash__,  # that of a data class is by value
+    }
+    module = type(program.__name__, (nn.Module, program), own)
+    setattr(sys.modules[program.__module__], program.__name__, module)
+    return module
 
 
 def _loaded(file: Path) -> ModuleType | None:

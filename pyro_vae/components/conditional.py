@@ -171,7 +171,8 @@ class Conditional(PyroModule):
         units: Those of events, of which raw numbers are.
 
     Raises:
-        ValueError: If only one of ``context_shape`` and ``network`` is given.
+        ValueError: If only one of ``context_shape`` and ``network`` is given, or the family has no
+            raw numbers for a network to set.
     """
 
     def __init__(
@@ -190,6 +191,12 @@ class Conditional(PyroModule):
         if not isinstance(family, Family):
             raise TypeError(
                 f"Conditional: family={shown(family)}: expected a Family, such as Normal((784,))"
+            )
+        if network is not None and 0 in family.raw_shape:
+            raise ValueError(
+                f"Conditional: {type(family).__name__} has no raw numbers for a network to set, "
+                "and would be the same for every context: leave context_shape and network out (a "
+                "prior), or take another family, such as DiagonalNormal"
             )
         self.family = family
         self.context_shape = None

@@ -40,7 +40,7 @@ from pyro_vae.engine.defaults import (
     takes_labels,
 )
 from pyro_vae.engine.description import constant_settings, program_settings
-from pyro_vae.engine.failure import why_gradient, why_loss
+from pyro_vae.engine.failure import rehearsing, why_gradient, why_loss
 from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim, check_constant_rate
 from pyro_vae.engine.resume_checks import check_settings, described, environment, warn_if_other
@@ -49,6 +49,7 @@ from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.turns import Turns, part_in_turns
 from pyro_vae.engine.weights import cloned, put_weights, refuse_foreign, weights_of
 from pyro_vae.files import as_word, show
+from pyro_vae.inference.dependence import ignores_data
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import moving_in
@@ -56,7 +57,7 @@ from pyro_vae.inference.support import Part, check_support, observes_arguments
 from pyro_vae.inference.terms import site_terms
 from pyro_vae.inference.weights import weighted
 from pyro_vae.recording.replaying import Replayed
-from pyro_vae.wording import command, option
+from pyro_vae.wording import command, option, warn
 
 __all__ = [
     "Training",
@@ -125,6 +126,7 @@ class Training:
             name for name, p in self.svi.parameters.items() if not bool(p.isfinite().all())
         }
         check_constant_rate(optim, self._optimizer)
+        self._warn_of_blind_guide(self._observed_rows(data.train, observation, slice(3)))
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self._judged = self._recorded_judge(engine)
         self._num_judged = 0
@@ -207,7 +209,10 @@ class Training:
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.svi.optimizer is None:
-            raise ProgramError("the program has no trainable parameters: nothing can be fitted")
+            raise ProgramError(
+                "the program has no trainable parameters: nothing can be fitted; hold its modules "
+                "as attributes (of a list, in nn.ModuleList), or name them by pyro.module"
+            )
         return self.svi.optimizer
 
     @property
@@ -280,6 +285,16 @@ class Training:
                 self.svi.turns, self.svi.full_size = self.turns, self.layout.full_size
         for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state, strict=False)
+
+    def _warn_of_blind_guide(self, batch: tuple[Tensor, ...]) -> None:
+        with rehearsing(self.program):
+            is_blind = ignores_data(self.program, *batch)
+        if is_blind:
+            warn(
+                "the guide is the same for every datum: none of its latents is computed from the "
+                "data, as a prior's are; give it an encoder, such as "
+                "Conditional(DiagonalNormal((40,)), context_shape=..., network=MLP)"
+            )
 
     @contextmanager
     def stepping(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Parameters that a program's numbers depend on, while no gradient says so.
+"""What a program's numbers depend on: parameters without a gradient, data that are not looked at.
 
 An encoder that is detached by mistake, run under ``torch.no_grad``, rounded, or handed on through
 ``.item()`` never moves, whatever the objective. So what each operation computes is followed from
@@ -7,11 +7,13 @@ the parameters to the sites, beside autograd, and held against autograd.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,9 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_vae.inference.program import Program, _latent_sites, _observed_sites
 
-__all__ = ["cut_off"]
+__all__ = ["cut_off", "ignores_data"]
 
 _TRIALS = 4
+# Operations that take of a tensor its shape and kind alone.
+_ONLY_SHAPE = re.compile(r"new_\w+|\w+_like").fullmatch
 
 
 def cut_off(program: Program, parameters: Mapping[str, Tensor], *args: Any) -> dict[str, str]:
@@ -48,6 +52,32 @@ def cut_off(program: Program, parameters: Mapping[str, Tensor], *args: Any) -> d
         if not _stays_zero(program, parameters, name, args):
             del zero[name]
     return {name: site for name, site in reached.items() if name in none or name in zero}
+
+
+def ignores_data(program: Program, *args: Any) -> bool:
+    """Whether no latent of the guide is computed from any of the data, so that q is one for all.
+
+    Call inside ``program.running()``.
+
+    Args:
+        program: The model and the guide.
+        args: What model and guide are called with; a few rows are enough.
+    """
+    with torch.no_grad(), _Flow([], [arg for arg in args if isinstance(arg, Tensor)]) as flow:
+        latents = _latents(program, args)
+    if not latents or flow.of_python or any(map(flow.taken, latents)):
+        return False
+    # What leaves torch is not followed, such as copies by numpy.
+    others = (tuple(arg.roll(1) if isinstance(arg, Tensor) else arg for arg in args), args)
+    with torch.no_grad():
+        one, other = (_latents(program, rows) for rows in others)
+    return all(map(torch.equal, one, other))
+
+
+def _latents(program: Program, args: tuple[Any, ...]) -> list[Tensor]:
+    torch.manual_seed(0)
+    trace = poutine.trace(program.guide).get_trace(*args)
+    return [site["value"] for _, site in _latent_sites(trace)]
 
 
 def _is_zero(slope: Tensor | None) -> bool:
@@ -126,12 +156,12 @@ def _of_sites(model_trace: Trace, guide_trace: Trace) -> Iterator[tuple[str, Ten
 
 
 class _Flow(TorchDispatchMode):
-    """Follow which parameters each tensor is computed from; one bit for each parameter."""
+    """Follow which parameters, or data, each tensor is computed from; one bit for each of them."""
 
-    def __init__(self, parameters: list[Tensor]) -> None:
+    def __init__(self, parameters: list[Tensor], data: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self._parameters = {id(p): 1 << place for place, p in enumerate(parameters)}
-        self._of = dict(self._parameters)
+        self._of = self._parameters | {id(x): 1 << place for place, x in enumerate(data)}
         self._of_memory: dict[int, int] = {}
         self.of_python = 0
         self._alive: list[Tensor] = []  # a number that names a tensor may not pass to another one
@@ -151,6 +181,8 @@ class _Flow(TorchDispatchMode):
             bits |= self.taken(tensor)
         if func is torch.ops.aten.detach.default and id(given[0]) in self._parameters:
             bits = self.of_python  # whoever detaches a parameter itself means it
+        if _ONLY_SHAPE(func.overloadpacket.__name__):
+            bits = self.of_python
         if not made and not func._schema.is_mutable:
             self.of_python |= bits
         for tensor in made:
