@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "memory": set(),
     "budget": {"memory"},
     "datasets": {"arguments", "files", "memory", "wording"},
-    "distributions": set(),
+    "distributions": {"wording"},
     "components.networks": {"wording"},
     "components": {"arguments", "budget", "components.networks", "distributions", "wording"},
     "models": {"arguments", "components", "components.networks", "distributions"},

@@ -22,7 +22,7 @@ from pyro_vae.components import (
     NeuralSpline,
     learned,
 )
-from pyro_vae.components.autoregressive_steps import AutoregressiveStep, Masked
+from pyro_vae.distributions.autoregressive import AutoregressiveStep, Masked
 from pyro_vae.inference.detached import detached
 
 every_flow = pytest.mark.parametrize("build", FLOWS.values(), ids=FLOWS.keys())

@@ -33,7 +33,7 @@ from pyro_vae.components import (
     StandardNormal,
     Sylvester,
 )
-from pyro_vae.components.posteriors import below_diagonal
+from pyro_vae.distributions import below_diagonal
 from pyro_vae.inference import ELBO, IWAE, RLOO, RWS, Program, site_terms
 from pyro_vae.inference.detached import detached
 from pyro_vae.models import VAE

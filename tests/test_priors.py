@@ -34,8 +34,7 @@ from pyro_vae.components import (
     VampPrior,
     learned,
 )
-from pyro_vae.components.mixtures import DiagonalNormalMixture
-from pyro_vae.components.spheres import HypersphericalUniform
+from pyro_vae.distributions import DiagonalNormalMixture, HypersphericalUniform
 from pyro_vae.engine import checkpoint
 
 small = partial(MLP, hidden=(5,))
@@ -477,7 +476,7 @@ def test_an_average_of_flows_is_the_same_in_blocks(monkeypatch) -> None:
     parameters = [z, *posterior.parameters(), *prior.parameters()]
     found = []
     for most in (2**22, 4 * 6 * 3):
-        monkeypatch.setattr("pyro_vae.components.mixtures._PAIRED_NUMBERS", most)
+        monkeypatch.setattr("pyro_vae.distributions.mixtures._PAIRED_NUMBERS", most)
         log_p = prior().log_prob(z)
         found.append([log_p, *torch.autograd.grad(log_p.sum(), parameters)])
     assert found[0][0].shape == (2, 7)

@@ -73,7 +73,7 @@ def test_the_class_of_the_readme_is_the_textbooks():
 
 def test_the_prior_of_the_readme_is_named_by_file(tmp_path):
     imports = "import pyro.distributions as dist\nfrom pyro_vae.components import Family\n"
-    imports += "from pyro_vae.components.conditional import positive\n"
+    imports += "from pyro_vae.distributions import positive\n"
     write_data(tmp_path)
     (tmp_path / "readme_prior.py").write_text(imports + block("class StudentPrior"))
     prior = ["--prior", f"{tmp_path / 'readme_prior.py'}:StudentPrior"]

@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import evaluation
 from pyro_vae.components import MLP, StandardNormal, UniformSphere, VonMisesFisher
-from pyro_vae.components.von_mises_fisher import _bessel, _Curve, _LogHeight, _MeanCosine
+from pyro_vae.distributions.spheres import _bessel, _Curve, _LogHeight, _MeanCosine
 from pyro_vae.models import VAE
 
 SIZES = (2, 3, 4, 10, 40, 301)

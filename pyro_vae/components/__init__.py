@@ -59,9 +59,8 @@ from pyro_vae.components.relaxed import (
 )
 from pyro_vae.components.scales import OptimalScale, PerDimensionScale, SharedScale
 from pyro_vae.components.sequences import CategoricalSequence, Multinomial
-from pyro_vae.components.spheres import UniformSphere
+from pyro_vae.components.spheres import UniformSphere, VonMisesFisher
 from pyro_vae.components.tables import Columns, Incomplete
-from pyro_vae.components.von_mises_fisher import VonMisesFisher
 
 __all__ = [
     "MLP",

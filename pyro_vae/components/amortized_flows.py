@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import Transform
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from pyro_vae.components.conditional import Distribution, Family, Shape, positive
-from pyro_vae.components.posteriors import below_diagonal, shaped
-from pyro_vae.wording import part
+from pyro_vae.components.conditional import Distribution, Family, Shape
+from pyro_vae.distributions import bijections, positive
+from pyro_vae.distributions.bijections import shaped
 
 __all__ = ["Householder", "Planar", "Radial", "Sylvester"]
 
 # The product of two diagonal entries stays above -1, and its logarithm above -6.3 nats.
-_LARGEST_DIAGONAL = 0.999
-_BISECTIONS = 80
 _SMALLEST_SQUARE = 1e-12
 
 
@@ -99,7 +95,7 @@ class Planar(_Flows):
 
     def _flow(self, number: int, *numbers: Tensor) -> Transform:
         u, raw_w, b = numbers
-        return _Planar(u, self._direction(raw_w, number), b)
+        return bijections.Planar(u, self._direction(raw_w, number), b)
 
 
 class Radial(_Flows):
@@ -124,7 +120,7 @@ class Radial(_Flows):
 
     def _flow(self, number: int, *numbers: Tensor) -> Transform:
         center, raw_alpha, raw_sum = numbers
-        return _Radial(center, positive(raw_alpha), positive(raw_sum))
+        return bijections.Radial(center, positive(raw_alpha), positive(raw_sum))
 
 
 class Householder(_Flows):
@@ -147,7 +143,7 @@ class Householder(_Flows):
         super().__init__(event_shape, [math.prod(event_shape)], num_flows=num_flows)
 
     def _flow(self, number: int, *numbers: Tensor) -> Transform:
-        return _Reflection(self._direction(numbers[0], number))
+        return bijections.Reflection(self._direction(numbers[0], number))
 
 
 class Sylvester(_Flows):
@@ -195,10 +191,10 @@ class Sylvester(_Flows):
 
     def _flow(self, number: int, *numbers: Tensor) -> Transform:
         b, diagonal, diagonal_twin, above, above_twin, *vectors = numbers
-        return _Sylvester(
+        return bijections.Sylvester(
             self._columns(number, vectors),
-            _upper_triangular(diagonal, above),
-            _upper_triangular(diagonal_twin, above_twin),
+            bijections.upper_triangular(diagonal, above),
+            bijections.upper_triangular(diagonal_twin, above_twin),
             b,
         )
 
@@ -214,141 +210,3 @@ class Sylvester(_Flows):
     def extra_repr(self) -> str:
         """Show the event's shape, the number of flows and the rank."""
         return f"{super().extra_repr()}, rank={self.rank}"
-
-
-class _Flow(Transform):
-    """A flow that remembers the logarithm of its last slope; a leaf defines ``_move``.
-
-    What it remembers of a sample that was drawn without gradients does not serve for a density
-    that is to have them: it is then inverted.
-    """
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self) -> None:
-        super().__init__(cache_size=1)
-        self._last: tuple[Any, Any] = (None, None)
-        self._had_gradients = False
-
-    def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return f(x) and the logarithm of its Jacobian's determinant."""
-        raise NotImplementedError
-
-    def _call(self, x: Tensor) -> Tensor:
-        y, log_slope = self._move(x)
-        self._last = (x, log_slope)
-        self._had_gradients = torch.is_grad_enabled()
-        return y
-
-    def _inv_call(self, y: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and not self._had_gradients:
-            self._cached_x_y = None, None
-        return super()._inv_call(y)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        before, log_slope = self._last
-        return log_slope if x is before else self._move(x)[1]
-
-
-class _Planar(_Flow):
-    def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
-        super().__init__()
-        length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-        unit = w / length
-        along = (unit * u).sum(-1, keepdim=True)
-        # w^T u-hat by itself, not as a product of vectors, whose rounding would take it below -1.
-        self.slope = positive(along * length) - 1
-        self.u = u - along * unit + self.slope / length * unit
-        self.w, self.b = w, b
-
-    def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        bent = torch.tanh((self.w * x).sum(-1, keepdim=True) + self.b)
-        log_slope = torch.log1p(self.slope * (1 - bent.square()))
-        return x + self.u * bent, log_slope.squeeze(-1)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        # With t = w^T x + b this is t + slope tanh(t) = w^T y + b, which rises with t.
-        target = (self.w * y).sum(-1, keepdim=True) + self.b
-        with torch.no_grad():
-            low, high = target - self.slope.abs(), target + self.slope.abs()
-            for _ in range(_BISECTIONS):
-                middle = (low + high) / 2
-                above = middle + self.slope * torch.tanh(middle) > target
-                low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        # A step of Newton's gives the root the derivatives that it has.
-        bent = torch.tanh(high)
-        gap = high + self.slope * bent - target
-        bent = torch.tanh(high - gap / (1 + self.slope * (1 - bent.square())))
-        return y - self.u * bent
-
-
-class _Radial(_Flow):
-    def __init__(self, center: Tensor, alpha: Tensor, total: Tensor) -> None:
-        super().__init__()
-        self.center, self.alpha = center, alpha
-        self.total = total  # alpha + beta
-
-    def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        away = x - self.center
-        radius = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
-        below = self.alpha + radius
-        stretch = (radius + self.total) / below
-        along = (radius * (radius + 2 * self.alpha) + self.alpha * self.total) / below.square()
-        log_slope = (away.shape[-1] - 1) * stretch.log() + along.log()
-        return self.center + stretch * away, log_slope.squeeze(-1)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        # r^2 + (total - |y - z_0|) r = alpha |y - z_0|, of which the positive root is wanted.
-        away = y - self.center
-        distance = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
-        gap = distance - self.total
-        root = (gap.square() + 4 * self.alpha * distance).sqrt()
-        sum_ = gap.abs() + root
-        radius = torch.where(gap > 0, sum_ / 2, 2 * self.alpha * distance / sum_)
-        return self.center + (self.alpha + radius) / (radius + self.total) * away
-
-
-class _Reflection(_Flow):
-    def __init__(self, vector: Tensor) -> None:
-        super().__init__()
-        self.unit = nn.functional.normalize(vector, dim=-1)
-
-    def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = x - 2 * (self.unit * x).sum(-1, keepdim=True) * self.unit
-        return y, torch.zeros_like(y[..., 0])
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self._move(y)[0]
-
-
-class _Sylvester(_Flow):
-    def __init__(self, columns: Tensor, upper: Tensor, twin: Tensor, b: Tensor) -> None:
-        super().__init__()
-        self.columns, self.upper, self.twin, self.b = columns, upper, twin, b
-
-    def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        inner = torch.einsum("...dm,...d->...m", self.columns, x)
-        bent = torch.tanh(torch.einsum("...km,...m->...k", self.twin, inner) + self.b)
-        outer = torch.einsum("...km,...m->...k", self.upper, bent)
-        y = x + torch.einsum("...dm,...m->...d", self.columns, outer)
-        diagonals = self.upper.diagonal(dim1=-2, dim2=-1) * self.twin.diagonal(dim1=-2, dim2=-1)
-        return y, torch.log1p(diagonals * (1 - bent.square())).sum(-1)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        raise _NoInverseError(
-            "a Sylvester flow has no inverse: it is no prior, and scores only the sample that it "
-            "drew last, with the gradients that it has; take "
-            f"{part('prior', 'StandardNormal')}, or an objective that scores no other sample"
-        )
-
-
-class _NoInverseError(NotImplementedError, ValueError):
-    """Both what a transform without an inverse raises, and a user's mistake."""
-
-
-def _upper_triangular(diagonal: Tensor, above: Tensor) -> Tensor:
-    size = diagonal.shape[-1]
-    upper = below_diagonal(above, size).mT
-    return upper + torch.diag_embed(_LARGEST_DIAGONAL * torch.tanh(diagonal))

@@ -23,11 +23,9 @@ from pyro_vae.components.conditional import (
     Family,
     Shape,
     checked_shape,
-    inverse_softplus,
-    positive,
-    raw_at_scale,
 )
 from pyro_vae.components.networks import Standardize
+from pyro_vae.distributions import inverse_softplus, positive, raw_at_scale
 
 __all__ = ["Automatic", "class_path", "distribution_names"]
 

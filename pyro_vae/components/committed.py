@@ -9,121 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal, constraints, register_kl
 
-from pyro_vae.components.conditional import Distribution, Family, Shape, positive
+from pyro_vae import distributions
+from pyro_vae.components.conditional import Distribution, Family, Shape
+from pyro_vae.distributions import positive
 
-__all__ = ["AutoregressiveNormal", "BatchNormalizedNormal", "CommittedNormal", "NormalChain"]
+__all__ = ["AutoregressiveNormal", "BatchNormalizedNormal", "CommittedNormal"]
 
 _SMALLEST_SCALE = 1e-3
 # Of 1 - alpha^2, the variance of a step: below it densities lose too many digits in float32.
 _SMALLEST_STEP = 1e-6
-
-
-class NormalChain(TorchDistribution):
-    r"""A stationary chain along the first axis of an event, standard normal at every step.
-
-    .. math:: z_1 \sim N(0, I), \qquad z_t \sim N(\alpha z_{t-1}, (1 - \alpha^2) I)
-
-    Args:
-        scale: Of a step given the one before, :math:`\sqrt{1 - \alpha^2}`, in (0, 1]. Near zero
-            it is a number that float32 holds, where :math:`\alpha` would be rounded to one.
-        event_shape: T steps, and the shape of each.
-    """
-
-    arg_constraints = {"scale": constraints.interval(0.0, 1.0)}  # noqa: RUF012
-    has_rsample = True
-
-    def __init__(
-        self,
-        scale: Tensor,
-        event_shape: Shape,
-        batch_shape: Shape = (),
-        validate_args: bool | None = None,
-    ) -> None:
-        self.scale = scale
-        super().__init__(
-            torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args
-        )
-
-    @property
-    def support(self) -> Any:
-        """Return the constraint of real numbers in the event's shape."""
-        return constraints.independent(constraints.real, len(self.event_shape))
-
-    @property
-    def mean(self) -> Tensor:
-        """Return zeros, ``[*batch, *event_shape]``."""
-        return self.scale.new_zeros(self.shape())
-
-    @property
-    def variance(self) -> Tensor:
-        """Return ones, ``[*batch, *event_shape]``: of each number by itself."""
-        return self.scale.new_ones(self.shape())
-
-    @property
-    def coefficient(self) -> Tensor:
-        r"""Return :math:`\alpha`."""
-        return (1 - self.scale.square()).sqrt()
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalChain:
-        """Return the chain for more data."""
-        return NormalChain(self.scale, self.event_shape, batch_shape, validate_args=False)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw chains, ``[*sample_shape, *batch, *event_shape]``."""
-        shape = self.shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
-        steps = noise.movedim(-len(self.event_shape), 0).unbind(0)
-        z = [steps[0]]
-        for step in steps[1:]:
-            z.append(self.coefficient * z[-1] + self.scale * step)
-        return torch.stack(z).movedim(0, -len(self.event_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density in nats, ``[*batch]``."""
-        if self._validate_args:
-            self._validate_sample(value)
-        first, before, after = _steps(value, len(self.event_shape))
-        of_first = Normal(torch.zeros_like(first), 1.0).log_prob(first)
-        of_rest = Normal(self.coefficient * before, self.scale).log_prob(after)
-        total = _summed(of_first, self) + _summed(of_rest, self)
-        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
-
-
-@register_kl(Independent, NormalChain)
-def _kl_from_normal(q: Any, p: NormalChain) -> Tensor:
-    """Return the KL of a normal with independent coordinates from a chain, in nats."""
-    if not isinstance(q.base_dist, Normal) or q.event_shape != p.event_shape:
-        raise NotImplementedError
-    loc, variance = q.base_dist.loc, q.base_dist.scale.square()
-    first_loc, loc_before, loc_after = _steps(loc, len(p.event_shape))
-    first, before, after = _steps(variance, len(p.event_shape))
-    drift = (loc_after - p.coefficient * loc_before).square()
-    spread = (drift + after + p.coefficient.square() * before) / p.scale.square()
-    of_first = 0.5 * (first_loc.square() + first - 1 - first.log())
-    of_rest = 0.5 * (spread - 1 - after.log()) + p.scale.log()
-    return _summed(of_first, p) + _summed(of_rest, p)
-
-
-def _steps(value: Tensor, event_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first step, all but the last, and all but the first."""
-    steps = value.shape[-event_dim]
-    first, before, after = (
-        value.narrow(-event_dim, start, length)
-        for start, length in ((0, 1), (0, steps - 1), (1, steps - 1))
-    )
-    return first, before, after
-
-
-def _summed(of_numbers: Tensor, chain: NormalChain) -> Tensor:
-    return of_numbers.flatten(-len(chain.event_shape)).sum(-1)
 
 
 class AutoregressiveNormal(Family):
@@ -169,7 +68,7 @@ class AutoregressiveNormal(Family):
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the chain; there are no raw numbers."""
-        return NormalChain(self.scale, self.event_shape)
+        return distributions.NormalChain(self.scale, self.event_shape)
 
     def extra_repr(self) -> str:
         """Show the event's shape and the rate."""

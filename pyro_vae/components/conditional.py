@@ -15,7 +15,6 @@ factor or offset of the data changes what is learned. The density is that of x, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -38,9 +37,6 @@ __all__ = [
     "Network",
     "Shape",
     "checked_shape",
-    "inverse_softplus",
-    "positive",
-    "raw_at_scale",
     "unbound",
 ]
 
@@ -48,29 +44,6 @@ Shape = tuple[int, ...]
 Distribution: TypeAlias = TorchDistributionMixin
 Network = Callable[[Shape, Shape], nn.Module]
 """Builds a module from ``[*batch, *in_shape]`` to ``[*batch, *out_shape]``."""
-
-_SOFTPLUS_INVERSE_OF_ONE = math.log(math.e - 1.0)
-
-
-def positive(raw: Tensor, *, floor: float = 1e-5) -> Tensor:
-    r"""Map real numbers to positive ones, zero to (almost exactly) one.
-
-    .. math:: \mathrm{softplus}(r + \log(e - 1)) + \epsilon
-
-    Linear above and bounded away from zero below, so that neither value nor gradient overflows
-    in float32, as ``exp`` does from raw numbers of 50 on.
-    """
-    return nn.functional.softplus(raw + _SOFTPLUS_INVERSE_OF_ONE) + floor
-
-
-def raw_at_scale(scale: Tensor, *, floor: float = 1e-5) -> Tensor:
-    """Return the raw numbers that ``positive`` maps to ``scale``, or to near its floor."""
-    return inverse_softplus((scale - floor).clamp(min=1e-6)) - _SOFTPLUS_INVERSE_OF_ONE
-
-
-def inverse_softplus(value: Tensor) -> Tensor:
-    """Return log(exp(value) - 1) of positive values, without overflow."""
-    return value + (-torch.expm1(-value)).log()
 
 
 def unbound(family: Family, raw: Tensor | None) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Flows: families of a normal sent through Pyro's invertible transforms.
+"""Flows: families of a normal sent through invertible transforms with networks of their own.
 
 Each serves as p(z), with everything learned, and as q(z | x): the raw numbers, functions of x,
 hold a location, a raw scale, and a context that every transform of the flow listens to,
@@ -20,10 +20,12 @@ import pyro.distributions.transforms as transforms
 import torch
 from pyro.nn import ConditionalDenseNN
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, ReshapeTransform, constraints
+from torch.distributions import AffineTransform
 
-from pyro_vae.components.autoregressive_steps import FAR, AutoregressiveStep, Masked
-from pyro_vae.components.conditional import Distribution, Family, Shape, positive
+from pyro_vae.components.conditional import Distribution, Family, Shape
+from pyro_vae.distributions import AutoregressiveStep, positive
+from pyro_vae.distributions.autoregressive import FAR, Masked
+from pyro_vae.distributions.bijections import SplineCoupling, reshaping
 
 __all__ = [
     "AffineCoupling",
@@ -31,6 +33,7 @@ __all__ = [
     "InverseAutoregressive",
     "MaskedAutoregressive",
     "NeuralSpline",
+    "widths",
 ]
 
 # Of one transform; a scale of the whole has no such bounds.
@@ -38,36 +41,64 @@ _LOG_SCALES = {"log_scale_min_clip": -3.0, "log_scale_max_clip": 3.0}
 _START = 0.01
 # Of a spline: what is steeper loses its inverse in float32.
 _MAX_RAW = 8.0
-_BINS = {"min_bin_width": 0.01, "min_bin_height": 0.01}
 
 
 class Flow(Family):
-    r"""A normal sent through a list of transforms; a leaf gives the list.
+    r"""A normal sent through ``num_flows`` steps; a leaf makes one step, by ``_step``.
 
     .. math:: \log p(z) = \log N(e; 0, I) - \log |\det \partial z / \partial e|
 
     Raw numbers are ``[*batch, 2 * D + num_context]`` for D numbers an event: location, raw scale,
-    context.
+    context. The event is flattened and shaped again.
 
     Args:
-        event_shape: The shape of one event; it is flattened and shaped again.
-        layers: Modules that return a list of transforms over ``[*batch, D]`` for a context,
-            ``[*batch, num_context]``: new ones at every call, for they remember their last value.
-        num_context: How many numbers the transforms listen to.
+        event_shape: The shape of one event, of D >= 2 numbers.
+        num_flows: How many steps; with one coupling, half of the dimensions stay normal.
+        hidden_dims: The widths of each network's hidden layers, D or more each in autoregressive
+            steps; None: one layer of 3 D, but 64 at least.
+        num_context: How many numbers the networks listen to, h, functions of the data where this
+            is a posterior.
+
+    Raises:
+        ValueError: If there are fewer than two dimensions or no steps, a layer is too narrow, or
+            ``num_context`` is negative.
     """
 
     zeros: Tensor
     ones: Tensor
+    _masked = False
 
     def __init__(
-        self, event_shape: Shape, *, layers: Sequence[nn.Module], num_context: int
+        self,
+        event_shape: Shape,
+        *,
+        num_flows: int = 2,
+        hidden_dims: Sequence[int] | None = None,
+        num_context: int = 16,
     ) -> None:
-        num_dims = math.prod(event_shape)
+        num_dims, hidden = widths(
+            self, event_shape, hidden_dims, num_context, masked=self._masked,
+            instead="DiagonalNormal",
+        )  # fmt: skip
+        if num_flows < 1:
+            raise ValueError(f"num_flows={num_flows}: {type(self).__name__} has one step or more")
         super().__init__(event_shape, raw_shape=(2 * num_dims + num_context,))
         self.num_context = num_context
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(
+            self._step(num_dims, hidden, turned=place % 2 == 1) for place in range(num_flows)
+        )
         self.register_buffer("zeros", torch.zeros(num_dims), persistent=False)
         self.register_buffer("ones", torch.ones(num_dims), persistent=False)
+
+    def _step(self, num_dims: int, hidden: list[int], *, turned: bool) -> nn.Module:
+        """Return a module that makes transforms over ``[*batch, D]`` of ``[*batch, num_context]``.
+
+        Args:
+            num_dims: D.
+            hidden: The widths of its network's hidden layers.
+            turned: Whether the dimensions, or their halves, change places, as in every other step.
+        """
+        raise NotImplementedError
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the flow of ``raw``, ``[*batch, 2 * D + num_context]``."""
@@ -75,11 +106,12 @@ class Flow(Family):
             raise ValueError(f"{type(self).__name__} needs its raw parameters")
         num_dims = len(self.zeros)
         loc, raw_scale, context = raw.split([num_dims, num_dims, self.num_context], -1)
-        # Each remembers its last value, so that the density of a sample needs no inverse.
+        # New ones at every call: each remembers its last value, so that the density of a sample
+        # needs no inverse.
         steps = [step for layer in self.layers for step in layer(context)]
         steps.append(AffineTransform(loc, positive(raw_scale), event_dim=1, cache_size=1))
         if len(self.event_shape) > 1:
-            steps.append(_reshape(num_dims, self.event_shape))
+            steps.append(reshaping(num_dims, self.event_shape))
         base = dist.Normal(self.zeros, self.ones).to_event(1)
         return dist.TransformedDistribution(base, steps)
 
@@ -98,17 +130,6 @@ class InverseAutoregressive(Flow):
     density of any other value takes D operations in turn, one pass in all: slower, so for a prior
     take :class:`MaskedAutoregressive`.
 
-    Args:
-        event_shape: The shape of one event, of D >= 2 numbers.
-        num_flows: How many steps.
-        hidden_dims: The widths of each network's hidden layers, D or more each; None: one layer
-            of 3 D, but 64 at least.
-        num_context: How many numbers h has, functions of the data where this is a posterior.
-
-    Raises:
-        ValueError: If there are fewer than two dimensions or no steps, a layer is too narrow, or
-            ``num_context`` is negative.
-
     References:
         Improving Variational Inference with Inverse Autoregressive Flow (Kingma, Salimans,
         Jozefowicz, Chen, Sutskever & Welling, 2016)
@@ -116,17 +137,10 @@ class InverseAutoregressive(Flow):
         Larochelle, 2015)
     """
 
-    def __init__(
-        self,
-        event_shape: Shape,
-        *,
-        num_flows: int = 2,
-        hidden_dims: Sequence[int] | None = None,
-        num_context: int = 16,
-    ) -> None:
-        sizes = _masked_sizes(self, event_shape, num_flows, hidden_dims, num_context)
-        steps = _autoregressive(*sizes, num_flows, num_context, inverse=False)
-        super().__init__(event_shape, layers=steps, num_context=num_context)
+    _masked = True
+
+    def _step(self, num_dims: int, hidden: list[int], *, turned: bool) -> nn.Module:
+        return _Autoregressive(num_dims, self.num_context, hidden, reverse=turned, inverse=False)
 
 
 class MaskedAutoregressive(Flow):
@@ -138,34 +152,16 @@ class MaskedAutoregressive(Flow):
     the reversed order. A density costs one pass of each network, a sample D passes in turn: right
     but slow as a posterior, where :class:`InverseAutoregressive` is at home.
 
-    Args:
-        event_shape: The shape of one event, of D >= 2 numbers.
-        num_flows: How many steps.
-        hidden_dims: The widths of each network's hidden layers, D or more each; None: one layer
-            of 3 D, but 64 at least.
-        num_context: How many numbers h has, functions of the data where this is a posterior.
-
-    Raises:
-        ValueError: If there are fewer than two dimensions or no steps, a layer is too narrow, or
-            ``num_context`` is negative.
-
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios, Pavlakou & Murray, 2017)
         Variational Lossy Autoencoder (Chen, Kingma, Salimans, Duan, Dhariwal, Schulman, Sutskever
         & Abbeel, 2017)
     """
 
-    def __init__(
-        self,
-        event_shape: Shape,
-        *,
-        num_flows: int = 2,
-        hidden_dims: Sequence[int] | None = None,
-        num_context: int = 16,
-    ) -> None:
-        sizes = _masked_sizes(self, event_shape, num_flows, hidden_dims, num_context)
-        steps = _autoregressive(*sizes, num_flows, num_context, inverse=True)
-        super().__init__(event_shape, layers=steps, num_context=num_context)
+    _masked = True
+
+    def _step(self, num_dims: int, hidden: list[int], *, turned: bool) -> nn.Module:
+        return _Autoregressive(num_dims, self.num_context, hidden, reverse=turned, inverse=True)
 
 
 class AffineCoupling(Flow):
@@ -179,34 +175,20 @@ class AffineCoupling(Flow):
     Args:
         event_shape: The shape of one event, of two numbers or more.
         num_flows: How many steps; with one, half of the dimensions stay normal.
-        hidden_dims: The widths of each network's hidden layers; None: one layer of 3 D, but 64 at
-            least.
-        num_context: How many numbers h has, functions of the data where this is a posterior.
-
-    Raises:
-        ValueError: If there are fewer than two dimensions, no steps, or an empty layer, or
-            ``num_context`` is negative.
+        sizes: ``hidden_dims`` and ``num_context``, as of every flow.
 
     References:
         Density Estimation Using Real NVP (Dinh, Sohl-Dickstein & Bengio, 2017)
     """
 
-    def __init__(
-        self,
-        event_shape: Shape,
-        *,
-        num_flows: int = 4,
-        hidden_dims: Sequence[int] | None = None,
-        num_context: int = 16,
-    ) -> None:
-        num_dims, hidden = _sizes(self, event_shape, num_flows, hidden_dims, num_context)
+    def __init__(self, event_shape: Shape, *, num_flows: int = 4, **sizes: Any) -> None:
+        super().__init__(event_shape, num_flows=num_flows, **sizes)
+
+    def _step(self, num_dims: int, hidden: list[int], *, turned: bool) -> nn.Module:
         half = num_dims // 2
-        steps = []
-        for place in range(num_flows):
-            network = _Dense(half, num_context, hidden, [num_dims - half] * 2)
-            coupling = transforms.ConditionalAffineCoupling(half, network, **_LOG_SCALES)
-            steps.append(_Coupling(coupling, num_dims, swap=place % 2 == 1))
-        super().__init__(event_shape, layers=steps, num_context=num_context)
+        network = _Dense(half, self.num_context, hidden, [num_dims - half] * 2)
+        coupling = transforms.ConditionalAffineCoupling(half, network, **_LOG_SCALES)
+        return _Coupling(coupling, num_dims, swap=turned)
 
 
 class NeuralSpline(Flow):
@@ -219,16 +201,12 @@ class NeuralSpline(Flow):
 
     Args:
         event_shape: The shape of one event, of two numbers or more.
-        num_flows: How many steps; with one, half of the dimensions stay normal.
-        hidden_dims: The widths of each network's hidden layers; None: one layer of 3 D, but 64 at
-            least.
-        num_context: How many numbers h has, functions of the data where this is a posterior.
         num_bins: The number of bins of a spline, from 2 to 50.
         bound: Where the splines end, in units of the flow's scale.
+        sizes: ``num_flows``, ``hidden_dims`` and ``num_context``, as of every flow.
 
     Raises:
-        ValueError: If there are fewer than two dimensions, no steps, or an empty layer, or
-            ``num_context``, the number of bins or the bound is out of range.
+        ValueError: If a size, the number of bins or the bound is out of range.
 
     References:
         Neural Spline Flows (Durkan, Bekasov, Murray & Papamakarios, 2019)
@@ -237,64 +215,50 @@ class NeuralSpline(Flow):
     """
 
     def __init__(
-        self,
-        event_shape: Shape,
-        *,
-        num_flows: int = 2,
-        hidden_dims: Sequence[int] | None = None,
-        num_context: int = 16,
-        num_bins: int = 8,
-        bound: float = 4.0,
+        self, event_shape: Shape, *, num_bins: int = 8, bound: float = 4.0, **sizes: Any
     ) -> None:
-        num_dims, hidden = _sizes(self, event_shape, num_flows, hidden_dims, num_context)
         if not 2 <= num_bins <= 50:
             raise ValueError(f"num_bins={num_bins}: a spline has from 2 to 50 bins")
         if not 0 < bound < math.inf:
             raise ValueError(f"bound={bound}: a spline ends at a positive, finite number")
+        self._spline = (num_bins, bound)
+        super().__init__(event_shape, **sizes)
+
+    def _step(self, num_dims: int, hidden: list[int], *, turned: bool) -> nn.Module:
         half = num_dims // 2
-        steps = []
-        for place in range(num_flows):
-            spline = _SplineCoupling(half, num_dims - half, num_context, hidden, num_bins, bound)
-            steps.append(_Coupling(spline, num_dims, swap=place % 2 == 1))
-        super().__init__(event_shape, layers=steps, num_context=num_context)
+        spline = _SplineCoupling(half, num_dims - half, self.num_context, hidden, *self._spline)
+        return _Coupling(spline, num_dims, swap=turned)
 
 
-def _reshape(num_dims: int, event_shape: Shape) -> ReshapeTransform:
-    return ReshapeTransform(torch.Size((num_dims,)), torch.Size(event_shape), cache_size=1)
-
-
-def _masked_sizes(
+def widths(
     family: nn.Module,
     event_shape: Shape,
-    num_flows: int,
     hidden_dims: Sequence[int] | None,
     num_context: int,
+    *,
+    masked: bool,
+    instead: str,
 ) -> tuple[int, list[int]]:
-    num_dims, hidden = _sizes(family, event_shape, num_flows, hidden_dims, num_context)
-    if min(hidden) < num_dims:
-        raise ValueError(
-            f"hidden_dims={tuple(hidden)}: a layer of {type(family).__name__} has a unit or more "
-            f"for each of the {num_dims} dimensions"
-        )
-    return num_dims, hidden
+    """Return the number of dimensions and the widths of a network whose outputs see others.
 
+    Args:
+        family: Whose network it is, for messages.
+        event_shape: The shape of one event.
+        hidden_dims: The widths of the hidden layers; None: one of 3 D, but 64 at least.
+        num_context: How many numbers it listens to.
+        masked: Whether each unit sees some of the dimensions only.
+        instead: The family to take for a single dimension.
 
-def _sizes(
-    family: nn.Module,
-    event_shape: Shape,
-    num_flows: int,
-    hidden_dims: Sequence[int] | None,
-    num_context: int,
-) -> tuple[int, list[int]]:
-    """Return the number of dimensions and the widths of a network, or say what is wrong."""
+    Raises:
+        ValueError: If there are fewer than two dimensions, a layer is too narrow, or
+            ``num_context`` is negative.
+    """
     name, num_dims = type(family).__name__, math.prod(event_shape)
     if num_dims < 2:
         raise ValueError(
             f"{name} over event_shape={tuple(event_shape)}: its dimensions depend on each other, "
-            "so it needs two or more; take DiagonalNormal for one"
+            f"so it needs two or more; take {instead} for one"
         )
-    if num_flows < 1:
-        raise ValueError(f"num_flows={num_flows}: {name} has one step or more")
     if num_context < 0:
         raise ValueError(f"num_context={num_context}: give the size of the context, 0 or more")
     hidden = [max(64, 3 * num_dims)] if hidden_dims is None else list(hidden_dims)
@@ -303,17 +267,12 @@ def _sizes(
             f"hidden_dims={tuple(hidden)}: a network of {name} has one hidden layer or more, each "
             "at least one wide"
         )
+    if masked and min(hidden) < num_dims:
+        raise ValueError(
+            f"hidden_dims={tuple(hidden)}: a layer of {name} has a unit or more for each of the "
+            f"{num_dims} dimensions"
+        )
     return num_dims, hidden
-
-
-def _autoregressive(
-    num_dims: int, hidden: list[int], num_flows: int, num_context: int, *, inverse: bool
-) -> list[nn.Module]:
-    """Return affine autoregressive steps whose order is reversed from one to the next."""
-    return [
-        _Autoregressive(num_dims, num_context, hidden, reverse=place % 2 == 1, inverse=inverse)
-        for place in range(num_flows)
-    ]
 
 
 class _Autoregressive(nn.Module):
@@ -370,43 +329,8 @@ class _SplineCoupling(nn.Module):
             last.bias.split(sizes)[2].fill_(math.log(math.e - 1))
         self.spline = transforms.ConditionalSpline(_Bounded(network), rest, bins, bound)
 
-    def condition(self, context: Tensor) -> _SplineOfHalf:
-        return _SplineOfHalf(self.spline, self.num_given, context)
-
-
-class _SplineOfHalf(dist.transforms.Transform):
-    """Pyro's coupling of splines takes no context, and would draw weights at every call."""
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self, spline: Any, num_given: int, context: Tensor) -> None:
-        super().__init__(cache_size=1)
-        self.spline, self.num_given, self.context = spline, num_given, context
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self._apply(x, inverse=False)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self._apply(y, inverse=True)
-
-    def _apply(self, value: Tensor, *, inverse: bool) -> Tensor:
-        given, rest = value.split([self.num_given, value.shape[-1] - self.num_given], -1)
-        # Outside it is the identity; the spline's own formula there, unused, may divide by zero.
-        inside = rest.clamp(-self.spline.bound, self.spline.bound)
-        spline = self.spline.condition((given, self.context))
-        moved, log_slope = spline.spline_op(inside, inverse=inverse, **_BINS)
-        within = rest == inside
-        log_slope = torch.where(within, log_slope, 0.0).sum(-1)
-        self._cached_log_det = -log_slope if inverse else log_slope
-        return torch.cat([given, torch.where(within, moved, rest)], -1)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        known_x, known_y = self._cached_x_y
-        if x is not known_x or y is not known_y:
-            self(x)
-        return self._cached_log_det
+    def condition(self, context: Tensor) -> SplineCoupling:
+        return SplineCoupling(self.spline, self.num_given, context)
 
 
 class _Dense(ConditionalDenseNN):

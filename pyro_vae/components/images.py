@@ -14,11 +14,10 @@ from pyro_vae.components.conditional import (
     Distribution,
     Family,
     Shape,
-    positive,
-    raw_at_scale,
     unbound,
 )
 from pyro_vae.components.scales import OptimalScale, Scale, built_scale, deviation_of
+from pyro_vae.distributions import positive, raw_at_scale
 
 __all__ = [
     "Categorical",

@@ -13,12 +13,11 @@ from pyro_vae.components.conditional import (
     Distribution,
     Family,
     Shape,
-    positive,
-    raw_at_scale,
     unbound,
 )
 from pyro_vae.components.networks import Standardize
 from pyro_vae.components.scales import OptimalScale, Scale, built_scale, deviation_of
+from pyro_vae.distributions import positive, raw_at_scale
 
 __all__ = ["Bernoulli", "Binomial", "Normal"]
 

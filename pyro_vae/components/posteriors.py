@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import ReshapeTransform
 from torch import Tensor, nn
-from torch.distributions import kl_divergence, register_kl
 
-from pyro_vae.components.conditional import Distribution, Family, Shape, positive
+from pyro_vae import distributions
+from pyro_vae.components.conditional import Distribution, Family, Shape
+from pyro_vae.distributions import below_diagonal, positive
+from pyro_vae.distributions.bijections import shaped
 
 __all__ = [
     "DiagonalNormal",
@@ -19,8 +19,6 @@ __all__ = [
     "LowRankNormal",
     "PerDatum",
     "Point",
-    "below_diagonal",
-    "shaped",
 ]
 
 # Of a factor beside the unit diagonal: beyond it a covariance has no Cholesky factor in float32.
@@ -80,7 +78,7 @@ class LowRankNormal(Family):
         loc, raw_scale, *columns = raw.unflatten(-1, (2 + self.rank, -1)).unbind(-2)
         scale = positive(raw_scale)
         factor = scale.unsqueeze(-1) * _bounded(torch.stack(columns, -1))
-        return shaped(_LowRankNormal(loc, factor, scale.square()), self.event_shape)
+        return shaped(distributions.LowRankNormal(loc, factor, scale.square()), self.event_shape)
 
     def extra_repr(self) -> str:
         """Show the event's shape and the rank."""
@@ -115,7 +113,7 @@ class FullNormal(Family):
         length = (1 + rows.square().sum(-1, keepdim=True)).sqrt()
         rows = rows + torch.eye(size, dtype=raw.dtype, device=raw.device)
         scale_tril = positive(raw_scale).unsqueeze(-1) * rows / length
-        return shaped(_FullNormal(loc, scale_tril=scale_tril), self.event_shape)
+        return shaped(distributions.FullNormal(loc, scale_tril=scale_tril), self.event_shape)
 
 
 class Point(Family):
@@ -139,7 +137,7 @@ class Point(Family):
         if raw is None:
             raise ValueError("Point needs its raw parameters")
         event_dim = len(self.event_shape)
-        return _Point(raw.squeeze(-1 - event_dim), event_dim=event_dim)
+        return distributions.Point(raw.squeeze(-1 - event_dim), event_dim=event_dim)
 
 
 class PerDatum(nn.Module):
@@ -192,61 +190,5 @@ class PerDatum(nn.Module):
             ) from None
 
 
-def shaped(distribution: Any, event_shape: Shape) -> Any:
-    """Return a distribution over vectors as one over ``event_shape``, of as many numbers."""
-    if len(event_shape) == 1:
-        return distribution
-    # With a cache, a flow inside is asked for the density of the very tensor that it drew.
-    reshape = ReshapeTransform(distribution.event_shape, torch.Size(event_shape), cache_size=1)
-    return dist.TransformedDistribution(distribution, [reshape])
-
-
 def _bounded(raw: Tensor) -> Tensor:
     return _LARGEST_FACTOR * torch.tanh(raw / _LARGEST_FACTOR)
-
-
-def below_diagonal(entries: Tensor, size: int) -> Tensor:
-    """Lay ``[*batch, D (D - 1) / 2]`` numbers out below the diagonal of D x D zeros."""
-    # The numbers and, behind their tail, all of them backwards fill a square of D - 1: its lower
-    # triangle holds each once. Cheaper by far, with its gradient, than to pick them by an index.
-    square = torch.cat([entries[..., size - 1 :], entries.flip(-1)], -1)
-    lower = square.unflatten(-1, (size - 1, size - 1)).tril()
-    return nn.functional.pad(lower, (0, 1, 1, 0))
-
-
-class _FullNormal(dist.MultivariateNormal):
-    """Pyro's, under a name for which closed forms are registered."""
-
-
-class _LowRankNormal(dist.LowRankMultivariateNormal):
-    """Pyro's, under a name for which closed forms are registered."""
-
-
-class _Point(dist.Delta):
-    """Pyro's, told apart from a Delta with a density of its own."""
-
-    has_density = False
-
-
-@register_kl(_FullNormal, dist.Independent)
-@register_kl(_LowRankNormal, dist.Independent)
-def _kl_to_diagonal(q: Any, p: Any) -> Tensor:
-    normal = _diagonal(p)
-    square = q.variance + (q.mean - normal.mean).square()
-    log_p = -0.5 * (square / normal.variance + (2 * math.pi * normal.variance).log())
-    return -log_p.sum(-1) - q.entropy()
-
-
-@register_kl(dist.Independent, _FullNormal)
-@register_kl(dist.Independent, _LowRankNormal)
-def _kl_from_diagonal(q: Any, p: Any) -> Tensor:
-    normal = _diagonal(q)
-    scale_tril = torch.diag_embed(normal.scale)
-    return kl_divergence(dist.MultivariateNormal(normal.mean, scale_tril=scale_tril), p)
-
-
-def _diagonal(distribution: Any) -> Any:
-    normal = distribution.base_dist
-    if not isinstance(normal, dist.Normal) or distribution.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError
-    return normal

@@ -8,13 +8,10 @@ and their probabilities, so its prior is discrete; only its gradient is biased.
 
 from __future__ import annotations
 
-from typing import Any
-
-import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
-from torch.distributions.utils import clamp_probs
+from torch import Tensor
 
+from pyro_vae import distributions
 from pyro_vae.components.conditional import Distribution, Family, Shape
 
 __all__ = [
@@ -67,7 +64,7 @@ class RelaxedBernoulli(_Relaxed):
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
-        relaxed = _RelaxedBernoulli(self.temperature, logits=logits)
+        relaxed = distributions.RelaxedBernoulli(self.temperature, logits=logits)
         return relaxed.to_event(len(self.event_shape))
 
 
@@ -96,7 +93,7 @@ class Concrete(_Relaxed):
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
-        relaxed = _RelaxedCategorical(self.temperature, logits=logits)
+        relaxed = distributions.RelaxedOneHotCategorical(self.temperature, logits=logits)
         return relaxed.to_event(len(self.event_shape) - 1)
 
 
@@ -127,7 +124,8 @@ class StraightThroughBernoulli(_Relaxed):
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
-        return _StraightThroughBernoulli(self.temperature, logits).to_event(len(self.event_shape))
+        hard = distributions.StraightThroughBernoulli(self.temperature, logits)
+        return hard.to_event(len(self.event_shape))
 
 
 class StraightThroughCategorical(_Relaxed):
@@ -155,120 +153,5 @@ class StraightThroughCategorical(_Relaxed):
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
-        one_hot = _StraightThroughCategorical(self.temperature, self._logits(raw))
+        one_hot = distributions.StraightThroughCategorical(self.temperature, self._logits(raw))
         return one_hot.to_event(len(self.event_shape) - 1)
-
-
-class _RelaxedBernoulli(dist.RelaxedBernoulli):
-    """Pyro's, but a sample keeps its logit: in float32 a number near 1 has lost it.
-
-    Torch draws through the probability, which has lost large logits, and whose place in the
-    backward pass depends on whether arguments are validated.
-    """
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        logit = (self.logits + _logistic(shape, self.logits)) / self.temperature
-        slope = (logit.sigmoid() * (-logit).sigmoid()).detach()
-        return _keeping(logit, logit.sigmoid(), slope)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        logit = _kept(value)
-        if logit is None:
-            return super().log_prob(value)
-        jacobian = nn.functional.logsigmoid(logit) + nn.functional.logsigmoid(-logit)
-        return self.base_dist.log_prob(logit) - jacobian
-
-
-class _RelaxedCategorical(dist.RelaxedOneHotCategorical):
-    """Pyro's, but a sample keeps its logarithm: a number near 0 has lost it."""
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        logits = self.base_dist.rsample(torch.Size(sample_shape))
-        return _keeping(logits, logits.exp(), logits.exp().detach())
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        logits = _kept(value)
-        if logits is None:
-            return super().log_prob(value)
-        return self.base_dist.log_prob(logits) - logits.sum(-1)
-
-
-class _StraightThroughBernoulli(dist.Bernoulli):
-    has_rsample = True
-
-    def __init__(self, temperature: Tensor, logits: Tensor) -> None:
-        super().__init__(logits=logits)
-        self.temperature = temperature
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        return type(self)(self.temperature, self.logits.expand(batch_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        logit = self.logits + _logistic(shape, self.logits)
-        soft = (logit / self.temperature).sigmoid()
-        return (logit > 0).to(soft.dtype) + (soft - soft.detach())
-
-
-class _StraightThroughCategorical(dist.OneHotCategorical):
-    has_rsample = True
-
-    def __init__(self, temperature: Tensor, logits: Tensor) -> None:
-        super().__init__(logits=logits)
-        self.temperature = temperature
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        shape = (*batch_shape, self.logits.shape[-1])
-        return type(self)(self.temperature, self.logits.expand(shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        perturbed = self.logits - (-_uniform(shape, self.logits).log()).log()
-        soft = (perturbed / self.temperature).softmax(-1)
-        hard = nn.functional.one_hot(perturbed.argmax(-1), shape[-1])
-        return hard.to(soft.dtype) + (soft - soft.detach())
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        return (value * self.logits).sum(-1)
-
-
-def _uniform(shape: torch.Size, like: Tensor) -> Tensor:
-    return clamp_probs(torch.rand(shape, dtype=like.dtype, device=like.device))
-
-
-def _logistic(shape: torch.Size, like: Tensor) -> Tensor:
-    uniform = _uniform(shape, like)
-    return uniform.log() - (-uniform).log1p()
-
-
-_SMALLEST_SLOPE = 1e-30
-
-
-def _keeping(logits: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-    """Return ``value``, a function of ``logits`` with this derivative, that remembers them."""
-    slope = slope.clamp(min=_SMALLEST_SLOPE)
-    kept = value.detach() + slope * (logits - logits.detach())
-    kept._logits = (logits.detach(), slope)  # type: ignore[attr-defined]
-    return kept
-
-
-def _kept(value: Tensor) -> Tensor | None:
-    """Return the logits that ``value`` remembers, if any, as a function of it.
-
-    Gradients thus pass through the value, where hooks and handlers look for them.
-    """
-    if not hasattr(value, "_logits"):
-        return None
-    logits, slope = value._logits
-    return logits + (value - value.detach()) / slope

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.components.conditional import Shape, positive, raw_at_scale
+from pyro_vae import distributions
+from pyro_vae.components.conditional import Shape
+from pyro_vae.distributions import positive, raw_at_scale
 
 __all__ = [
     "OptimalScale",
@@ -189,25 +190,7 @@ class OptimalScale(Scale):
 
     def normal(self, loc: Tensor) -> dist.Normal:
         """Return the Normal around ``loc`` that this scale follows when it scores data."""
-        return _FollowedNormal(loc, self(), self)
-
-
-class _FollowedNormal(dist.Normal):
-    """A Normal that tells its scale how far the values that it scores lay."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, follower: OptimalScale) -> None:
-        super().__init__(loc, scale)
-        self.follower = follower
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        return type(self)(
-            self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.follower
-        )
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        log_density = super().log_prob(value)
-        self.follower.follow((value - self.loc).square())
-        return log_density
+        return distributions.FollowedNormal(loc, self(), self.follow)
 
 
 def built_scale(

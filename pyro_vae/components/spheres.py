@@ -1,72 +1,15 @@
-"""The uniform distribution on a sphere: the prior of directions."""
+"""Families of directions: the uniform prior on a sphere, and the von Mises-Fisher posterior."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
-from pyro.distributions import constraints
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae import distributions
 from pyro_vae.components.conditional import Distribution, Family, Shape
+from pyro_vae.distributions import positive
 
-__all__ = ["HypersphericalUniform", "UniformSphere"]
-
-
-class HypersphericalUniform(TorchDistribution):
-    r"""All directions alike: the uniform distribution on the unit sphere of D dimensions.
-
-    .. math:: p(z) = \frac{\Gamma(D / 2)}{2 \pi^{D / 2}}, \qquad \|z\| = 1
-
-    a density with respect to the sphere's own area, as that of von Mises and Fisher.
-
-    Args:
-        zeros: D zeros, ``[*batch, D]``: shape, type and device of an event.
-        validate_args: As for every distribution of torch.
-    """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    support = constraints.sphere
-    has_rsample = True
-
-    def __init__(self, zeros: Tensor, validate_args: bool | None = None) -> None:
-        self._zeros = zeros
-        super().__init__(zeros.shape[:-1], zeros.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> HypersphericalUniform:
-        """Return it with another batch shape."""
-        zeros = self._zeros.expand(*batch_shape, self._zeros.shape[-1])
-        return HypersphericalUniform(zeros, validate_args=self._validate_args)
-
-    @property
-    def mean(self) -> Tensor:
-        """The centre of the sphere."""
-        return self._zeros
-
-    @property
-    def variance(self) -> Tensor:
-        """That of each coordinate, 1 / D."""
-        return self._zeros + 1 / self._zeros.shape[-1]
-
-    def entropy(self) -> Tensor:
-        """Return the logarithm of the sphere's area, ``[*batch]``."""
-        half = self._zeros.shape[-1] / 2
-        log_area = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
-        return self._zeros[..., 0] + log_area
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw normals and scale them to length one."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self._zeros.dtype, device=self._zeros.device)
-        return nn.functional.normalize(noise, dim=-1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return minus the logarithm of the sphere's area, the same for every direction."""
-        if self._validate_args:
-            self._validate_sample(value)
-        return 0.0 * value.sum(-1) - self.entropy()
+__all__ = ["UniformSphere", "VonMisesFisher"]
 
 
 class UniformSphere(Family):
@@ -98,4 +41,43 @@ class UniformSphere(Family):
 
     def forward(self, raw: Tensor | None = None) -> Distribution:
         """Return the uniform distribution; there are no raw numbers."""
-        return HypersphericalUniform(self.zeros).to_event(len(self.event_shape) - 1)
+        return distributions.HypersphericalUniform(self.zeros).to_event(len(self.event_shape) - 1)
+
+
+class VonMisesFisher(Family):
+    r"""Directions around one, on the last axis: :math:`q(z) = C_D(\kappa) \exp(\kappa \mu^\top z)`.
+
+    For the prior ``UniformSphere``, to which the KL is in closed form. The D + 1 raw numbers of a
+    direction are a vector, whose direction :math:`\mu` is, and the raw concentration.
+
+    Args:
+        event_shape: The shape of one event; its last size is D, further axes hold independent
+            directions.
+
+    Raises:
+        ValueError: If D is less than 2.
+
+    References:
+        Hyperspherical Variational Auto-Encoders (Davidson, Falorsi, De Cao, Kipf & Tomczak, 2018)
+    """
+
+    axis: Tensor
+
+    def __init__(self, event_shape: Shape) -> None:
+        *others, size = event_shape
+        if size < 2:
+            raise ValueError(
+                f"VonMisesFisher over event_shape={tuple(event_shape)}: a sphere has two or more "
+                "dimensions on the last axis"
+            )
+        super().__init__(event_shape, raw_shape=(*others, size + 1))
+        # Keeps the vector from zero, where it has no direction.
+        self.register_buffer("axis", 0.1 * torch.eye(size)[0], persistent=False)
+
+    def forward(self, raw: Tensor | None = None) -> Distribution:
+        """Return the distribution of ``raw``, ``[*batch, ..., D + 1]``."""
+        if raw is None:
+            raise ValueError("VonMisesFisher needs its raw parameters")
+        loc = nn.functional.normalize(raw[..., :-1] + self.axis, dim=-1)
+        sphere = distributions.VonMisesFisher(loc, positive(raw[..., -1]))
+        return sphere.to_event(len(self.event_shape) - 1)

@@ -1,27 +1,68 @@
-"""Densities that Pyro and torch lack, as distributions of Pyro's."""
+"""Densities and bijections that Pyro and torch lack, as distributions of Pyro's."""
 
+from pyro_vae.distributions.autoregressive import AutoregressiveBernoulli, AutoregressiveStep
 from pyro_vae.distributions.categories import Categorical, CategoricalSequence, Multinomial
+from pyro_vae.distributions.constraining import (
+    below_diagonal,
+    inverse_softplus,
+    positive,
+    raw_at_scale,
+)
 from pyro_vae.distributions.discretized import (
     CoupledLogisticMixture,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
 )
 from pyro_vae.distributions.entries import Columns, Incomplete
+from pyro_vae.distributions.mixtures import AverageOfConditionals, DiagonalNormalMixture
+from pyro_vae.distributions.normals import (
+    FollowedNormal,
+    FullNormal,
+    LowRankNormal,
+    NormalChain,
+    Point,
+)
+from pyro_vae.distributions.relaxed import (
+    RelaxedBernoulli,
+    RelaxedOneHotCategorical,
+    StraightThroughBernoulli,
+    StraightThroughCategorical,
+)
+from pyro_vae.distributions.spheres import HypersphericalUniform, VonMisesFisher
 from pyro_vae.distributions.unit import ContinuousBernoulli, LogitNormal
 from pyro_vae.distributions.units import InUnits, in_units, kinds_of_units
 
 __all__ = [
+    "AutoregressiveBernoulli",
+    "AutoregressiveStep",
+    "AverageOfConditionals",
     "Categorical",
     "CategoricalSequence",
     "Columns",
     "ContinuousBernoulli",
     "CoupledLogisticMixture",
+    "DiagonalNormalMixture",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "FollowedNormal",
+    "FullNormal",
+    "HypersphericalUniform",
     "InUnits",
     "Incomplete",
     "LogitNormal",
+    "LowRankNormal",
     "Multinomial",
+    "NormalChain",
+    "Point",
+    "RelaxedBernoulli",
+    "RelaxedOneHotCategorical",
+    "StraightThroughBernoulli",
+    "StraightThroughCategorical",
+    "VonMisesFisher",
+    "below_diagonal",
     "in_units",
+    "inverse_softplus",
     "kinds_of_units",
+    "positive",
+    "raw_at_scale",
 ]

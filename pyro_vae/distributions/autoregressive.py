@@ -1,4 +1,4 @@
-"""Affine autoregressive steps of flows, whose inverse costs one pass of their network."""
+"""What is drawn one entry after the other: an affine bijection with a fast inverse, and bits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 import pyro.distributions.transforms as transforms
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.transforms.utils import clamp_preserve_gradients
 from pyro.nn import ConditionalAutoRegressiveNN
 from pyro.nn.auto_reg_nn import sample_mask_indices
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.functional import linear
 
-__all__ = ["FAR", "AutoregressiveStep", "Masked"]
+__all__ = ["FAR", "AutoregressiveBernoulli", "AutoregressiveStep", "Masked"]
 
 FAR = 100.0
 """What a network sees of a value: beyond a hundred scales, that it is far."""
@@ -126,3 +128,57 @@ class AutoregressiveStep(transforms.AffineAutoregressive):
                 later = weights[-1][:, rank:, begin:end]
             sums[number + 1] = sums[number + 1] + (later @ units).to(units.dtype)
         return sums
+
+
+class AutoregressiveBernoulli(TorchDistribution):
+    """Bits whose logits are ``logits`` plus what a network makes of the bits before them.
+
+    Args:
+        network: A masked network, of the bits and a context.
+        logits: ``[*batch, D]``.
+        context: ``[*batch, num_context]``.
+        event_shape: Of D bits.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(
+        self, network: Any, logits: Tensor, context: Tensor, event_shape: tuple[int, ...]
+    ) -> None:
+        self._network, self._logits, self._context = network, logits, context
+        super().__init__(logits.shape[:-1], torch.Size(event_shape), validate_args=False)
+
+    @constraints.dependent_property(is_discrete=True)
+    def support(self) -> Any:
+        """The values that it may take."""
+        return constraints.independent(constraints.boolean, self.event_dim)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveBernoulli:
+        """Return the same distribution with this batch shape."""
+        logits, context = (x.expand(*batch_shape, -1) for x in (self._logits, self._context))
+        return AutoregressiveBernoulli(self._network, logits, context, self.event_shape)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw without gradients."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        uniform = torch.rand(shape, dtype=self._logits.dtype, device=self._logits.device)
+        uniform = uniform.flatten(len(shape) - self.event_dim)
+        value = torch.zeros_like(uniform)
+        for _ in range(uniform.shape[-1]):
+            # Entry d is right from pass d + 1 on.
+            value = (uniform < self._all_logits(value).sigmoid()).to(uniform.dtype)
+        return value.reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density or log-probability, ``[*batch]``."""
+        flat = value.flatten(value.dim() - self.event_dim)
+        logits = self._all_logits(flat)
+        flat, logits = torch.broadcast_tensors(flat, logits)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, flat, reduction="none")
+        return -loss.sum(-1)
+
+    def _all_logits(self, flat: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(flat.shape, self._logits.shape)
+        learned = self._network(flat.expand(shape), context=self._context)
+        return self._logits + learned.to(self._logits.dtype)

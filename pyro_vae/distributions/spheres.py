@@ -1,4 +1,4 @@
-r"""The von Mises-Fisher distribution: the normal distribution's counterpart on a sphere.
+r"""Directions: the uniform distribution on a sphere, and that of von Mises and Fisher.
 
 .. math:: q(z) = C_D(\kappa) \exp(\kappa \mu^\top z), \qquad \|z\| = \|\mu\| = 1
 
@@ -20,53 +20,71 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributions import register_kl
 
-from pyro_vae.components.conditional import Distribution, Family, Shape, positive
-from pyro_vae.components.spheres import HypersphericalUniform
-
-__all__ = ["VonMisesFisher"]
+__all__ = ["HypersphericalUniform", "VonMisesFisher"]
 
 
-class VonMisesFisher(Family):
-    r"""Directions around one, on the last axis: :math:`q(z) = C_D(\kappa) \exp(\kappa \mu^\top z)`.
+class HypersphericalUniform(TorchDistribution):
+    r"""All directions alike: the uniform distribution on the unit sphere of D dimensions.
 
-    For the prior ``UniformSphere``, to which the KL is in closed form. The D + 1 raw numbers of a
-    direction are a vector, whose direction :math:`\mu` is, and the raw concentration.
+    .. math:: p(z) = \frac{\Gamma(D / 2)}{2 \pi^{D / 2}}, \qquad \|z\| = 1
+
+    a density with respect to the sphere's own area, as that of von Mises and Fisher.
 
     Args:
-        event_shape: The shape of one event; its last size is D, further axes hold independent
-            directions.
-
-    Raises:
-        ValueError: If D is less than 2.
-
-    References:
-        Hyperspherical Variational Auto-Encoders (Davidson, Falorsi, De Cao, Kipf & Tomczak, 2018)
+        zeros: D zeros, ``[*batch, D]``: shape, type and device of an event.
+        validate_args: As for every distribution of torch.
     """
 
-    axis: Tensor
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.sphere
+    has_rsample = True
 
-    def __init__(self, event_shape: Shape) -> None:
-        *others, size = event_shape
-        if size < 2:
-            raise ValueError(
-                f"VonMisesFisher over event_shape={tuple(event_shape)}: a sphere has two or more "
-                "dimensions on the last axis"
-            )
-        super().__init__(event_shape, raw_shape=(*others, size + 1))
-        # Keeps the vector from zero, where it has no direction.
-        self.register_buffer("axis", 0.1 * torch.eye(size)[0], persistent=False)
+    def __init__(self, zeros: Tensor, validate_args: bool | None = None) -> None:
+        self._zeros = zeros
+        super().__init__(zeros.shape[:-1], zeros.shape[-1:], validate_args=validate_args)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
-        """Return the distribution of ``raw``, ``[*batch, ..., D + 1]``."""
-        if raw is None:
-            raise ValueError("VonMisesFisher needs its raw parameters")
-        loc = nn.functional.normalize(raw[..., :-1] + self.axis, dim=-1)
-        sphere = _VonMisesFisher(loc, positive(raw[..., -1]))
-        return sphere.to_event(len(self.event_shape) - 1)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> HypersphericalUniform:
+        """Return it with another batch shape."""
+        zeros = self._zeros.expand(*batch_shape, self._zeros.shape[-1])
+        return HypersphericalUniform(zeros, validate_args=self._validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """The centre of the sphere."""
+        return self._zeros
+
+    @property
+    def variance(self) -> Tensor:
+        """That of each coordinate, 1 / D."""
+        return self._zeros + 1 / self._zeros.shape[-1]
+
+    def entropy(self) -> Tensor:
+        """Return the logarithm of the sphere's area, ``[*batch]``."""
+        half = self._zeros.shape[-1] / 2
+        log_area = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
+        return self._zeros[..., 0] + log_area
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw normals and scale them to length one."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self._zeros.dtype, device=self._zeros.device)
+        return nn.functional.normalize(noise, dim=-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return minus the logarithm of the sphere's area, the same for every direction."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return 0.0 * value.sum(-1) - self.entropy()
 
 
-class _VonMisesFisher(TorchDistribution):
-    """Of a unit vector ``loc``, ``[*batch, D]``, and ``concentration``, ``[*batch]``."""
+class VonMisesFisher(TorchDistribution):
+    """Directions around one.
+
+    Args:
+        loc: A unit vector, ``[*batch, D]``.
+        concentration: Positive, ``[*batch]``.
+        validate_args: As for every distribution of torch.
+    """
 
     arg_constraints = {"loc": constraints.sphere, "concentration": constraints.positive}  # noqa: RUF012
     support = constraints.sphere
@@ -78,10 +96,11 @@ class _VonMisesFisher(TorchDistribution):
         self.loc, self.concentration = loc, concentration
         super().__init__(concentration.shape, loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _VonMisesFisher:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> VonMisesFisher:
+        """Return the same distribution with this batch shape."""
         shape = torch.Size(batch_shape)
         loc, concentration = self.loc.expand(shape + self.event_shape), self.concentration
-        return _VonMisesFisher(loc, concentration.expand(shape), validate_args=False)
+        return VonMisesFisher(loc, concentration.expand(shape), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -89,6 +108,7 @@ class _VonMisesFisher(TorchDistribution):
         return self._cosine().to(self.loc.dtype).unsqueeze(-1) * self.loc
 
     def entropy(self) -> Tensor:
+        """Return the entropy, in nats."""
         return self.nats().to(self.loc.dtype)
 
     def nats(self) -> Tensor:
@@ -96,6 +116,7 @@ class _VonMisesFisher(TorchDistribution):
         return self.concentration.double() * (1 - self._cosine()) - self._log_height()
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density or log-probability, ``[*batch]``."""
         if self._validate_args:
             self._validate_sample(value)
         # 1 - cos, without the rounding of a cosine near one, which kappa would multiply.
@@ -103,6 +124,7 @@ class _VonMisesFisher(TorchDistribution):
         return self._log_height().to(value.dtype) - self.concentration * gap
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw, with gradients."""
         shape = self._extended_shape(torch.Size(sample_shape))
         dtype, device = self.loc.dtype, self.loc.device
         uniform = torch.rand(shape[:-1], dtype=dtype, device=device)
@@ -125,7 +147,7 @@ class _VonMisesFisher(TorchDistribution):
         return _LogHeight.apply(self.concentration.double(), self.loc.shape[-1])
 
 
-@register_kl(_VonMisesFisher, HypersphericalUniform)
+@register_kl(VonMisesFisher, HypersphericalUniform)
 def _kl_to_uniform(q: Any, p: Any) -> Tensor:
     half = q.loc.shape[-1] / 2
     log_area = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
