@@ -66,7 +66,7 @@ class StudentPrior(Family):
         super().__init__(event_shape, raw_shape=(1, *event_shape))
         self.df = df
 
-    def forward(self, raw=None):
+    def forward(self, raw):
         return dist.StudentT(self.df, raw.squeeze(-1 - len(self.event_shape)), 1.0).to_event(1)
 """
 

@@ -307,7 +307,7 @@ class _NearThePosterior(DiagonalNormal):
     def meet(self, posterior, data):
         self.met = (posterior, None if data is None else data.mean(0))
 
-    def forward(self, raw=None):
+    def forward(self, raw):
         posterior, mean = self.met
         return posterior(mean)
 

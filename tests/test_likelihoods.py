@@ -43,6 +43,7 @@ from pyro_vae.components import (
     SharedScale,
     Standardize,
 )
+from pyro_vae.components.scales import mean_of, without_missing
 from pyro_vae.models import VAE
 
 RGB = partial(DiscretizedLogisticMixture, levels=2, num_components=2)
@@ -334,13 +335,13 @@ def test_the_mean_of_a_logit_normal(scale: float) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
-def test_raw_at_gives_that_mean_on_the_interval() -> None:
+def test_raw_numbers_start_at_the_mean_on_the_interval() -> None:
     mean = torch.tensor([0.02, 0.5, 0.97])
     family = ContinuousBernoulli((3,))
-    torch.testing.assert_close(family(family.raw_at(mean)).mean, mean, atol=1e-4, rtol=0)
-    assert bool(family.raw_at(torch.tensor([0.0, 1.0, 0.5])).isfinite().all())
+    torch.testing.assert_close(family(family.raw_from(mean[None])).mean, mean, atol=1e-4, rtol=0)
+    assert bool(family.raw_from(torch.tensor([[0.0, 1.0, 0.5]])).isfinite().all())
     median = LogitNormal((3,))
-    torch.testing.assert_close(median(median.raw_at(mean)).base_dist.loc.sigmoid(), mean)
+    torch.testing.assert_close(median(median.raw_from(mean[None])).base_dist.loc.sigmoid(), mean)
 
 
 # Levels -------------------------------------------------------------------------------------------
@@ -453,11 +454,11 @@ def test_the_memory_of_a_coupled_mixture_grows_with_components_times_pixels() ->
     assert max(sizes) <= raw.numel()
 
 
-def test_raw_at_starts_levels_near_the_mean() -> None:
+def test_raw_numbers_start_levels_near_the_mean() -> None:
     mean = torch.linspace(60.0, 200.0, 12)
     for shape in ((12,), (1, 4, 3), (3, 2, 2)):
         for family in (DiscretizedLogistic(shape), DiscretizedLogisticMixture(shape)):
-            raw = family.raw_at(mean.reshape(shape))
+            raw = family.raw_from(mean.reshape(1, *shape))
             assert raw.shape == family.raw_shape
             torch.manual_seed(0)
             draws = family(raw).sample((2000,)).mean(0)
@@ -468,9 +469,9 @@ def test_a_categorical_starts_at_the_frequencies_of_the_data() -> None:
     torch.manual_seed(0)
     x = torch.stack([torch.randint(0, 2, (4000,)), 3 * torch.ones(4000, dtype=torch.long)], 1)
     family = Categorical((2,), num_categories=5)
-    assert family.raw_at(x.float().mean(0)) is None
-    family.meet(None, x.float())
-    probs = family(family.raw_at(x.float().mean(0))).base_dist.probs
+    for outside in (x.float() + 0.5, x.float() - 1, x.float() + 2):
+        assert family.raw_from(outside) is None
+    probs = family(family.raw_from(x.float())).base_dist.probs
     expected = torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0, 0, 1, 0]])
     torch.testing.assert_close(probs, expected, atol=0.02, rtol=0)
     assert bool((probs > 0).all())
@@ -499,27 +500,25 @@ def test_scales_start_at_the_deviation_of_the_data_unless_told(scale) -> None:
     if scale is not OptimalScale:
         families.append(Incomplete((2,), family=partial(Normal, scale=scale)))
     for family in families:
-        family.meet(None, x)
-        distribution = family(family.raw_at(x.mean(0)))
+        distribution = family(family.raw_from(x))
         found = getattr(distribution.base_dist, "complete", distribution.base_dist).scale
         torch.testing.assert_close(found.expand(2), expected, rtol=0.05, atol=0)
     if scale is not None:
         told = Normal((2,), scale=partial(scale, initial=3.0))
-        told.meet(None, x)
+        told.raw_from(x)
         assert told.scale().flatten()[0].item() == pytest.approx(3.0)
 
 
-def test_what_was_observed_of_incomplete_data_is_met() -> None:
+def test_incomplete_data_start_at_what_was_observed() -> None:
     x = torch.tensor(
         [[1.0, torch.nan, torch.nan], [torch.nan, 3.0, torch.nan], [3.0, 3.0, torch.nan]]
     )
+    known = without_missing(x, unknown=0.5)
+    assert known.T.tolist() == [[1.0, 3.0, 1.0], [3.0, 3.0, 3.0], [0.5, 0.5, 0.5]]
+    assert mean_of(x).tolist() == [2.0, 3.0, 0.0]
     family = Incomplete((3,), family=partial(Categorical, num_categories=5))
-    met = []
-    family.complete.meet = lambda posterior, data: met.append(data)
-    family.meet(None, x)
-    assert met[0][:, 0].tolist() == [1.0, 3.0, 1.0]
-    assert met[0][:, 1].tolist() == [3.0, 3.0, 3.0]
-    assert met[0][:, 2].unique().tolist() == [1.0]
+    frequencies = family(family.raw_from(x)).base_dist.complete.probs
+    assert frequencies[:, [1, 3]].argmax(-1).tolist() == [0, 1, 0]
 
 
 def test_learned_scales_reach_the_root_mean_squared_error() -> None:
@@ -583,10 +582,10 @@ def test_bags_are_drawn_as_long_as_the_data() -> None:
     x = torch.tensor([[3.0, 4.0], [5.0, 8.0]])
     family, chosen = Multinomial((2,)), Multinomial((2,), num_words=3)
     for f in (family, chosen):
-        f.meet(None, x)
+        f.raw_from(x)
     assert family(torch.zeros(1, 2)).sample().sum() == 10
     assert chosen(torch.zeros(1, 2)).sample().sum() == 3
-    torch.testing.assert_close(family(family.raw_at(x.mean(0))).mean, x.mean(0))
+    torch.testing.assert_close(family(family.raw_from(x)).mean, x.mean(0))
 
 
 @pytest.mark.parametrize(("length", "padding"), [(1, 0), (3, 0), (3, 2), (4, 1)])
@@ -659,8 +658,7 @@ def test_columns_are_the_product_of_their_families() -> None:
 def test_columns_start_at_their_means() -> None:
     family = MIXED((4,)).double()
     x = torch.stack([torch.tensor([3.0, 1, 0, 5]), torch.tensor([5.0, 0, 1, 7])]).repeat(500, 1)
-    family.meet(None, x.double())
-    mean = family(family.raw_at(x.double().mean(0))).mean
+    mean = family(family.raw_from(x.double())).mean
     torch.testing.assert_close(mean, x.double().mean(0), atol=0.02, rtol=0)
 
 
@@ -764,18 +762,18 @@ def test_automatic_families_start_at_the_mean(name: str) -> None:
         constants = {"df": 5.0}
     family = Automatic((3,), name, **constants)
     mean = torch.tensor([0.3, 2.0, 40.0])
-    distribution = family(family.raw_at(mean))
+    distribution = family(family.raw_from(mean[None]))
     found = distribution.base_dist.loc if name == "Cauchy" else distribution.mean
     torch.testing.assert_close(found, mean, rtol=1e-3, atol=1e-3)
-    assert bool(family.raw_at(torch.zeros(3)).isfinite().all())
+    assert bool(family.raw_from(torch.zeros(1, 3)).isfinite().all())
 
 
 def test_automatic_bits_start_at_the_mean() -> None:
     mean = torch.tensor([0.2, 0.9])
     bits, counts = Automatic((2,), "Bernoulli"), Automatic((2,), "Binomial", total_count=5)
-    torch.testing.assert_close(bits(bits.raw_at(mean)).mean, mean)
-    torch.testing.assert_close(counts(counts.raw_at(5 * mean)).mean, 5 * mean)
-    assert Automatic((2,), "Dirichlet").raw_at(mean) is None
+    torch.testing.assert_close(bits(bits.raw_from(mean[None])).mean, mean)
+    torch.testing.assert_close(counts(counts.raw_from(5 * mean[None])).mean, 5 * mean)
+    assert Automatic((2,), "Dirichlet").raw_from(mean[None]) is None
 
 
 def test_a_class_of_families_is_automatic_with_its_arguments() -> None:

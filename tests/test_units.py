@@ -55,7 +55,7 @@ class Own(Family):
     def __init__(self, event_shape):
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
-    def forward(self, raw=None):
+    def forward(self, raw):
         return dist.StudentT(5.0, raw.squeeze(-2), 1.0).to_event(1)
 
 

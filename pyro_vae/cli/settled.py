@@ -213,7 +213,7 @@ def _support(likelihood: Any, event_shape: Shape) -> Any:
     parser.add_argument("--likelihood", type=Callable[[Shape], Family])
     with torch.random.fork_rng(devices=[]), torch.no_grad(), Budget():
         family = parser.build(Namespace(likelihood=likelihood)).likelihood(event_shape)
-        raw = None if 0 in family.raw_shape else torch.zeros(family.raw_shape)
+        raw = torch.zeros(family.raw_shape)
         try:
             return family(raw).support
         except (AttributeError, NotImplementedError):

@@ -42,10 +42,8 @@ class _Flows(Family):
         self._sizes = list(sizes)
         self.register_buffer("axes", torch.eye(size), persistent=False)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the flow of ``raw``: location, raw scale, and the numbers of each flow in turn."""
-        if raw is None:
-            raise ValueError(f"{type(self).__name__} needs its raw parameters")
         size = len(self.axes)
         loc, raw_scale, *numbers = raw.split([size, size, *self._sizes * self.num_flows], -1)
         num_each = len(self._sizes)

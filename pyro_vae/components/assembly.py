@@ -24,7 +24,6 @@ __all__ = [
     "assemble_hierarchy",
     "assemble_ladder",
     "dependent_family",
-    "meet",
     "observations",
     "observed",
     "standardized",
@@ -60,8 +59,8 @@ def assemble(
         data: Observations, ``[N, *event_shape]``: the encoder's inputs are standardised as they
             are, and the likelihood takes their units and starts at their mean. Where numbers are
             missing (NaN, or an ``Incomplete`` likelihood), the encoder is given a mask as well.
-            ``Family.meet`` hands the data to the prior and the likelihood, to the prior with the
-            posterior. Without data, ``fit`` does all this but for the mask.
+            A prior that is made of the posterior is given both. Without data, ``fit`` does all this
+            but for the mask.
 
     Returns:
         The modules "prior", "likelihood" and "posterior".
@@ -69,7 +68,8 @@ def assemble(
     data = observations(data, event_shape)
     p_x = built("likelihood", likelihood, Family, event_shape)
     given_z = Conditional(p_x, context_shape=latent_shape, network=decoder or network)
-    meet(given_z, data)
+    if data is not None:
+        given_z.meet_data(data)
     p_z = built("prior", prior, Family, latent_shape)
     given_x = Conditional(
         built("posterior", posterior, Family, latent_shape),
@@ -78,7 +78,7 @@ def assemble(
     )
     if data is not None:
         given_x.meet_inputs(data)
-    p_z.meet(given_x, data)
+    p_z.meet_posterior(given_x, data)
     return {"prior": learned(p_z), "likelihood": given_z, "posterior": given_x}
 
 
@@ -147,12 +147,13 @@ def assemble_hierarchy(
         )
     top = priors[-1]
     if num_layers > 1 and isinstance(top, Family) and _meets(top):
-        top.meet(posteriors[-1], _climbed(posteriors[:-1], data))
+        top.meet_posterior(posteriors[-1], _climbed(posteriors[:-1], data))
     return {"priors": priors, "likelihood": bottom["likelihood"], "posteriors": posteriors}
 
 
 def _meets(prior: nn.Module) -> bool:
-    return getattr(type(prior), "meet", Family.meet) is not Family.meet
+    ours = Family.meet_posterior
+    return getattr(type(prior), "meet_posterior", ours) is not ours
 
 
 @torch.no_grad()
@@ -266,21 +267,13 @@ def dependent_family(
 ) -> Family:
     """Return the family of p(z_l | z_{l+1})."""
     family = prior(shape)
-    if 0 not in family.raw_shape:
+    if not family.is_fixed:
         return family
     alike = posterior(shape)
     support = alike(torch.zeros(alike.raw_shape)).support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return DiagonalNormal(shape) if support is constraints.real else alike
-
-
-def meet(likelihood: Conditional, data: Tensor | None) -> None:
-    """Let p(x | z) meet the data; its family is told where there are none."""
-    if data is None:
-        likelihood.family.meet(None, None)
-    else:
-        likelihood.meet_data(data)
 
 
 def observed(network: Network, likelihood: Family, data: Tensor | None) -> Network:

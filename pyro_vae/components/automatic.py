@@ -25,6 +25,7 @@ from pyro_vae.components.conditional import (
     checked_shape,
 )
 from pyro_vae.components.networks import Standardize
+from pyro_vae.components.scales import mean_of
 from pyro_vae.distributions import inverse_softplus, positive, raw_at_scale
 
 __all__ = ["Automatic", "class_path", "distribution_names"]
@@ -80,10 +81,8 @@ class Automatic(Family):
         if self._has_units:
             self.constant_units = Standardize.unknown(shape)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution whose raw parameters are ``raw``, ``[*batch, *raw_shape]``."""
-        if raw is None:
-            raise ValueError(f"{self.distribution.__name__} needs its raw parameters")
         parameters = self._layout.parameters(raw, self._links)
         constants = self._constants_in_units()
         return self.distribution(**parameters, **constants).to_event(self._reinterpreted)
@@ -107,8 +106,9 @@ class Automatic(Family):
             )
         }
 
-    def raw_at(self, mean: Tensor) -> Tensor | None:
-        """Return raw numbers of this mean where a single parameter moves it, else None."""
+    def raw_from(self, data: Tensor) -> Tensor | None:
+        """Return raw numbers of the data's mean where a single parameter moves it, else None."""
+        mean = mean_of(data)
         start = _start(self, mean)
         if start is None:
             return None

@@ -57,10 +57,8 @@ class AutoregressiveBernoulli(Family):
             nonlinearity=nn.SiLU(),
         )  # fmt: skip
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution of ``raw``, ``[*batch, D + num_context]``."""
-        if raw is None:
-            raise ValueError("AutoregressiveBernoulli needs its raw parameters")
         num_dims = math.prod(self.event_shape)
         logits, context = raw[..., :num_dims], raw[..., num_dims:]
         return distributions.AutoregressiveBernoulli(

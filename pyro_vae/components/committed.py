@@ -66,7 +66,7 @@ class AutoregressiveNormal(Family):
         self.rate = rate
         self.register_buffer("scale", torch.tensor(math.exp(0.5 * log_step)), persistent=False)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the chain; there are no raw numbers."""
         return distributions.NormalChain(self.scale, self.event_shape)
 
@@ -108,10 +108,8 @@ class CommittedNormal(Family):
         self.rate = rate
         self.largest_scale = math.exp(_decreasing_root(floor, rate, least)) if rate else 1.0
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the normal of ``raw``, ``[*batch, 2, *event_shape]``: location and raw scale."""
-        if raw is None:
-            raise ValueError("CommittedNormal needs its raw parameters")
         loc, raw_scale = raw.unbind(-1 - len(self.event_shape))
         room = self.largest_scale - _SMALLEST_SCALE
         scale = _SMALLEST_SCALE + room * raw_scale.sigmoid()
@@ -154,10 +152,8 @@ class BatchNormalizedNormal(Family):
         self.norm = nn.BatchNorm1d(math.prod(event_shape), affine=False)
         self.beta = nn.Parameter(torch.zeros(event_shape))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the normal of ``raw``, ``[*batch, 2, *event_shape]``: location and raw scale."""
-        if raw is None:
-            raise ValueError("BatchNormalizedNormal needs its raw parameters")
         loc, raw_scale = raw.unbind(-1 - len(self.event_shape))
         rows = loc.reshape(-1, self.beta.numel())
         normalized = self.norm(rows) if len(rows) > 1 else self._of_history(rows)

@@ -1,7 +1,7 @@
 """The one contract of every trainable part: a module that returns a Pyro distribution.
 
-A *family* says how raw, unconstrained numbers become a distribution over an event, and how many
-of them it needs. A *conditional* is a network followed by a family,
+A *family* maps raw, unconstrained numbers to a distribution over an event, and says how many of
+them it takes and how they start from data. A *conditional* is a network followed by a family,
 
     context -> family(offset + network(context)),
 
@@ -46,19 +46,22 @@ Network = Callable[[Shape, Shape], nn.Module]
 """Builds a module from ``[*batch, *in_shape]`` to ``[*batch, *out_shape]``."""
 
 
-def unbound(family: Family, raw: Tensor | None) -> tuple[Tensor, ...]:
+def unbound(family: Family, raw: Tensor) -> tuple[Tensor, ...]:
     """Return the ``[*batch, *event_shape]`` parts of an elementwise family's raw numbers."""
-    if raw is None:
-        raise ValueError(f"{type(family).__name__} needs its raw parameters")
     return raw.unbind(-1 - len(family.event_shape))
+
+
+_NO_NUMBERS = torch.zeros(0)
 
 
 class Family(nn.Module):
     """How ``raw_shape`` unconstrained numbers become a distribution over ``event_shape``.
 
-    A leaf sets the two shapes and defines ``forward``; ``raw_at``, ``meet`` and ``measured`` are
-    optional. All but the constants of ``measured`` is in units of the data, which a ``Conditional``
-    takes care of: bounds such as the smallest scale are relative to how the data are spread.
+    A leaf sets the two shapes and defines ``forward(raw)``; ``raw_from(data)`` says where raw
+    numbers start, ``measured`` what constants are in units of the data, and ``meet_posterior``
+    serves a prior that is made of q(z | x). All but the constants of ``measured`` is in units of
+    the data, which a ``Conditional`` takes care of: bounds such as the smallest scale are relative
+    to how the data are spread.
     """
 
     event_shape: Shape
@@ -71,32 +74,53 @@ class Family(nn.Module):
         self.event_shape = checked_shape("event_shape", event_shape)
         self.raw_shape = tuple(raw_shape)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the distribution; while ``torch.export`` looks on, its values are not checked."""
-        if not torch.compiler.is_exporting():
-            return super().__call__(*args, **kwargs)
-        with pyro.validation_enabled(False):
-            return _unchecked(super().__call__(*args, **kwargs))
+    def __call__(self, raw: Tensor | None = None) -> Any:
+        """Return the distribution of raw numbers; without any, of a family that takes none.
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+        While ``torch.export`` looks on, values are not checked.
+
+        Raises:
+            ValueError: If the family needs raw numbers and is given none.
+        """
+        if raw is None:
+            if not self.is_fixed:
+                raise ValueError(
+                    f"{type(self).__name__} needs its raw parameters, {self.raw_shape}: call "
+                    "Conditional(family), which learns them"
+                )
+            raw = _NO_NUMBERS
+        if not torch.compiler.is_exporting():
+            return super().__call__(raw)
+        with pyro.validation_enabled(False):
+            return _unchecked(super().__call__(raw))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there are no raw numbers: it is one distribution, such as N(0, I)."""
+        return 0 in self.raw_shape
+
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution whose raw parameters are ``raw``, ``[*batch, *raw_shape]``."""
         raise NotImplementedError
 
-    def raw_at(self, mean: Tensor) -> Tensor | None:
-        """Return raw numbers whose distribution has about this mean; None where none is known."""
+    def raw_from(self, data: Tensor) -> Tensor | None:
+        """Return raw numbers whose distribution is about that of data; None where none is known.
+
+        What else of the family starts at data, such as a shared scale, is set.
+
+        Args:
+            data: Observations, ``[N, *event_shape]`` in floating point and in their own units,
+                ``(x - loc) / scale``; NaN is missing. A single row says nothing of their spread.
+        """
         return None
 
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Take what the family needs beyond its shapes; nothing, unless a leaf says otherwise.
-
-        ``assemble`` calls it once, before the family is used: p(z)'s with q(z | x), and
-        p(x | z)'s with None; ``fit`` calls p(x | z)'s with the data where nothing had met them.
+    def meet_posterior(self, posterior: Conditional, data: Tensor | None) -> None:
+        """Take q(z | x), where this is a prior that is made of it; other families do nothing.
 
         Args:
             posterior: The model's q(z | x). Keep it where its parameters are not registered a
                 second time, such as in a tuple.
-            data: Observations, ``[N, *data_shape]`` in floating point, and for p(x | z) in their
-                own units, ``(x - loc) / scale``; None where none are known.
+            data: What it is given, ``[N, *data_shape]`` in floating point; None: not known.
         """
 
     def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +172,8 @@ class Conditional(PyroModule):
             raw numbers for a network to set.
     """
 
+    offset: Tensor
+
     def __init__(
         self,
         family: Family,
@@ -173,10 +199,14 @@ class Conditional(PyroModule):
             )
         self.family = family
         self.context_shape = None
-        self.offset = nn.Parameter(torch.zeros(family.raw_shape))
+        if family.is_fixed:
+            self.register_buffer("offset", torch.zeros(family.raw_shape), persistent=False)
+        else:
+            self.offset = nn.Parameter(torch.zeros(family.raw_shape))
         self.units = Standardize.unknown(family.event_shape)
         self.network = None
-        if network is not None and context_shape is not None:
+        # Where there are no raw numbers, a context has nothing to say.
+        if network is not None and context_shape is not None and not family.is_fixed:
             self.context_shape = checked_shape("context_shape", context_shape)
             self.network = built(
                 "network", network, nn.Module, self.context_shape, family.raw_shape
@@ -218,7 +248,10 @@ class Conditional(PyroModule):
         Training then starts from the data's marginals instead of learning them first. Families
         that know no such offset are left as they are.
         """
-        raw = self.family.raw_at(self.units(mean.to(self.offset)))
+        self._start_at(self.units(mean.to(self.offset).unsqueeze(0)))
+
+    def _start_at(self, seen: Tensor) -> None:
+        raw = self.family.raw_from(seen)
         if raw is not None:
             self.offset.copy_(raw)
 
@@ -230,16 +263,11 @@ class Conditional(PyroModule):
 
     @torch.no_grad()
     def meet_data(self, x: Tensor) -> None:
-        """Take the units of ``x``, ``[N, *event_shape]``, let the family meet them, start there."""
-        raw = None if 0 in self.family.raw_shape else self.offset
-        units = units_of(self.family(raw), x)
+        """Take the units of ``x``, ``[N, *event_shape]``, and start where the data are."""
+        units = units_of(self.family(self.offset), x)
         if units is not None:
             self.units.take(*self.family.measured(*units))
-        seen = self.units(x)
-        self.family.meet(None, seen)
-        start = self.family.raw_at(seen.nanmean(0).nan_to_num().to(self.offset))
-        if start is not None:
-            self.offset.copy_(start)
+        self._start_at(self.units(x))
 
     @property
     def is_new(self) -> bool:

@@ -100,10 +100,8 @@ class Flow(Family):
         """
         raise NotImplementedError
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the flow of ``raw``, ``[*batch, 2 * D + num_context]``."""
-        if raw is None:
-            raise ValueError(f"{type(self).__name__} needs its raw parameters")
         num_dims = len(self.zeros)
         loc, raw_scale, context = raw.split([num_dims, num_dims, self.num_context], -1)
         # New ones at every call: each remembers its last value, so that the density of a sample

@@ -10,14 +10,20 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.components.conditional import (
-    Conditional,
     Distribution,
     Family,
     Shape,
     unbound,
 )
-from pyro_vae.components.scales import OptimalScale, Scale, built_scale, deviation_of
-from pyro_vae.distributions import positive, raw_at_scale
+from pyro_vae.components.scales import (
+    OptimalScale,
+    Scale,
+    built_scale,
+    mean_of,
+    raw_spread,
+    without_missing,
+)
+from pyro_vae.distributions import positive
 
 __all__ = [
     "Categorical",
@@ -46,13 +52,14 @@ class ContinuousBernoulli(Family):
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the density with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         (logits,) = unbound(self, raw)
         return distributions.ContinuousBernoulli(logits).to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return the logits whose density has this mean, by bisection."""
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return the logits whose density has the mean of the data, by bisection."""
+        mean = mean_of(data)
         low = torch.full_like(mean, -_LARGEST_LOGIT)
         high = -low
         for _ in range(60):
@@ -77,8 +84,6 @@ class LogitNormal(Family):
         ValueError: If a scale is not positive, or an ``OptimalScale``, which is a Normal's.
     """
 
-    of_data = ("_moments",)
-
     def __init__(
         self,
         event_shape: Shape,
@@ -93,9 +98,8 @@ class LogitNormal(Family):
         if isinstance(self.scale, OptimalScale):
             raise ValueError("scale=OptimalScale is of a Normal: give a LogitNormal SharedScale")
         self.min_scale = min_scale
-        self._moments: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the density of ``raw``, ``[*batch, 1 or 2, *event_shape]``."""
         loc, *raw_scale = unbound(self, raw)
         if isinstance(self.scale, Scale):
@@ -106,29 +110,19 @@ class LogitNormal(Family):
             scale = torch.full_like(loc, self.scale)
         return distributions.LogitNormal(loc, scale).to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return ``logit(mean)``, the median, and a scale of one; or those of the data met."""
-        loc, raw_scale = _logit(mean, typical=mean), torch.zeros_like(mean)
-        if self._moments is not None:
-            loc = self._moments[0].to(mean)
-            raw_scale = raw_at_scale(self._moments[1].to(mean), floor=self.min_scale)
-        return torch.stack([loc, raw_scale][: self.raw_shape[0]])
-
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Start at the mean and the standard deviation of the logits of the data."""
-        if data is not None and bool(data.isfinite().all()):
-            logits = _logit(data, typical=data.mean(0))
-            self._moments = (logits.mean(0), deviation_of(logits))
-            if isinstance(self.scale, Scale):
-                self.scale.meet(self._moments[1])
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return the mean of the data's logits, and start the scale at their deviation, or one."""
+        known = without_missing(data, unknown=0.5)
+        logits = _logit(known, typical=known.mean(0))
+        return torch.stack([logits.mean(0), raw_spread(self, logits)][: self.raw_shape[0]])
 
 
 class Categorical(Family):
     """Independent integers 0..K-1, each of which has a probability of its own.
 
     Exact for 8-bit pixels with 256 categories; for latents, symbols and columns of a table as well.
-    Raw numbers are logits. Data that the model meets when it is assembled decide where these start:
-    at the logarithm of how often each category occurs at each place.
+    Raw numbers are logits; they start at the logarithm of how often each category
+    occurs at each place of the data.
 
     Args:
         event_shape: The shape of one event.
@@ -138,38 +132,33 @@ class Categorical(Family):
         ValueError: If there are fewer than two categories.
     """
 
-    of_data = ("_frequencies",)
-
     def __init__(self, event_shape: Shape, *, num_categories: int = 256) -> None:
         super().__init__(event_shape, raw_shape=(num_categories, *event_shape))
         if num_categories < 2:
             raise ValueError(f"num_categories={num_categories}: give a Categorical 2 or more")
         self.num_categories = num_categories
-        self._frequencies: Tensor | None = None
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the probabilities of ``raw``, ``[*batch, K, *event_shape]``."""
-        if raw is None:
-            raise ValueError("Categorical needs its raw parameters")
         logits = raw.movedim(-1 - len(self.event_shape), -1)
         return distributions.Categorical(logits).to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor | None:
-        """Return the logarithms of the frequencies in the data that were met, if any."""
-        return None if self._frequencies is None else self._frequencies.log().to(mean)
+    def raw_from(self, data: Tensor) -> Tensor | None:
+        """Return the logarithms of how often each category occurs at each place.
 
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Count how often each category occurs at each place, for the logits to start there."""
-        if data is None or not bool(((data >= 0) & (data < self.num_categories)).all()):
-            return  # data outside the support are refused, with their index, before training
+        Data outside the support have none: they are refused, with their index, before training.
+        """
+        data = without_missing(data, unknown=1.0)
+        known = (data >= 0) & (data < self.num_categories) & (data == data.round())
+        if not bool(known.all()):
+            return None
         counts = torch.zeros(self.raw_shape, device=data.device)
         counts.scatter_add_(0, data.long(), torch.ones_like(data, dtype=counts.dtype))
         # As if each category had been seen once more, in all places together.
         prior = counts.flatten(1).sum(1).add(1) / (counts.sum() + self.num_categories)
         prior = prior.reshape(-1, *[1] * len(self.event_shape))
-        self._frequencies = (counts + self.num_categories * prior) / (
-            len(data) + self.num_categories
-        )
+        frequencies = (counts + self.num_categories * prior) / (len(data) + self.num_categories)
+        return frequencies.log()
 
     def extra_repr(self) -> str:
         """Show the event's shape and the number of categories."""
@@ -197,15 +186,15 @@ class DiscretizedLogistic(Family):
         _check_levels(levels)
         self.levels = levels
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the probabilities of ``raw``, ``[*batch, 2, *event_shape]``."""
         loc, scale = _in_levels(*unbound(self, raw), levels=self.levels)
         logistic = distributions.DiscretizedLogistic(loc, scale, self.levels)
         return logistic.to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return a location of about this mean, and a scale of a tenth of the range."""
-        loc = mean / (self.levels / 2) - 1
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return the mean of the data for a location, and a scale of a tenth of the range."""
+        loc = mean_of(data) / (self.levels / 2) - 1
         return torch.stack([loc, torch.full_like(loc, _RAW_TENTH)])
 
     def extra_repr(self) -> str:
@@ -253,10 +242,8 @@ class DiscretizedLogisticMixture(Family):
         self.levels = levels
         self._coupled = coupled
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the probabilities of ``raw``, ``[*batch, K (1 + 2 C + C (C - 1) / 2), ...]``."""
-        if raw is None:
-            raise ValueError("DiscretizedLogisticMixture needs its raw parameters")
         axis = -len(self.raw_shape)
         parts = raw.unflatten(axis, (self.num_components, -1)).split(self._sizes, axis)
         logits, raw_loc, raw_scale, raw_coupling = parts
@@ -270,10 +257,10 @@ class DiscretizedLogisticMixture(Family):
         mixture = distributions.DiscretizedLogisticMixture(logits, loc, scale, self.levels)
         return mixture.to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor:
+    def raw_from(self, data: Tensor) -> Tensor:
         """Return locations spread about the mean, and scales of a tenth of the range."""
         channels = self._sizes[1]
-        loc = (mean / (self.levels / 2) - 1).reshape(1, channels, *self.raw_shape[1:])
+        loc = (mean_of(data) / (self.levels / 2) - 1).reshape(1, channels, *self.raw_shape[1:])
         spread = torch.linspace(-0.5, 0.5, self.num_components) if self.num_components > 1 else 0
         spread = torch.as_tensor(spread).to(loc).reshape(-1, *[1] * (loc.dim() - 1))
         raw = loc.new_zeros(self.num_components, sum(self._sizes), *self.raw_shape[1:])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import at_the_door, built
-from pyro_vae.components.assembly import meet, observations, observed, standardized
+from pyro_vae.components.assembly import observations, observed, standardized
 from pyro_vae.components.conditional import Conditional, Family, Network, Shape
 from pyro_vae.components.likelihoods import Bernoulli
 from pyro_vae.components.networks import MLP
@@ -70,7 +70,8 @@ def assemble_conditional(
     p_z = built("prior", prior, Family, latent_shape)
     width = math.prod(latent_shape) + num_classes
     given_z = Conditional(p_x, context_shape=(width,), network=decoder or network)
-    meet(given_z, data)
+    if data is not None:
+        given_z.meet_data(data)
     of_data = partial(standardized, data, observed(encoder or network, p_x, data))
     given_x = Conditional(
         built("posterior", posterior, Family, latent_shape),
@@ -81,12 +82,10 @@ def assemble_conditional(
     if data is not None and labels is not None:
         one_hot = nn.functional.one_hot(labels.long(), num_classes).to(data)
         joined = beside(data, one_hot, event_dim=data.dim() - 1)
-    p_z.meet(given_x, joined)
+    p_z.meet_posterior(given_x, joined)
     table = partial(MLP, hidden=())
     return {
-        "prior": p_z
-        if 0 in p_z.raw_shape
-        else Conditional(p_z, context_shape=(num_classes,), network=table),
+        "prior": Conditional(p_z, context_shape=(num_classes,), network=table),
         "likelihood": given_z,
         "posterior": given_x,
     }

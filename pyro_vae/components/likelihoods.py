@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae.components.conditional import (
-    Conditional,
     Distribution,
     Family,
     Shape,
     unbound,
 )
 from pyro_vae.components.networks import Standardize
-from pyro_vae.components.scales import OptimalScale, Scale, built_scale, deviation_of
-from pyro_vae.distributions import positive, raw_at_scale
+from pyro_vae.components.scales import OptimalScale, Scale, built_scale, mean_of, raw_spread
+from pyro_vae.distributions import positive
 
 __all__ = ["Bernoulli", "Binomial", "Normal"]
 
@@ -34,16 +33,14 @@ class Bernoulli(Family):
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the Bernoulli with logits ``raw``, ``[*batch, 1, *event_shape]``."""
-        if raw is None:
-            raise ValueError("Bernoulli needs its raw parameters")
         axis = -1 - len(self.event_shape)
         return dist.Bernoulli(logits=raw.squeeze(axis)).to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return the logits of ``mean``."""
-        probability = mean.clamp(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return the logits of the data's means."""
+        probability = mean_of(data).clamp(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
         return torch.logit(probability).unsqueeze(0)
 
 
@@ -64,16 +61,14 @@ class Binomial(Family):
             raise ValueError(f"total_count={total_count}: a Binomial counts up to 1 or more")
         self.total_count = total_count
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the Binomial with logits ``raw``, ``[*batch, 1, *event_shape]``."""
-        if raw is None:
-            raise ValueError("Binomial needs its raw parameters")
         logits = raw.squeeze(-1 - len(self.event_shape))
         return dist.Binomial(self.total_count, logits=logits).to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return the logits of ``mean / total_count``."""
-        probability = (mean / self.total_count).clamp(
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return the logits of the data's means, as shares of ``total_count``."""
+        probability = (mean_of(data) / self.total_count).clamp(
             _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY
         )
         return torch.logit(probability).unsqueeze(0)
@@ -100,8 +95,6 @@ class Normal(Family):
         ValueError: If a scale is not positive.
     """
 
-    of_data = ("_deviation",)
-
     def __init__(
         self,
         event_shape: Shape,
@@ -116,9 +109,8 @@ class Normal(Family):
         if isinstance(self.scale, float):
             self.constant_units = Standardize.unknown(self.event_shape)
         self.min_scale = min_scale
-        self._deviation: Tensor | None = None
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the Normal of ``raw``, ``[*batch, 1 or 2, *event_shape]``."""
         loc, *raw_scale = unbound(self, raw)
         if isinstance(self.scale, OptimalScale):
@@ -133,19 +125,10 @@ class Normal(Family):
             )
         return dist.Normal(loc, scale).to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return the location ``mean``; a predicted scale of one, or that of the data met."""
-        raw_scale = torch.zeros_like(mean)
-        if self._deviation is not None:
-            raw_scale = raw_at_scale(self._deviation.to(mean), floor=self.min_scale)
-        return torch.stack([mean, raw_scale][: self.raw_shape[0]])
-
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Start the scale at the standard deviation of the data."""
-        if data is not None and bool(data.isfinite().all()):
-            self._deviation = deviation_of(data)
-            if isinstance(self.scale, Scale):
-                self.scale.meet(self._deviation)
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return the mean of the data, and start the scale at their standard deviation, or one."""
+        loc = mean_of(data)
+        return torch.stack([loc, raw_spread(self, data)][: self.raw_shape[0]])
 
     def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Take a fixed scale, or where a learned one is told to start, into units of the data."""

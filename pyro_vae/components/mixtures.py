@@ -48,10 +48,8 @@ class MixtureOfNormals(Family):
         super().__init__(event_shape, raw_shape=(num_components, 1 + 2 * math.prod(event_shape)))
         self.register_buffer("anchors", torch.randn(num_components, *self.event_shape))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the mixture of ``raw``, ``[*batch, K, 1 + 2 D]``."""
-        if raw is None:
-            raise ValueError("MixtureOfNormals needs its raw parameters")
         logits, parameters = raw[..., 0], raw[..., 1:].unflatten(-1, (2, *self.event_shape))
         loc, raw_scale = parameters.unbind(-1 - len(self.event_shape))
         return DiagonalNormalMixture(
@@ -100,7 +98,7 @@ class VampPrior(Family):
         # In a tuple, so that the encoder's parameters are registered where they belong only.
         self._posterior: tuple[Conditional, ...] = ()
 
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
+    def meet_posterior(self, posterior: Conditional, data: Tensor | None) -> None:
         """Share the encoder and start the pseudo-inputs at rows of the data.
 
         Args:
@@ -108,14 +106,13 @@ class VampPrior(Family):
             data: Observations, ``[N, *context_shape]`` for contexts of the posterior's.
 
         Raises:
-            ValueError: If either is missing or their shapes do not fit.
+            ValueError: If there are no data or the shapes do not fit.
             OverBudgetError: If memory cannot hold the pseudo-inputs.
         """
-        if posterior is None or data is None:
-            missing = "posterior" if posterior is None else "data"
+        if data is None:
             raise ValueError(
-                f"VampPrior is made of posteriors of data, and {missing}=None: as a prior, build "
-                "the model with assemble(..., data=x), or call meet(posterior, x)"
+                "VampPrior is made of posteriors of data, and data=None: build the model with "
+                "assemble(..., data=x), or call meet_posterior(posterior, x)"
             )
         if posterior.family.event_shape != self.event_shape:
             raise ValueError(
@@ -153,12 +150,12 @@ class VampPrior(Family):
         """Return the pseudo-inputs, ``[K, *data_shape]``, in the range of the data."""
         return self.low + self.width * self.raw_inputs.sigmoid()
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the average of the K posteriors; there are no raw numbers."""
         if not self._posterior:
             raise ValueError(
                 "this VampPrior has not met q(z | x): build the model with assemble(..., data=x), "
-                "or call meet(posterior, x)"
+                "or call meet_posterior(posterior, x)"
             )
         (posterior,), inputs = self._posterior, self.pseudo_inputs()
         parts, event_dim = posterior(inputs), len(self.event_shape)

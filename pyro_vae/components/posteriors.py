@@ -38,10 +38,8 @@ class DiagonalNormal(Family):
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the normal of ``raw``, ``[*batch, 2, *event_shape]``: location and raw scale."""
-        if raw is None:
-            raise ValueError("DiagonalNormal needs its raw parameters")
         loc, raw_scale = raw.unbind(-1 - len(self.event_shape))
         return dist.Normal(loc, positive(raw_scale)).to_event(len(self.event_shape))
 
@@ -71,10 +69,8 @@ class LowRankNormal(Family):
         super().__init__(event_shape, raw_shape=((2 + rank) * size,))
         self.rank = rank
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the normal of ``raw``, ``[*batch, (2 + R) D]``: location, raw scale, and F."""
-        if raw is None:
-            raise ValueError("LowRankNormal needs its raw parameters")
         loc, raw_scale, *columns = raw.unflatten(-1, (2 + self.rank, -1)).unbind(-2)
         scale = positive(raw_scale)
         factor = scale.unsqueeze(-1) * _bounded(torch.stack(columns, -1))
@@ -103,10 +99,8 @@ class FullNormal(Family):
         size = math.prod(event_shape)
         super().__init__(event_shape, raw_shape=(size * (size + 3) // 2,))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the normal of ``raw``, ``[*batch, D (D + 3) / 2]``: location, raw scale, and c."""
-        if raw is None:
-            raise ValueError("FullNormal needs its raw parameters")
         size = math.prod(self.event_shape)
         loc, raw_scale, below = raw.split([size, size, raw.shape[-1] - 2 * size], -1)
         rows = below_diagonal(_bounded(below), size)
@@ -132,10 +126,8 @@ class Point(Family):
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the point at ``raw``, ``[*batch, 1, *event_shape]``."""
-        if raw is None:
-            raise ValueError("Point needs its raw parameters")
         event_dim = len(self.event_shape)
         return distributions.Point(raw.squeeze(-1 - event_dim), event_dim=event_dim)
 
@@ -168,7 +160,7 @@ class PerDatum(nn.Module):
             raise ValueError(f"rate_factor={rate_factor}: give a finite number above 0")
         if num_data < 1:
             raise ValueError(f"num_data={num_data}: give the number of training data, 1 or more")
-        if 0 in family.raw_shape:
+        if family.is_fixed:
             raise ValueError(
                 f"PerDatum({type(family).__name__}): this family has no raw numbers to learn; "
                 "take one that has, such as DiagonalNormal"

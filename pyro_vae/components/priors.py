@@ -26,11 +26,11 @@ class StandardNormal(Family):
         self.register_buffer("loc", torch.zeros(self.event_shape), persistent=False)
         self.register_buffer("scale", torch.ones(self.event_shape), persistent=False)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return N(0, I); there are no raw numbers."""
         return dist.Normal(self.loc, self.scale).to_event(len(self.event_shape))
 
 
 def learned(family: Family) -> Family | Conditional:
     """Return the prior of this family: its parameters are learned where it has any."""
-    return family if 0 in family.raw_shape else Conditional(family)
+    return family if family.is_fixed else Conditional(family)

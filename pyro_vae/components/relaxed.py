@@ -35,9 +35,7 @@ class _Relaxed(Family):
             )
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
-    def _logits(self, raw: Tensor | None) -> Tensor:
-        if raw is None:
-            raise ValueError(f"{type(self).__name__} needs its raw parameters")
+    def _logits(self, raw: Tensor) -> Tensor:
         return raw.squeeze(-1 - len(self.event_shape))
 
 
@@ -61,7 +59,7 @@ class RelaxedBernoulli(_Relaxed):
         (Maddison, Mnih & Teh, 2017)
     """
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
         relaxed = distributions.RelaxedBernoulli(self.temperature, logits=logits)
@@ -90,7 +88,7 @@ class Concrete(_Relaxed):
         Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017)
     """
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
         relaxed = distributions.RelaxedOneHotCategorical(self.temperature, logits=logits)
@@ -121,7 +119,7 @@ class StraightThroughBernoulli(_Relaxed):
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
         super().__init__(event_shape, temperature=temperature)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
         hard = distributions.StraightThroughBernoulli(self.temperature, logits)
@@ -151,7 +149,7 @@ class StraightThroughCategorical(_Relaxed):
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
         super().__init__(event_shape, temperature=temperature)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         one_hot = distributions.StraightThroughCategorical(self.temperature, self._logits(raw))
         return one_hot.to_event(len(self.event_shape) - 1)

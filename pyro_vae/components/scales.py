@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -19,6 +20,9 @@ __all__ = [
     "SharedScale",
     "built_scale",
     "deviation_of",
+    "mean_of",
+    "raw_spread",
+    "without_missing",
 ]
 
 
@@ -29,7 +33,7 @@ class Scale(nn.Module):
         """Return the scale, which broadcasts against one event."""
         raise NotImplementedError
 
-    def meet(self, deviation: Tensor) -> None:
+    def start_at(self, deviation: Tensor) -> None:
         """Start at the standard deviation of data, ``event_shape``, unless told otherwise."""
         raise NotImplementedError
 
@@ -66,7 +70,7 @@ class SharedScale(Scale):
         return positive(self.raw, floor=self.min_scale)
 
     @torch.no_grad()
-    def meet(self, deviation: Tensor) -> None:
+    def start_at(self, deviation: Tensor) -> None:
         """Start at the standard deviation of data about their mean, unless told otherwise."""
         if self._initial is None:
             self.raw.copy_(raw_at_scale(deviation.square().mean().sqrt(), floor=self.min_scale))
@@ -107,7 +111,7 @@ class PerDimensionScale(Scale):
         return positive(self.raw, floor=self.min_scale)
 
     @torch.no_grad()
-    def meet(self, deviation: Tensor) -> None:
+    def start_at(self, deviation: Tensor) -> None:
         """Start at the standard deviations of data, unless told otherwise."""
         if self._initial is None:
             self.raw.copy_(raw_at_scale(deviation, floor=self.min_scale))
@@ -171,7 +175,7 @@ class OptimalScale(Scale):
         return self.variance.clone().sqrt().clamp(min=self.min_scale)
 
     @torch.no_grad()
-    def meet(self, deviation: Tensor) -> None:
+    def start_at(self, deviation: Tensor) -> None:
         """Start at the standard deviation of data about their mean, unless told otherwise."""
         if self._initial is None:
             self.variance.copy_(deviation.square().mean())
@@ -208,8 +212,55 @@ def built_scale(
     return None if scale is None else float(scale)
 
 
-def deviation_of(data: Tensor) -> Tensor:
-    """Return the standard deviation of each number of a datum, but none far below the average."""
+def raw_spread(family: Any, data: Tensor) -> Tensor:
+    """Return the raw scale, ``event_shape``, of the standard deviation of data, or of one.
+
+    A scale that is a module of the family's is started there.
+
+    Args:
+        family: Has a ``scale`` and a ``min_scale``.
+        data: In the units of the scale, ``[N, *event_shape]``.
+    """
+    deviation = deviation_of(data)
+    if deviation is None:
+        return torch.zeros_like(data[0])
+    if isinstance(family.scale, Scale):
+        family.scale.start_at(deviation)
+    return raw_at_scale(deviation, floor=family.min_scale)
+
+
+def mean_of(data: Tensor) -> Tensor:
+    """Return the mean of each number of a datum, ``event_shape``; NaN is missing."""
+    return data.nanmean(0).nan_to_num()
+
+
+def without_missing(data: Tensor, *, unknown: float) -> Tensor:
+    """Return the known values of each number of a datum, repeated in the places of missing ones.
+
+    Rows are mixed, which a family over independent numbers does not see.
+
+    Args:
+        data: ``[N, *event_shape]``; NaN is missing.
+        unknown: What stands for a number that is known of no datum.
+    """
+    flat = data.flatten(1)
+    missing = flat.isnan()
+    if not bool(missing.any()):
+        return data
+    known = flat.gather(0, missing.byte().argsort(dim=0, stable=True))
+    num_known = missing.logical_not().sum(0).clamp(min=1)
+    again = torch.arange(len(flat), device=flat.device).unsqueeze(1) % num_known
+    return known.gather(0, again).reshape(data.shape).nan_to_num(unknown)
+
+
+def deviation_of(data: Tensor) -> Tensor | None:
+    """Return the standard deviation of each number of a datum, but none far below the average.
+
+    Of a single row, and of numbers that are not finite, there is none.
+    """
+    data = without_missing(data, unknown=0.5)
+    if len(data) < 2 or not bool(data.isfinite().all()):
+        return None
     deviation = data.std(0, correction=0)
     overall = deviation.square().mean().sqrt()
     return deviation.clamp(min=0.1 * float(overall)) if overall > 0 else torch.ones_like(deviation)

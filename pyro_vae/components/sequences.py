@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
+from pyro_vae.components.conditional import Distribution, Family, Shape
+from pyro_vae.components.scales import mean_of
 
 __all__ = ["CategoricalSequence", "Multinomial"]
 
@@ -39,21 +40,20 @@ class Multinomial(Family):
         self._is_given = num_words is not None
         self.num_words = num_words or 100
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the probabilities of the words with logits ``raw``, ``[*batch, 1, V]``."""
-        if raw is None:
-            raise ValueError("Multinomial needs its raw parameters")
         return distributions.Multinomial(raw.squeeze(-2), total_count=self.num_words)
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return the logarithms of the words' shares; one that never occurs has a small share."""
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return the logarithms of the words' shares; one that never occurs has a small share.
+
+        Rows that are drawn are as long as those of the data, unless told otherwise.
+        """
+        if not self._is_given:
+            self.num_words = max(1, round(float(data.nansum(-1).mean())))
+        mean = mean_of(data)
         share = mean / mean.sum().clamp(min=1e-6)
         return share.clamp(min=1e-2 / len(share)).log().unsqueeze(0)
-
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Draw rows as long as those of the data, unless told otherwise."""
-        if data is not None and not self._is_given:
-            self.num_words = max(1, round(float(data.sum(-1).mean())))
 
 
 class CategoricalSequence(Family):
@@ -92,10 +92,8 @@ class CategoricalSequence(Family):
         self.num_categories = num_categories
         self.padding = padding
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the probabilities of sequences with logits ``raw``, ``[*batch, K, L]``."""
-        if raw is None:
-            raise ValueError("CategoricalSequence needs its raw parameters")
         return distributions.CategoricalSequence(raw.movedim(-2, -1), padding=self.padding)
 
     def extra_repr(self) -> str:

@@ -39,7 +39,7 @@ class UniformSphere(Family):
             )
         self.register_buffer("zeros", torch.zeros(self.event_shape), persistent=False)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the uniform distribution; there are no raw numbers."""
         return distributions.HypersphericalUniform(self.zeros).to_event(len(self.event_shape) - 1)
 
@@ -74,10 +74,8 @@ class VonMisesFisher(Family):
         # Keeps the vector from zero, where it has no direction.
         self.register_buffer("axis", 0.1 * torch.eye(size)[0], persistent=False)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution of ``raw``, ``[*batch, ..., D + 1]``."""
-        if raw is None:
-            raise ValueError("VonMisesFisher needs its raw parameters")
         loc = nn.functional.normalize(raw[..., :-1] + self.axis, dim=-1)
         sphere = distributions.VonMisesFisher(loc, positive(raw[..., -1]))
         return sphere.to_event(len(self.event_shape) - 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
+from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.components.likelihoods import Normal
 from pyro_vae.components.scales import OptimalScale
 
@@ -55,28 +55,21 @@ class Columns(Family):
     def _families(self) -> list[Any]:
         return list(self.columns)
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution of rows from ``raw``, ``[*batch, all columns' raw numbers]``."""
-        if raw is None:
-            raise ValueError("Columns needs its raw parameters")
         entries = [
             family(part.unflatten(-1, family.raw_shape)).base_dist
             for family, part in zip(self._families, raw.split(self._sizes, -1), strict=True)
         ]
         return distributions.Columns(entries).to_event(1)
 
-    def raw_at(self, mean: Tensor) -> Tensor:
-        """Return each column's raw numbers at its mean, zeros where it knows none."""
+    def raw_from(self, data: Tensor) -> Tensor:
+        """Return each column's raw numbers at its data, zeros where it knows none."""
         parts = []
-        for place, family in enumerate(self._families):
-            raw = family.raw_at(mean[place : place + 1])
-            parts.append(mean.new_zeros(family.raw_shape) if raw is None else raw)
+        for family, column in zip(self._families, data.split(1, dim=1), strict=True):
+            raw = family.raw_from(column)
+            parts.append(data.new_zeros(family.raw_shape) if raw is None else raw)
         return torch.cat([part.flatten() for part in parts])
-
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Let each column's family meet its column."""
-        for place, family in enumerate(self._families):
-            family.meet(posterior, None if data is None else data[:, place : place + 1])
 
     def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Let each column's family take the units of its column."""
@@ -119,36 +112,19 @@ class Incomplete(Family):
         self.complete: Family = complete
         self.register_buffer("fill", _inside(entries.support, self.event_shape))
 
-    def forward(self, raw: Tensor | None = None) -> Distribution:
+    def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution of complete and incomplete data, from ``raw`` of the family's."""
         entries = self.complete(raw).base_dist
         incomplete = distributions.Incomplete(entries, self.fill)
         return incomplete.to_event(len(self.event_shape))
 
-    def raw_at(self, mean: Tensor) -> Tensor | None:
-        """Return the complete family's raw numbers of this mean."""
-        return self.complete.raw_at(mean)
-
-    def meet(self, posterior: Conditional | None, data: Tensor | None) -> None:
-        """Let the complete family meet what has been observed of each number of a datum."""
-        self.complete.meet(posterior, None if data is None else self._filled(data))
+    def raw_from(self, data: Tensor) -> Tensor | None:
+        """Return the complete family's raw numbers of what has been observed."""
+        return self.complete.raw_from(data)
 
     def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Let the complete family take the units of the data."""
         return self.complete.measured(loc, scale)
-
-    def _filled(self, data: Tensor) -> Tensor:
-        """Return the observed values of each number, repeated in the places of missing ones.
-
-        Rows are mixed, which a family over independent numbers does not see.
-        """
-        flat = data.flatten(1)
-        missing = flat.isnan()
-        observed = flat.gather(0, missing.byte().argsort(dim=0, stable=True))
-        num_observed = missing.logical_not().sum(0).clamp(min=1)
-        again = torch.arange(len(flat), device=flat.device).unsqueeze(1) % num_observed
-        filled = observed.gather(0, again).reshape(data.shape)
-        return torch.where(filled.isnan(), self.fill.to(data), filled)
 
 
 def _entries(distribution: Any, name: str, family: Family) -> Any:

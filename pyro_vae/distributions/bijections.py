@@ -228,5 +228,5 @@ def shaped(distribution: Any, event_shape: tuple[int, ...]) -> Any:
     if len(event_shape) == 1:
         return distribution
     # With a cache, a flow inside is asked for the density of the very tensor that it drew.
-    reshape = reshaping(*distribution.event_shape, event_shape)
+    reshape = reshaping(distribution.event_shape.numel(), event_shape)
     return dist.TransformedDistribution(distribution, [reshape])
