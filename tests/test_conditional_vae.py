@@ -137,7 +137,7 @@ def test_images_and_likelihoods_of_several_numbers() -> None:
 def test_pseudo_inputs_are_data_with_their_labels() -> None:
     prior = partial(VampPrior, num_pseudo_inputs=5)
     vae = built(prior=prior, data=X.float(), labels=Y)
-    inputs = vae.prior.pseudo_inputs()
+    inputs = vae.prior.family.pseudo_inputs()
     assert inputs.shape == (5, 7)
     rows = beside(X, vae.one_hot[Y], event_dim=1)
     assert torch.cdist(inputs, rows, p=float("inf")).amin(1).max() < 0.1

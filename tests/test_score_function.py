@@ -33,8 +33,8 @@ from pyro_vae.components.relaxed import (
     RelaxedBernoulli,
     StraightThroughBernoulli,
     StraightThroughCategorical,
-    _keeping,
 )
+from pyro_vae.distributions.relaxed import _keeping
 from pyro_vae.inference import ELBO, IWAE, Program, objectives, score_function
 from pyro_vae.inference.score_function import NVIL, RLOO, VIMCO, DisARM
 
