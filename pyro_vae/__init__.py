@@ -1,4 +1,4 @@
-"""Train, judge and compare variational autoencoders written as Pyro programs.
+"""Train, evaluate and compare variational autoencoders written as Pyro programs.
 
 A *model* declares the prior and the decoder likelihood, a *guide* the amortised encoder; ``SVI``
 or ``fit`` maximises any of Pyro's ELBOs over both. ``VAE`` is such a program, made of parts that

@@ -1,4 +1,4 @@
-"""Arguments of public functions, held at the door against what the signature says they are.
+"""Check the arguments of public functions against their signatures.
 
 A mistake is told there, with the argument's name, what was given, what is expected and how to mend
 it, rather than by the operation that fails on it later.

@@ -1,4 +1,4 @@
-"""What a computation takes of memory, known before it takes it."""
+"""Refuse computations that need more memory than there is, before they start."""
 
 from __future__ import annotations
 

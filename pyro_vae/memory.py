@@ -1,4 +1,4 @@
-"""How much memory there is, and room for arrays that may be larger than it."""
+"""Available memory, and arrays on disk that may be larger."""
 
 from __future__ import annotations
 

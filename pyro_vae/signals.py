@@ -1,4 +1,4 @@
-"""Requests to end a process, answered within seconds whatever it is doing.
+"""Answer SIGINT and SIGTERM within seconds, whatever the process is doing.
 
 A handler in Python runs between two instructions of Python: not while an operation of minutes is
 under way. So a thread waits beside the main one for the byte that the interpreter writes when a

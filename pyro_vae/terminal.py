@@ -1,4 +1,4 @@
-"""What a person reads on a terminal: printed without control sequences, and never a reason to stop.
+"""Print to the terminal without control sequences; a closed pipe does not stop a run.
 
 A reader may leave (``| head``), a terminal may vanish, a stream may be closed from the start; what
 is printed then is lost, and the work goes on. Names of files, labels and messages of others may

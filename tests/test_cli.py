@@ -387,7 +387,7 @@ def test_evaluating_by_annealing_adds_its_numbers(trained, copy, capsys, monkeyp
     small = ["--num-data", "3", "--num-temperatures", "2", "--num-chains", "2"]
     assert main(["evaluate", str(copy), "--ais", "--gaps", *small]) == 0
     table = table_of(capsys.readouterr().out)
-    for name in ("log-likelihood by annealing (nats per datum)", "inference gap (nats per datum)"):
+    for name in ("AIS log-likelihood (nats per datum)", "inference gap (nats per datum)"):
         assert re.fullmatch(r"-?[\d.]+ \+- [\d.]+", table[name])
     found = json.loads((copy / "results.json").read_text())
     before = json.loads((trained / "results.json").read_text())

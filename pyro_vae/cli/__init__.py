@@ -126,7 +126,7 @@ def _overview() -> str:
         [
             "usage: pyro-vae COMMAND [options]",
             "",
-            "Train, judge and compare variational autoencoders written as Pyro programs.",
+            "Train, evaluate and compare variational autoencoders written as Pyro programs.",
             "",
             *lines,
             "",

@@ -1,4 +1,4 @@
-"""What goes wrong beside the numbers of a run is said, and takes nothing of them away."""
+"""Warn about failed pictures and files without losing a run's numbers."""
 
 from __future__ import annotations
 

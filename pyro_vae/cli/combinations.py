@@ -1,4 +1,4 @@
-"""Which parts go together: every combination is put to ``fit``'s own checks, at tiny sizes.
+"""Find which parts combine: run ``fit``'s own checks on every combination, at tiny sizes.
 
 Nothing here declares what fits what. A part says what it is by the distribution that it returns
 (its support, its event shape, whether it is reparameterised, whether its KL has a closed form), and

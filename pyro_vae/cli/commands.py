@@ -1,4 +1,4 @@
-"""The commands: parse, check, build, run, tell. Imported only once a command is known."""
+"""The commands: parse, check, build, run, print. Imported only once a command is known."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def train(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> None:
     """Judge a trained run anew."""
     parser = _run_parser("evaluate", "Judge a trained run anew, and rewrite its report.")
-    parser.add_argument("--num-samples", type=int, help="importance samples a datum for log p(x)")
+    parser.add_argument("--num-samples", type=int, help="importance samples per datum for log p(x)")
     add_diagnosis(parser)
     help_ = "judge all rows of other data (--data), not their test part alone"
     parser.add_argument("--all", action="store_true", help=help_)

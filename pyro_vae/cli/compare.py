@@ -94,20 +94,29 @@ def _add_comparison(group: Any) -> None:
     add = group.add_argument
     default = json.loads(as_list(_OPTION, "objective", words_of(_DEFAULT)))
     add(_OPTION, type=list[ELBO], default=default,
-        metavar="NAME ...", help="what to compare; " + _DEFAULT)  # fmt: skip
+        metavar="NAME ...", help="objectives to compare (default): " + _DEFAULT)  # fmt: skip
     add("--epochs", type=int, default=20, help="passes over the data for each objective")
-    add("--warm-up-epochs", type=int, default=3, help="of the ELBO, before gradients are measured")
-    add("--batch-size", type=int | None, help="data per step; 128, or all of fewer, unless given")
+    add(
+        "--warm-up-epochs",
+        type=int,
+        default=3,
+        help="epochs of the ELBO before gradients are measured",
+    )
+    add(
+        "--batch-size",
+        type=int | None,
+        help="data per step (default: 128, or all of them if fewer)",
+    )
     add("--lr", type=float, default=1e-3, help="Adam's learning rate, which is constant")
-    add("--clip-norm", type=float | None, help="largest gradient norm of the loss per datum")
-    add("--num-rows", type=int, default=64, help="data on which gradients are measured")
-    add("--num-repeats", type=int, default=200, help="how often gradients are drawn")
-    add("--num-samples", type=int, default=200, help="importance samples a datum for log p(x)")
+    add("--clip-norm", type=float | None, help="largest norm of the gradient of the loss per datum")
+    add("--num-rows", type=int, default=64, help="number of data on which gradients are measured")
+    add("--num-repeats", type=int, default=200, help="number of draws of each gradient")
+    add("--num-samples", type=int, default=200, help="importance samples per datum for log p(x)")
     engines = Literal["auto", "eager", "recorded", "compiled"]
     add("--engine", type=engines, default="auto", help="how a step is run, as for train")
     add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
-    add("--seed", type=int, default=0, help="of weights, noise and order")
-    add("--out", type=Path | None, help="the folder; runs/compare-DATA-TIME unless given")
+    add("--seed", type=int, default=0, help="seed for weights, noise and data order")
+    add("--out", type=Path | None, help="output folder (default: runs/compare-DATA-TIME)")
 
 
 def with_objectives(arguments: list[str]) -> list[str]:

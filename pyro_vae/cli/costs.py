@@ -1,4 +1,4 @@
-"""What memory cannot hold, told by the option that asks for it."""
+"""Memory estimates as errors that name the option to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--data-weights``: what each row counts in training, from a file or from the data's own."""
+"""``--data-weights``: the weight of each row in training, from a file or from the data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``pyro-vae evaluate`` measures where it is asked to: annealed log p(x), and the gaps."""
+"""``pyro-vae evaluate --ais --gaps``: annealed log p(x), and inference gaps."""
 
 from __future__ import annotations
 

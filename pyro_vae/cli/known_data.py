@@ -1,4 +1,4 @@
-"""What a run keeps of its data: enough to find them, to know them again, and to do without them.
+"""The record of a run's data: where they are, their hash, and what sampling needs without them.
 
 It is stored in the run's folder as a checkpoint is: written whole, read only if its hashes agree.
 """

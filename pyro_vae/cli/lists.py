@@ -1,4 +1,4 @@
-"""What users type, in the parser's notation: calls of parts, lists of them, and numbers."""
+"""Rewrite what users type (calls of parts, lists, numbers) in the parser's notation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parser's errors, which hold whole type expressions, as one line that a person reads."""
+"""Rewrite the parser's errors, which hold whole type expressions, as one readable line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program says of itself when it is run on a few rows: what its sites observe, and how."""
+"""Run a program on a few rows to find what its sites observe."""
 
 from __future__ import annotations
 

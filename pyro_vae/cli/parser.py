@@ -152,7 +152,7 @@ def training_parser() -> Parser:
     """Return the parser of ``pyro-vae train``."""
     parser = command_parser(
         "train",
-        "Train a VAE on data, judge it on held-out data and write a report.",
+        "Train a VAE on data, evaluate it on held-out data and write a report.",
         usage="pyro-vae train [options]",
         epilog="Your own part is an import path, my_package.MyPart, or a file, my_file.py:MyPart. "
         "--prior.help NAME and its like show a part's arguments, given as --prior.ARGUMENT VALUE.",
@@ -183,16 +183,19 @@ def hide_what_is_long(parser: Parser) -> None:
 
 def _add_data(group: Any) -> None:
     add = group.add_argument
-    add("--data", default="digits", help="a data set's name, a .npy or .npz file, or a folder")
+    add(
+        "--data",
+        default="digits",
+        help="a data set's name, a .npy or .npz file, or a folder of images",
+    )
     add("--data-weights", type=str | None, metavar="FILE_OR_KEY",
-        help="what each row counts in training: a .npy file of one number per row, or the name of "
-        "an array in the .npz file of --data; its array 'weights' unless given")  # fmt: skip
-    add("--data-root", default="data", help="where named data sets lie, or are downloaded to")
+        help="weight of each row in training: a .npy file with one number per row, or the name of "
+        "an array in the .npz file of --data (default: its array 'weights', if any)")  # fmt: skip
+    add("--data-root", default="data", help="folder of named data sets, also for downloads")
     add("--missing", type=missing_codes, metavar="NUMBERS",
-        help="what stands for a missing value in a file, such as -9999 or -9999,-8888; NaN always "
-        "does")  # fmt: skip
+        help="codes of missing values in a file, such as -9999 or -9999,-8888, besides NaN")  # fmt: skip
     add("--observation", type=Callable[[int | None], Observation] | None,
-        help="how stored values become observations; by the data unless given")  # fmt: skip
+        help="map from stored values to observations (default: by the data)")  # fmt: skip
 
 
 def _add_program(group: Any) -> None:
@@ -201,65 +204,72 @@ def _add_program(group: Any) -> None:
     group.add_subclass_arguments(
         nn.Module, "model", skip=_FILLED_IN, instantiate=False, required=False, as_group=False,
         metavar="NAME",
-        help="the program, with model(x) and guide(x); VAE, or HierarchicalVAE of several latents, "
-        "unless given",
+        help="program with model(x) and guide(x) (default: VAE, or HierarchicalVAE of several)",
     )  # fmt: skip
-    add("--prior", type=family, default=_part("prior"), help="p(z)")
-    add("--likelihood", type=family | None, help="p(x | z); by the data unless given")
+    add("--prior", type=family, default=_part("prior"), help="prior p(z)")
+    add("--likelihood", type=family | None, help="likelihood p(x | z) (default: by the data)")
     add("--posterior", type=family, default=_part("posterior"),
-        help="q(z | x)")  # fmt: skip
+        help="posterior q(z | x)")  # fmt: skip
     network = Callable[[Shape, Shape], nn.Module]
     add("--network", type=network, default=_part("network"),
-        help="of encoder and decoder")  # fmt: skip
-    add("--encoder", type=network | None, help="of q(z | x) alone, in place of --network")
-    add("--decoder", type=network | None, help="of p(x | z) alone, in place of --network")
+        help="network of encoder and decoder")  # fmt: skip
+    add("--encoder", type=network | None, help="network of q(z | x) alone, in place of --network")
+    add("--decoder", type=network | None, help="network of p(x | z) alone, in place of --network")
     add("--latent", type=latent_sizes, metavar="SIZES",
-        help="number of latents, or of each layer from the data up, such as 64,32,16; an image's "
-        "are CHANNELSxHEIGHTxWIDTH; the program's own, such as 40, unless given")  # fmt: skip
+        help="number of latents, or of each layer from the data up, such as 64,32,16; images: "
+        "CHANNELSxHEIGHTxWIDTH (default: the program's own, such as 40)")  # fmt: skip
 
 
 def _add_training(group: Any) -> None:
     add = group.add_argument
     add("--objective", type=ELBO | None,
-        help="the ELBO estimator that is maximised; Trace_ELBO unless given, with its KL in closed "
-        "form (TraceMeanField_ELBO) where there is one")  # fmt: skip
+        help="objective to maximise (default: Trace_ELBO, or TraceMeanField_ELBO where the "
+        "KL has a closed form)")  # fmt: skip
     add(
         "--kl-warmup",
         type=float | None,
         metavar="FRACTION",
-        help="raise the weight of the KL from 0 over this fraction of the run, such as 0.3",
+        help="fraction of the run over which the weight of the KL rises from 0 to 1, such as 0.3",
     )
-    add("--beta", type=float | None, help="the weight of the KL (of BetaVAE)")
+    add("--beta", type=float | None, help="weight of the KL, as in the beta-VAE")
     add("--free-bits", type=float | None, metavar="NATS",
-        help="no gain from a KL of a layer below so many nats (of FreeBits)")  # fmt: skip
-    add("--epochs", type=int | None, help="passes over the data; by their size unless given")
-    add("--batch-size", type=int | None, help="data per step; 128, or all of fewer, unless given")
+        help="free bits: nats of KL per layer that cost nothing")  # fmt: skip
+    add("--epochs", type=int | None, help="passes over the data (default: by their size)")
+    add(
+        "--batch-size",
+        type=int | None,
+        help="data per step (default: 128, or all of them if fewer)",
+    )
     add("--lr", type=float, default=1e-3, help="Adam's learning rate")
     add("--schedule", type=Schedule, default=_part("schedule"),
-        help="the learning rate's factor over the run")  # fmt: skip
+        help="factor on the learning rate over the run")  # fmt: skip
     add("--turns", type=Turns | None,
-        help="whose parameters a step moves, guide's or model's; all unless given")  # fmt: skip
-    add("--clip-norm", type=float | None, help="largest gradient norm of the loss per datum")
-    add("--patience", type=int | None, help="stop after so many epochs without a better ELBO")
+        help="which parameters each step moves, the guide's or the model's (default: all)")  # fmt: skip
+    add("--clip-norm", type=float | None, help="largest norm of the gradient of the loss per datum")
+    add(
+        "--patience",
+        type=int | None,
+        help="epochs without a better validation ELBO before training stops",
+    )
 
 
 def _add_run(group: Any) -> None:
     add = group.add_argument
-    add("--num-samples", type=int, default=1000, help="importance samples a datum for log p(x)")
+    add("--num-samples", type=int, default=1000, help="importance samples per datum for log p(x)")
     add("--weights", type=Literal["best", "last"], default="best",
-        help="which are judged: those of the best validation ELBO, or the last")  # fmt: skip
+        help="weights to evaluate: those with the best validation ELBO, or the last")  # fmt: skip
     engines = Literal["auto", "eager", "recorded", "compiled"]
-    help_ = "how a step is run: by Pyro, replayed, or compiled; auto replays in longer runs"
+    help_ = "run steps eagerly, recorded or compiled; auto chooses by the length of the run"
     add("--engine", type=engines, default="auto", help=help_)
     precisions = Literal["float32", "tf32", "bfloat16"]
-    help_ = "of the networks' products; densities are float32 in any case"
+    help_ = "precision of the networks' matrix multiplications; densities are always float32"
     add("--precision", type=precisions, default="float32", help=help_)
     add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
-    add("--seed", type=int, default=0, help="of weights, noise and order")
+    add("--seed", type=int, default=0, help="seed for weights, noise and data order")
     add("--tensorboard", type=bool, default=False, help="write TensorBoard scalars too")
-    add("--out", type=Path | None, help="the run folder; runs/DATA-MODEL-TIME unless given")
-    add("--init-from", type=Path | None, help="a run folder whose best weights are started from")
-    add("--resume", type=Path | None, help="a run folder to go on with, to the same bits")
+    add("--out", type=Path | None, help="run folder (default: runs/DATA-MODEL-TIME)")
+    add("--init-from", type=Path | None, help="run folder whose best weights training starts from")
+    add("--resume", type=Path | None, help="run folder to resume, bit for bit")
 
 
 def _part(role: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Parts by name: what the command line offers, and how a user's own file is named.
+"""Parts by name: those the command line offers, and those in a user's own file.
 
 Names come from the packages' own ``__all__``; there is nothing to register.
 """

@@ -1,4 +1,4 @@
-"""The program of a run: its class, the sizes of its latents, and what its arguments ask for."""
+"""Build the program of a run: its class, the sizes of its latents, its arguments."""
 
 from __future__ import annotations
 

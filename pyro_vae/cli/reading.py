@@ -1,4 +1,4 @@
-"""How the command line reads data: which axes they have, and what stands for a missing value."""
+"""Load the data of a command line: their axes and their codes of missing values."""
 
 from __future__ import annotations
 

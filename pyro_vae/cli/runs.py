@@ -1,4 +1,4 @@
-"""A run: a configuration made into data, program and objective; trained, judged, drawn, told."""
+"""A run: build data, program and objective from a configuration; train, evaluate, report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the data and the likelihood decide, where the command line leaves it open.
+"""Fill in options that depend on the data and the likelihood.
 
 Nothing here goes by a part's name: a likelihood says by its support which values it takes, and the
 arguments of its constructor say what it wants to know about the data.

@@ -1,4 +1,4 @@
-"""Configurations in files, which may come from strangers: read, held against trust, compared."""
+"""Read configuration files, which may come from strangers; check and compare them."""
 
 from __future__ import annotations
 

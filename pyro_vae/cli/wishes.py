@@ -1,4 +1,4 @@
-"""Common wishes as one flag each, made into the objective that they stand for."""
+"""Shorthand flags (``--kl-warmup``, ``--beta``, ``--free-bits``), translated into an objective."""
 
 from __future__ import annotations
 

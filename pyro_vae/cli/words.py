@@ -1,4 +1,4 @@
-"""A command line as words: the values of options that no parser may interpret, such as paths.
+"""Take options such as paths from a command line before a parser interprets them.
 
 A parser that reads values as YAML takes ``~`` for nothing, and refuses bytes that are no text.
 """

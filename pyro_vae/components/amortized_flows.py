@@ -1,4 +1,4 @@
-r"""Flows without networks of their own: every datum's parameters are raw numbers of its posterior.
+r"""Flows without networks of their own: the encoder predicts every parameter of the flow.
 
 A normal with independent coordinates is drawn first, and each flow in turn makes
 :math:`z \mapsto f(z)` of its sample; the density follows from the Jacobian,

@@ -1,4 +1,4 @@
-"""Discrete vectors drawn one entry after the other, each given the entries before it."""
+"""Autoregressive families of discrete vectors: each entry given the entries before it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["AutoregressiveBernoulli"]
 
 
 class AutoregressiveBernoulli(Family):
-    r"""Binary values, each given those before it by one masked network.
+    r"""Autoregressive binary values by one masked network: MADE.
 
     .. math:: p(z) = \prod_d \mathrm{Bernoulli}\big(z_d; \sigma(\alpha_d + f_d(z_{<d}, h))\big)
 

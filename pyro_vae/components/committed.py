@@ -1,4 +1,4 @@
-"""Families that keep latents from collapsing: the KL from the prior has a rate for its floor.
+"""Families against posterior collapse (delta-VAE): the KL from the prior has a positive minimum.
 
 Each commits by what it cannot express, whatever the network says: a prior whose numbers hang
 together beside a posterior whose numbers do not, scales that stay below one, or means that vary
@@ -26,7 +26,7 @@ _SMALLEST_STEP = 1e-6
 
 
 class AutoregressiveNormal(Family):
-    r"""A prior whose numbers hang together in a chain, for posteriors whose numbers do not.
+    r"""An AR(1) prior over the latents (delta-VAE), for posteriors whose latents are independent.
 
     .. math:: z_1 \sim N(0, I), \qquad z_t \sim N(\alpha z_{t-1}, (1 - \alpha^2) I)
 
@@ -76,7 +76,7 @@ class AutoregressiveNormal(Family):
 
 
 class CommittedNormal(Family):
-    r"""A normal posterior of scales so far below one that its KL from N(0, I) has a floor.
+    r"""A normal posterior whose KL from N(0, I) has a positive minimum (delta-VAE).
 
     .. math::
         \mathrm{KL} = \sum_d \tfrac12 (\mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2)
@@ -121,7 +121,7 @@ class CommittedNormal(Family):
 
 
 class BatchNormalizedNormal(Family):
-    r"""A normal posterior whose means are normalised over the batch, so that they vary.
+    r"""A normal posterior with batch-normalised means, against posterior collapse.
 
     .. math::
         \mu_d = \gamma \, \frac{m_d - \mathrm{mean}(m_d)}{\mathrm{std}(m_d)} + \beta_d, \qquad

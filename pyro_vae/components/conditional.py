@@ -1,4 +1,4 @@
-"""The one contract of every trainable part: a module that returns a Pyro distribution.
+"""The contract of every trainable part: a module that returns a Pyro distribution.
 
 A *family* maps raw, unconstrained numbers to a distribution over an event, and says how many of
 them it takes and how they start from data. A *conditional* is a network followed by a family,

@@ -118,7 +118,7 @@ class LogitNormal(Family):
 
 
 class Categorical(Family):
-    """Independent integers 0..K-1, each of which has a probability of its own.
+    """Independent integers 0..K-1 with free probabilities.
 
     Exact for 8-bit pixels with 256 categories; for latents, symbols and columns of a table as well.
     Raw numbers are logits; they start at the logarithm of how often each category
@@ -203,7 +203,7 @@ class DiscretizedLogistic(Family):
 
 
 class DiscretizedLogisticMixture(Family):
-    r"""A mixture of discretized logistics for each pixel, with its channels coupled.
+    r"""A mixture of discretized logistics for each pixel, channels coupled: that of PixelCNN++.
 
     For images of several channels, ``(C, height, width)``, all channels of a pixel share the
     component, in which each sees the channels before it:

@@ -1,4 +1,4 @@
-"""The parts of a VAE whose data have labels: each distribution listens to the label, too."""
+"""Parts of a conditional VAE: each distribution is also given the label."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class _Relaxed(Family):
 
 
 class RelaxedBernoulli(_Relaxed):
-    r"""Independent numbers in (0, 1), near 0 and 1 at low temperature: binary Concrete.
+    r"""Binary Concrete: independent numbers in (0, 1), near 0 and 1 at low temperature.
 
     .. math:: z = \sigma\Big(\frac{\alpha + \log u - \log(1 - u)}{T}\Big), \qquad u \sim U(0, 1)
 
@@ -67,7 +67,7 @@ class RelaxedBernoulli(_Relaxed):
 
 
 class Concrete(_Relaxed):
-    r"""Points of a simplex, near its corners at low temperature; categories on the last axis.
+    r"""Concrete (Gumbel-softmax): points of a simplex; categories on the last axis.
 
     .. math:: z = \mathrm{softmax}\Big(\frac{\alpha + g}{T}\Big), \qquad g_k \sim \mathrm{Gumbel}
 

@@ -1,4 +1,4 @@
-"""How wide a likelihood over real numbers is, where the network does not say it for each number."""
+"""Scales of likelihoods over real numbers that the network does not predict: shared or optimal."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ __all__ = ["CategoricalSequence", "Multinomial"]
 
 
 class Multinomial(Family):
-    r"""How often each word of a vocabulary occurs in a row, given the row's total.
+    r"""Word counts of a row given their total: bags of words.
 
     .. math:: P(x \mid n) = \frac{n!}{\prod_v x_v!} \prod_v \theta_v^{x_v}, \qquad n = \sum_v x_v
 
@@ -57,7 +57,7 @@ class Multinomial(Family):
 
 
 class CategoricalSequence(Family):
-    r"""Sequences of at most L symbols, each with probabilities of its own, an end, and padding.
+    r"""Sequences of at most L symbols, independent given z, with an end symbol and padding.
 
     The category ``padding`` ends a sequence and fills what is left of it; its first occurrence has
     a probability like any symbol, the rest costs nothing. The probabilities of all sequences of 0

@@ -13,7 +13,7 @@ __all__ = ["UniformSphere", "VonMisesFisher"]
 
 
 class UniformSphere(Family):
-    r"""All directions alike, :math:`p(z) = \mathrm{Uniform}(S^{D-1})`, on the last axis.
+    r"""The uniform distribution on the unit sphere :math:`S^{D-1}` of the last axis.
 
     The prior of a von Mises-Fisher posterior; there are no raw numbers.
 
@@ -45,7 +45,7 @@ class UniformSphere(Family):
 
 
 class VonMisesFisher(Family):
-    r"""Directions around one, on the last axis: :math:`q(z) = C_D(\kappa) \exp(\kappa \mu^\top z)`.
+    r"""Von Mises-Fisher on the unit sphere: :math:`q(z) = C_D(\kappa) \exp(\kappa \mu^\top z)`.
 
     For the prior ``UniformSphere``, to which the KL is in closed form. The D + 1 raw numbers of a
     direction are a vector, whose direction :math:`\mu` is, and the raw concentration.

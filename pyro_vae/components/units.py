@@ -1,4 +1,4 @@
-"""The units of data, as far as a distribution of them leaves them open."""
+"""Learn a distribution in the units of its data."""
 
 from __future__ import annotations
 

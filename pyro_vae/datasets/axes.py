@@ -1,4 +1,4 @@
-"""How the axes of a user's array are read: as a table or images, or as they are."""
+"""Decide the axes of a user's array: a table, images, or as they are."""
 
 from __future__ import annotations
 

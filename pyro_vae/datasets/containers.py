@@ -1,4 +1,4 @@
-"""What people hold data sets in: pairs, dictionaries, torch's data sets, lists of items."""
+"""Read containers of data: pairs, dictionaries, torch's data sets, lists of items."""
 
 from __future__ import annotations
 

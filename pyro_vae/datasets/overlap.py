@@ -1,4 +1,4 @@
-"""Rows of validation and test data that were trained on, too."""
+"""Find rows of validation and test data that also occur in the training data."""
 
 from __future__ import annotations
 

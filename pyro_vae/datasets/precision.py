@@ -1,4 +1,4 @@
-"""What is lost where numbers are stored in fewer digits than they were given in."""
+"""Warn about numbers that 32-bit floats cannot tell apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user holds numbers in, as one numeric array in which a missing value is NaN."""
+"""Convert a user's numbers (masked, nullable, objects) to one array in which NaN is missing."""
 
 from __future__ import annotations
 

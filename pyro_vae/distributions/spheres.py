@@ -24,7 +24,7 @@ __all__ = ["HypersphericalUniform", "VonMisesFisher"]
 
 
 class HypersphericalUniform(TorchDistribution):
-    r"""All directions alike: the uniform distribution on the unit sphere of D dimensions.
+    r"""The uniform distribution on the unit sphere of D dimensions.
 
     .. math:: p(z) = \frac{\Gamma(D / 2)}{2 \pi^{D / 2}}, \qquad \|z\| = 1
 

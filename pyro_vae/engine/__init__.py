@@ -1,4 +1,4 @@
-"""Fit a program fast, and so that it can be killed at any moment."""
+"""Train a program: fast, and resumable after a kill at any moment."""
 
 from pyro_vae.engine.arithmetic import fast_arithmetic
 from pyro_vae.engine.callbacks import Callback

@@ -1,4 +1,4 @@
-"""A saved state held against the run that is to take it up, before any of it is taken.
+"""Compare a checkpoint with the run that loads it, before any of it is loaded.
 
 Every tensor has the shape, type and range of the program's own, every other field a type and a
 range, and what follows from something else in the state agrees with it. The kernels of an optimiser

@@ -1,4 +1,4 @@
-"""The arithmetic of a run: its precision, and the fastest way to it.
+"""The float arithmetic of a run: its precision, and the fastest library for it.
 
 Two things outside a program cost it half of its speed on some machines: MKL's float32 products
 run at half speed on AMD processors, where oneDNN's, in the same build of torch, do not; and the

@@ -1,4 +1,4 @@
-"""A run's state on disk: atomic to write, verified to read, and free of pickle.
+"""Checkpoints: a run's state on disk, written atomically, verified on reading, without pickle.
 
 A checkpoint is a folder ``step-000000123`` of three files: ``tensors.safetensors``, ``state.json``
 (everything that is not a tensor) and ``manifest.json`` (format, version, step, and the size and

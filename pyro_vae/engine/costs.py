@@ -1,4 +1,4 @@
-"""What a step takes of memory, estimated from steps on a few rows before the first."""
+"""Estimate the memory of a step from steps on a few rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the history of a run says of its course: that it diverged, or that it overfits."""
+"""Detect divergence and overfitting in the history of a run."""
 
 from __future__ import annotations
 

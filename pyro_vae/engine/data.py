@@ -1,4 +1,4 @@
-"""How stored rows become observations, and how batches are drawn.
+"""Observe stored rows (binarise, dequantise, rescale), and draw batches.
 
 Rows stay as they are stored (usually uint8) on the training device; each batch is gathered there
 and then *observed*: scaled, binarised or dequantised. Training rows are observed anew at every

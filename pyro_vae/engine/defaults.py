@@ -1,4 +1,4 @@
-"""What a run takes where nothing is said: a device, an objective, the arguments of a program."""
+"""Defaults of a run: device, objective, the arguments of a program."""
 
 from __future__ import annotations
 

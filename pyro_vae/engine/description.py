@@ -1,4 +1,4 @@
-"""What makes a program the program that it is, beside its tensors: told in plain words.
+"""Describe a program in words, so that a resumed run is known to be the same.
 
 A checkpoint holds tensors; a likelihood's fixed scale, an activation or a number of flows is in the
 code that built the program. It is written beside them, so that weights are not taken up by another

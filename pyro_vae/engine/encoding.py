@@ -1,4 +1,4 @@
-"""A nested state as JSON text and a dict of tensors, and back, without running code.
+"""Encode a nested state as JSON and tensors, and decode it without running code.
 
 What JSON lacks is an object of one key that starts with "$"; dicts that could be mistaken for one,
 or whose keys are not all strings, are such an object themselves:

@@ -1,4 +1,4 @@
-"""Why a step was not taken: which number is not finite, of which parameter, site and line."""
+"""Explain a step that was refused: the parameter, site and line of a number that is not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before its first step a program meets the training data: it starts at their units and means.
+"""Initialise a program from the training data: standardised inputs, outputs at the data's means.
 
 By convention, and not by name: a module takes part that says whether it ``is_new``. One with
 ``meet_inputs(x)`` is handed the data if it has been given them; one with ``meet_data(x)`` if the

@@ -1,4 +1,4 @@
-"""The numbers of a run: averaged where they are made, written where they can be read.
+"""Metrics: averaged on the device, written to a file and to TensorBoard.
 
 `Mean` averages on the device, so that a training step never waits for its own loss. `MetricsFile`
 appends records to a file of JSON lines, which `read` reads and `truncate` takes back to a step when

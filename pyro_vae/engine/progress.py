@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: the bar, and the clock behind it."""
+"""The progress bar of a run, and its clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run takes up from a state, all of it or none: random numbers and the weights of a module.
+"""Load a state, all of it or nothing: random states and the weights of modules.
 
 A part that is missing, malformed or of another shape is an error, never passed over in silence.
 """

@@ -1,4 +1,4 @@
-"""What a run that goes on has to share with the one that stopped, and what it had better share."""
+"""Check a resumed run: settings have to match the checkpoint, the environment should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: made where nothing is in the way, and held by one process at a time."""
+"""Create a run's folder, and lock it for one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a value read from a file has to be like: small checks that nest as the value does.
+"""Schemas for values read from files: small checks that nest as the values do.
 
 A check is called with a value's place and the value, and gives one line for each fault. It never
 raises, whatever the value is.

@@ -1,4 +1,4 @@
-"""A batch of a single row, which some programs cannot be trained on.
+"""Avoid batches of a single row for programs that cannot be trained on one.
 
 Batch normalisation refuses it, and a variance over the batch is not a number there. What an epoch
 leaves over then joins the batch before it.

@@ -1,4 +1,4 @@
-"""The parts of a training run, its stages, and the state that a killed run goes on from."""
+"""The parts of a training run, its stages, and the state that a resumed run starts from."""
 
 from __future__ import annotations
 

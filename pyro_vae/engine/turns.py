@@ -1,4 +1,4 @@
-"""Whose turn it is: which parameters a step moves, the guide's, the model's or all of them."""
+"""Choose which parameters a step moves: the guide's, the model's, or all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a program: taken out of it, put back, and loaded from a run folder."""
+"""Copy a program's weights, restore them, and load them from a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data in pieces that fit into memory, and the checks of what is handed to an evaluation."""
+"""Evaluate data in batches that fit into memory, and check the data."""
 
 from __future__ import annotations
 

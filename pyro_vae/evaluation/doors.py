@@ -1,4 +1,4 @@
-"""What is handed to an evaluation, as the program takes it: its type of numbers and its device."""
+"""Convert the arguments of an evaluation to the program's dtype and device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inference gap in two parts: what the family cannot reach, and what the encoder does not."""
+"""The inference gap and its parts: the approximation gap and the amortization gap."""
 
 from __future__ import annotations
 

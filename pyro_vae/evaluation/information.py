@@ -1,4 +1,4 @@
-r"""What the latents tell of the data: mutual information, and the aggregate posterior.
+r"""Mutual information of data and latents, and the marginal KL, KL(q(z) || p(z)).
 
 The aggregate posterior of N data is the mixture :math:`q(z) = \frac1N \sum_j q(z \mid x_j)`. All
 N^2 densities :math:`q(z_i \mid x_j)` are computed, block by block.

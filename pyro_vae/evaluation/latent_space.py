@@ -1,4 +1,4 @@
-"""The continuous latents of any program as vectors of real numbers, one for each row of a batch.
+"""The continuous latents of any program as one real vector for each row of a batch.
 
 Markov chains, and all else that moves latents about, need positions without bounds. All sites of a
 program together make one vector: ``biject_to`` of each site's support leads from real numbers to

@@ -1,4 +1,4 @@
-"""What the latents hold: posterior means, which units are used, and what can be read off them."""
+"""Posterior means, active units, and linear probes of the latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How probable the data are: the bound and its parts, and log p(x) by importance sampling.
+"""The ELBO and its parts, and log p(x) by importance sampling.
 
 Every number is in nats per datum, of normalised densities, never scaled. Nothing is changed by
 looking: parameters, buffers, modes and random states are the same afterwards.

@@ -1,4 +1,4 @@
-r"""A guide whose distributions are set free of its encoder, datum by datum.
+r"""A guide whose parameters are free for each datum, started at the encoder's output.
 
 An encoder hands numbers to distributions: the best that a family can do for one datum is reached by
 moving those numbers and not the encoder. Each gets a free offset :math:`\delta`, zero at first,

@@ -1,4 +1,4 @@
-"""A better posterior for each datum: by gradient steps in the guide's family, or by HMC beyond it.
+"""Refine the posterior of each datum: gradient steps in the guide's family, or HMC.
 
 The model stays as it is, and so do the encoder's weights. Both ways start at what the encoder says:
 semi-amortised inference, at evaluation.

@@ -1,4 +1,4 @@
-"""What a program sees and dreams: data space, on the CPU, without changing any state.
+"""Reconstructions, samples, interpolations and traversals in data space.
 
 A picture is the mean of the likelihood, or a draw of it where ``stochastic`` or where it has no
 mean. Functions of the model alone take ``x_like``: data whose rows tell shape, type and device.

@@ -1,4 +1,4 @@
-"""A program run with some of its latents set to values, and with data that it generates."""
+"""Run a program with some latents set to values, or on data that it generates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain verdict on the latents: which layers are used, and what to try where they are not."""
+"""A verdict on posterior collapse: which layers are used, and what to try where they are not."""
 
 from __future__ import annotations
 

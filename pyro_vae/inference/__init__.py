@@ -1,4 +1,4 @@
-"""What a program means while it is fitted; works on any Pyro model and guide."""
+"""Inference on any Pyro model and guide: programs, site terms, objectives, handlers, schedules."""
 
 from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, OfSamples
 from pyro_vae.inference.detached import detached

@@ -1,4 +1,4 @@
-"""What to do about data that a likelihood cannot score, in words."""
+"""Advice about data that a likelihood cannot score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regularised objectives that look at the posteriors of all data together.
+"""Objectives with a penalty on the aggregate posterior: InfoVAE, beta-TCVAE, DIP-VAE.
 
 They bring the aggregate posterior
 

@@ -1,4 +1,4 @@
-"""The ways a gradient takes: directly to the parameters of a density, or through its samples.
+"""Split gradients: directly through a density's parameters, or through its samples.
 
 ``detached`` leaves of a density only the way through the samples. ``split_terms`` is the table of
 a program whose samples were cut out of the graph, so that an objective can send one gradient to

@@ -1,4 +1,4 @@
-"""One program at a time: Pyro's handlers and settings, and torch's noise, are the process's.
+"""A lock for calls from several threads: Pyro's handlers and torch's generators are global.
 
 Calls from other threads wait. So a call draws the numbers that it draws alone, and puts back what
 it found, not what another one had set in the meantime.

@@ -1,4 +1,4 @@
-"""What went wrong in a program, in words of ours: which layer, given what, in which line.
+"""Explain errors in a user's program: which layer, which input, which line.
 
 An operation of torch says what it wanted of two matrices. The frames that it was called from know
 more: the site, the line of the user's file, and the layer with what was handed to it.

@@ -1,4 +1,4 @@
-"""Effect handlers: what a program means while it is fitted, without a flag in the program.
+"""Effect handlers: KL weights, sticking the landing, frozen parts, temperatures.
 
 Each wraps a model or a guide, ``KLWeight(0.5)(vae.model)``, or stands around a block,
 ``with KLWeight(0.5): ...``. The weight and the gradients change; the bound that our objectives

@@ -1,4 +1,4 @@
-"""Bounds from several weighed particles, and better gradients of them for the guide.
+"""Importance-weighted bounds, and better gradients of them for the guide.
 
 Particles are weighed within each datum. All of these need reparameterised latents; ``RWS``, ``TVO``
 and ``VIMCO`` do without.

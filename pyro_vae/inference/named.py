@@ -1,4 +1,4 @@
-"""Handlers that are for some sites or modules of a program: those have to be in it."""
+"""Check that the sites and modules that a handler names are in the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sites of a program observe, and where in its arguments that lies."""
+"""Find what the observed sites of a program observe, and where in its arguments that is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which functions a parameter of Pyro's store belongs to, however they are wrapped.
+"""Find the function that a parameter of Pyro's store belongs to, however it is wrapped.
 
 A parameter belongs to the functions whose bodies enclose all statements of the run that declares
 it: the model itself, and what stands around it (a lambda, a decorator). A helper that a model calls

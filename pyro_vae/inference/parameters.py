@@ -1,4 +1,4 @@
-"""Whose parameter is whose: each program its own, in Pyro's one store and in its modules."""
+"""The parameters of a program, kept apart in Pyro's one store and in its modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an objective cannot train is said before the first step, with one that can.
+"""Refuse pairs of objective and program that cannot work, and name an objective that can.
 
 Pyro's own objectives take every program, and some then follow a gradient that is zero, or report
 a number that is no bound. Ours say so themselves, by ``Objective.refusal``.

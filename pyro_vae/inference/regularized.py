@@ -1,4 +1,4 @@
-"""Regularised objectives: what is optimised is no bound, so the ELBO is reported beside it.
+"""Regularised objectives (beta-VAE, capacity, free bits); they report the ELBO.
 
 Each is log p(x | z) less a penalty that stands in for the KL. The latents have to be
 reparameterised. ``aggregate`` has those that look at the posteriors of all data together.

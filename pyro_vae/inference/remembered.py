@@ -1,4 +1,4 @@
-"""What was found out about objects, for as long as all of them live."""
+"""A cache keyed by objects, which lives as long as they do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules: from the fraction of the run that is done to a factor; and numbers that move.
+"""Schedules: functions from the fraction of a run to a factor, and scheduled numbers.
 
 A recorded step would freeze a Python number, so one that moves during training is a tensor that
 is filled in place: ``Scheduled`` by the progress of the run, ``Controlled`` by the KL it measures.

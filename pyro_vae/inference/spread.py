@@ -1,4 +1,4 @@
-"""Data that hardly vary, said before a density of them is trained."""
+"""Warn about constant or nearly constant columns before a density is trained."""
 
 from __future__ import annotations
 

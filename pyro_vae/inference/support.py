@@ -1,4 +1,4 @@
-"""Data held against the support of the distributions that are to score them, before they do."""
+"""Check data against the support of the distributions that score them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives in which nothing passes through a sample: for latents of any kind, discrete ones too.
+"""Reweighted wake-sleep objectives, for latents of any kind.
 
 Model and guide each follow a gradient at given values of the latents, weighed by how well these
 explain the datum.

@@ -1,4 +1,4 @@
-"""What handlers weigh: a datum as a whole, or the log-density of some of its sites.
+"""Weights that handlers set: of a whole datum, or of the log-density of some sites.
 
 A scale around all sites of model and guide is a weight of the data: it multiplies the bound. One
 around some sites weighs their log-densities within it. What subsampled plates scale is neither.

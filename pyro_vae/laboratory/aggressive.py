@@ -1,4 +1,4 @@
-"""Training the encoder until it has caught up with the decoder, step by step."""
+"""Aggressive training (He et al., 2019): train the encoder until it has caught up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laboratory: objectives side by side, from the same data, weights and seeds.
+"""Compare objectives from the same data, weights and seeds.
 
     found = compare(vae, data, objectives=[ELBO(), IWAE(16), DReG(16)])
     print(found.table())

@@ -1,4 +1,4 @@
-"""What a comparison of objectives found, for programs and, as plain text, for people."""
+"""The results of a comparison of objectives, as numbers and as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients measured: how far from the truth, how noisy, and how much signal they carry.
+"""Measure gradients: bias, variance and signal-to-noise ratio.
 
 An objective's gradient is drawn many times at the same weights and data. The draws are kept as a
 few groups, whose means are all that bias, variance and signal-to-noise ratio are made of; leaving

@@ -1,4 +1,4 @@
-"""Weights copied part-way through training, and put back to be looked at."""
+"""Copy weights at chosen steps of training."""
 
 from __future__ import annotations
 

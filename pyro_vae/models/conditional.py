@@ -1,4 +1,4 @@
-"""A variational autoencoder of labelled data: everything in it is given the label."""
+"""The conditional VAE: every distribution is given the label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ConditionalVAE"]
 
 
 class ConditionalVAE(PyroModule):
-    r"""A variational autoencoder with one layer of latents, given labels.
+    r"""A conditional variational autoencoder: one layer of latents, given labels.
 
     Generative process, for each of B data with classes y:
 

@@ -17,7 +17,7 @@ __all__ = ["HierarchicalVAE"]
 
 
 class HierarchicalVAE(PyroModule):
-    r"""A chain of L layers of latents, each given the one above; inference climbs it.
+    r"""L layers of latents, each given the one above, inferred from the data up.
 
     Generative process, for each of B data:
 

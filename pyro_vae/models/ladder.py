@@ -19,7 +19,7 @@ __all__ = ["LadderVAE", "merged"]
 
 
 class LadderVAE(PyroModule):
-    r"""A chain of L layers of normal latents; the guide shares the model's way down.
+    r"""L layers of normal latents whose guide shares the model's top-down networks.
 
     Generative process, for each of B data:
 

@@ -1,4 +1,4 @@
-"""A VAE whose encoder has the first word only: gradient steps on each datum's bound refine q."""
+"""The semi-amortized VAE: gradient steps on each datum's bound refine the encoder's q."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ __all__ = ["TopDownVAE"]
 
 
 class TopDownVAE(PyroModule):
-    r"""A deep hierarchy whose layers see all the layers above, through one residual state.
+    r"""A top-down hierarchy of convolutional latents with one residual state.
 
     Generative process, for each of B data, from the top layer L down:
 

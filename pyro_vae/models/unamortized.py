@@ -1,4 +1,4 @@
-"""A VAE without an encoder: every training datum has a posterior of its own."""
+"""A VAE without an encoder: every training datum has posterior parameters of its own."""
 
 from __future__ import annotations
 

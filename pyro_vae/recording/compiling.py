@@ -1,4 +1,4 @@
-"""A recorded graph through Inductor: its element-wise operations fused, its Python left behind.
+"""Compile a recorded graph with Inductor.
 
 The tensors that a recording holds become inputs, so that weights are read anew at every call, and
 the compiled function is called without ``torch.compile``'s checks: the recorder has made its own.

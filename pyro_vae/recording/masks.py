@@ -1,4 +1,4 @@
-"""Values picked by a mask, as in ``y[mask] = x[mask]``, without sizes that depend on values.
+"""Indexing by a mask, as in ``y[mask] = x[mask]``, without sizes that depend on values.
 
 A compiler needs to know all sizes. What is picked by a mask and put back by the same mask is a
 choice between two tensors of known size.

@@ -1,4 +1,4 @@
-"""When a function runs from its recording, and when as it is written."""
+"""Decide when a function runs eagerly and when from its recording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recorded program depends on besides the values of tensors, watched for changes."""
+"""Watch the Python state that a recorded program depends on for changes."""
 
 from __future__ import annotations
 

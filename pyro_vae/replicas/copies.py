@@ -1,4 +1,4 @@
-"""Programs that are to be trained side by side: copies or a list, of one structure."""
+"""Prepare programs of one structure for training side by side: copies, or a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One gradient step of several replicas as one graph, with one optimiser over stacked parameters.
+"""A gradient step of several replicas as one graph, with one optimiser over stacked parameters.
 
 The replicas' own parameters and the states of their optimisers are slices of the stacks, so that
 validation, checkpoints and a step by itself find an ordinary run.

@@ -1,4 +1,4 @@
-"""Random numbers of several replicas: each has its own global state, whoever draws from it.
+"""Random numbers of several replicas: each has a generator state of its own.
 
 A replica that runs by itself finds its state in the global generators. A step of all replicas at
 once draws from none: its draws are taken out of the recorded graph and become its inputs, filled

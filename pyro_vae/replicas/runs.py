@@ -1,4 +1,4 @@
-"""Several runs of one program side by side: other seeds, or other values of its tensors.
+"""Train several runs of one program side by side: other seeds, or other values of tensors.
 
 Each replica is a run of its own, with its own program, random state, batches, history and folder,
 and comes out as if it had been trained alone, up to rounding. Only the gradient steps are taken

@@ -1,4 +1,4 @@
-"""Many images as one array of pixels: values to colours, cells on an even grid; no drawing in here.
+"""Arrange many images on a grid as one array of pixels.
 
 Each pixel of an image becomes a square of whole pixels of the mosaic, so that every image and every
 gap has exactly the same size; only a grid too large for a picture is averaged down.

@@ -1,4 +1,4 @@
-"""What a run amounts to: a short table for the terminal and one self-contained page for people.
+"""The results of a run: a table for the terminal and a self-contained HTML page.
 
 The page needs nothing beside itself: pictures are inside it, it runs no script and asks no other
 server, it follows the reader's light or dark theme, fits a phone and prints.
@@ -148,16 +148,18 @@ NUMBERS = {
         "-ELBO on the test data in bits per integer of a datum, as stored; lower is better.",
     ),
     "test_rate_nats": _Number(
-        "rate (nats per datum)",
+        "rate, KL (nats per datum)",
         _nats,
         "E_q[log q(z | x) - log p(z)]: the KL of the posterior from the prior, what z tells of x.",
     ),
     "test_distortion_nats": _Number(
-        "distortion (nats per datum)",
+        "distortion, reconstruction NLL (nats per datum)",
         _nats,
         "E_q[-log p(x | z)]: what z leaves untold; the ELBO is -(rate + distortion).",
     ),
-    "test_site_distortion_nats": _Number("distortion (nats per datum)", _nats, "That of one site."),
+    "test_site_distortion_nats": _Number(
+        "distortion, reconstruction NLL (nats per datum)", _nats, "That of one site."
+    ),
     "active_units": _Number(
         "active latent units",
         _count,
@@ -171,7 +173,7 @@ NUMBERS = {
         "number (Hoffman, Johnson, 2016).",
     ),
     "aggregate_kl_nats": _Number(
-        "KL of the aggregate posterior (nats)",
+        "marginal KL, KL(q(z) || p(z)) (nats)",
         _nats,
         "KL of the mixture of these data's posteriors from the prior: the rate less the mutual "
         "information.",
@@ -193,19 +195,19 @@ NUMBERS = {
         "the log-likelihood is too low.",
     ),
     "annealed_log_likelihood_nats": _Number(
-        "log-likelihood by annealing (nats per datum)",
+        "AIS log-likelihood (nats per datum)",
         _nats,
         "log p(x) of the first test data by annealed importance sampling, from the guide, or from "
         "the prior where the guide is a flow without an inverse; in expectation a lower bound that "
         "tightens with the number of temperatures (Neal, 2001).",
     ),
     "sampled_log_likelihood_nats": _Number(
-        "the same by importance sampling",
+        "IS log-likelihood of the same data (nats per datum)",
         _nats,
         "log p(x) of the same data with the guide as proposal; the larger of the two is nearer.",
     ),
     "bracket_nats": _Number(
-        "width of annealing's bracket (nats per datum)",
+        "BDMC gap (nats per datum)",
         _nats,
         "How far apart the lower and the upper bound on log p(x) are, on data that the model "
         "simulated: how far off annealing can be (Grosse, Ghahramani, Adams, 2015).",
@@ -216,46 +218,50 @@ NUMBERS = {
         "log p(x), by the larger estimate, less the ELBO (Cremer, Li, Duvenaud, 2018).",
     ),
     "approximation_gap_nats": _Number(
-        "of it, by the guide's family", _nats, "log p(x) less the ELBO of each datum's best q."
+        "approximation gap (nats per datum)",
+        _nats,
+        "log p(x) less the ELBO of each datum's best q.",
     ),
     "amortization_gap_nats": _Number(
-        "of it, by the encoder",
+        "amortization gap (nats per datum)",
         _nats,
         "The ELBO of each datum's best q of the family, less the encoder's.",
     ),
     "annealing_acceptance": _Number(
-        "acceptance of annealing's moves",
+        "HMC acceptance rate",
         _percent,
         "By Hamiltonian Monte Carlo; about 65 % is good.",
     ),
     "annealing_effective_sample_size": _Number(
-        "effective chains (median)",
+        "AIS effective sample size (median)",
         _count,
         "1 / sum of squared normalised weights of a datum's chains; near 1, anneal more slowly.",
     ),
     "annealing_seconds": _Number(
-        "time of annealing (seconds)",
+        "AIS time (seconds)",
         lambda value: f"{value:,.1f}",
         "What the lower bound took; it grows with the number of temperatures.",
     ),
-    "num_temperatures": _Number("temperatures", _count, "Steps from the prior to p(x, z)."),
+    "num_temperatures": _Number("AIS temperatures", _count, "Steps from the prior to p(x, z)."),
     "num_diagnosed": _Number(
-        "test data of these estimates", _count, "The first ones of the test data."
+        "test data of AIS and gaps", _count, "The first ones of the test data."
     ),
-    "num_simulated": _Number("data simulated for the bracket", _count, "By the model."),
+    "num_simulated": _Number("data simulated for the BDMC gap", _count, "By the model."),
     "num_test": _Number(
         "test data", _count, "Data behind every test number, never trained on but for those below."
     ),
     "num_trained_on": _Number(
-        "of them trained on", _count, "Rows of these other data that the run was trained on."
+        "of these, trained on", _count, "Rows of these other data that the run was trained on."
     ),
     "num_parameters": _Number("trainable parameters", _count, "Of model and guide together."),
     "weights": _Number(
-        "weights that are judged",
+        "evaluated weights",
         _count,
         "The best by the ELBO of the validation data, or the last; test data choose nothing.",
     ),
-    "judged_epoch": _Number("their epoch", _count, "After which the program had these weights."),
+    "judged_epoch": _Number(
+        "epoch of these weights", _count, "After which the program had these weights."
+    ),
     "init_from": _Number("started from", _count, "Another run's weights, before the first step."),
     "epochs": _Number("epochs", _count, "Passes over the training data."),
     "steps": _Number("steps", _count, "Updates of the parameters."),

@@ -1,4 +1,4 @@
-"""Pictures: tensors and records in, a matplotlib figure out; no model, no global state.
+"""Plots: tensors and records in, a matplotlib figure out.
 
 Figures are made directly, never through pyplot, so no backend is switched and nothing stays open.
 Images are shown one to one as ``mosaic`` lays them out: gaps are even, and what is seen is what
@@ -340,7 +340,13 @@ def rate_distortion(
     if not points:
         raise ValueError("there is no point to draw; give at least one rate and distortion")
     figure = _figure(6.6, 4.8)
-    axes = _panel(figure, (1, 1, 1), title, "rate (nats per datum)", "distortion (nats per datum)")
+    axes = _panel(
+        figure,
+        (1, 1, 1),
+        title,
+        "rate, KL (nats per datum)",
+        "distortion, reconstruction NLL (nats per datum)",
+    )
     finite = {name: p for name, p in points.items() if all(map(math.isfinite, p))}
     ordered = sorted(finite.values())
     axes.plot(*zip(*ordered, strict=True) if ordered else ([], []), color=BLUE, marker="o", ms=6)

@@ -66,7 +66,7 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    r"""A multilayer perceptron whose layers open and close their own outputs.
+    r"""A multilayer perceptron with gated layers.
 
     .. math:: h = (W x + b) \odot \sigma(V x + c)
 
@@ -109,7 +109,7 @@ class GatedMLP(nn.Module):
 
 
 class Residual(nn.Module):
-    r"""A deep network of dense blocks, each of which adds to what it is given.
+    r"""A deep network of dense residual blocks.
 
     .. math:: h \leftarrow h + W_2\, a(W_1\, a(h))
 
@@ -162,7 +162,7 @@ class Residual(nn.Module):
 
 
 class SkipMLP(nn.Module):
-    r"""A multilayer perceptron that sees its input again in every layer, the last included.
+    r"""A multilayer perceptron with skip connections from its input to every layer.
 
     .. math:: h_{l + 1} = a(W_l h_l + V_l z + b_l), \qquad y = W h_L + V z
 

@@ -1,4 +1,4 @@
-"""How weights start, as papers prescribe: for ``nn.Module.apply``, or a network's ``initialise``.
+"""Initial weights as papers prescribe, for ``nn.Module.apply`` or a network's ``initialise``.
 
 Biases start at zero, and so does a linear layer's part in them; embeddings and normalisations stay
 as they are. Of a recurrent layer each gate's matrix starts on its own.

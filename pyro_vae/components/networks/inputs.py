@@ -1,4 +1,4 @@
-"""What is done to data before a network sees them."""
+"""Standardise and mask a network's inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks have in common: shapes that are checked, rows, and the layers between sizes."""
+"""Shared by networks: checked shapes, rows, and the layers between sizes."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Cell = type[nn.GRU] | type[nn.LSTM]
 
 
 class Recurrent(nn.Module):
-    """A recurrent network that reads a sequence and ends in a vector; an encoder.
+    """A recurrent encoder from a sequence to a vector.
 
     It reads ``L`` symbols (whole numbers, ``in_shape=(L,)``) if ``num_symbols`` is given, and
     ``L`` steps of real numbers (``in_shape=(L, ...)``) otherwise. What follows the last symbol that
@@ -78,7 +78,7 @@ class Recurrent(nn.Module):
 
 
 class RecurrentDecoder(nn.Module):
-    """A recurrent network that writes a sequence from a vector.
+    """A recurrent decoder from a vector to a sequence.
 
     The vector sets the first state and is the input of every step. The steps see each other only
     through the state, never what was drawn before: given z, they are independent. (A decoder that

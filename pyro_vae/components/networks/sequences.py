@@ -1,4 +1,4 @@
-"""What networks of sequences have in common: symbols that become numbers, and places to fill."""
+"""Shared by networks of sequences: embeddings of symbols, and positions."""
 
 from __future__ import annotations
 

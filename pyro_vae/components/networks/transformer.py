@@ -22,7 +22,7 @@ _SMALL = 0.02  # the scale of what is learned for each place, at the start
 
 
 class Transformer(nn.Module):
-    r"""A transformer that reads a sequence and ends in a vector; an encoder.
+    r"""A transformer encoder from a sequence to a vector.
 
     It reads ``L`` symbols (whole numbers, ``in_shape=(L,)``) if ``num_symbols`` is given, and
     ``L`` steps of real numbers (``in_shape=(L, ...)``) otherwise. A step more, learned, stands
@@ -89,7 +89,7 @@ class Transformer(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    r"""A transformer that writes a sequence from a vector, all steps at once.
+    r"""A transformer decoder from a vector to a sequence, all steps at once.
 
     Each place starts as what is learned for it plus a linear map of the vector; then every place
     looks at every other. Given z, the steps are independent: nothing that is drawn is looked at.
