@@ -123,7 +123,7 @@ def test_several_sites_are_judged_drawn_and_sampled_by_name(data, capsys) -> Non
     results = trained("Several", "--likelihood", "Normal", "--latent", "7")
     shown = capsys.readouterr()
     # Neither the first line nor the configuration say what the program does not use.
-    assert "AsFloat(9) under Several (image ~ Binomial, bright ~ Poisson), on cpu" in shown.err
+    assert "integers 0..9, Several (image ~ Binomial, bright ~ Poisson), on cpu" in shown.err
     assert "--latent, --likelihood: not used, since Several has no such argument" in shown.err
     kept = yaml.safe_load(Path("run/config.yaml").read_text())
     of_parts = {"prior", "likelihood", "posterior", "network", "encoder", "decoder", "latent"}

@@ -162,8 +162,17 @@ def test_unknown_keys_are_shown_under_their_own_names():
 
 
 def test_a_part_is_written_beside_its_whole():
-    results = {"mutual_information_nats": 5.1, "mutual_information_ceiling": 5.19}
-    assert list(cells(table(results)).values()) == ["5.10 of at most 5.19"]
+    results = {"active_units": 3, "num_units": 40}
+    assert list(cells(table(results)).values()) == ["3 of 40"]
+
+
+@pytest.mark.parametrize(
+    ("nats", "said"),
+    [(4.78, "4.78 (at most log N = 5.19)"), (5.19, "at least 5.19 (saturated at log N)")],
+)
+def test_mutual_information_says_where_it_is_saturated(nats, said):
+    results = {"mutual_information_nats": nats, "mutual_information_ceiling": 5.19}
+    assert list(cells(table(results)).values()) == [said]
 
 
 def test_the_verdict_is_below_the_numbers_and_not_among_them(tmp_path):

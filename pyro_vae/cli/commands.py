@@ -80,11 +80,11 @@ def train(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Judge a trained run anew."""
-    parser = _run_parser("evaluate", "Judge a trained run anew, and rewrite its report.")
+    """Evaluate a trained run again."""
+    parser = _run_parser("evaluate", "Evaluate a trained run again and rewrite its report.")
     parser.add_argument("--num-samples", type=int, help="importance samples per datum for log p(x)")
     add_diagnosis(parser)
-    help_ = "judge all rows of other data (--data), not their test part alone"
+    help_ = "evaluate all rows of other data (--data), not only their test part"
     parser.add_argument("--all", action="store_true", help=help_)
     run, done, folder, options, text = _opened(parser, arguments)
     num_samples = options.num_samples or run.config.num_samples
@@ -97,11 +97,11 @@ def sample(arguments: list[str]) -> None:
     parser = _run_parser(
         "sample", "Draw x from the model of a trained run: z ~ p(z), x ~ p(x | z)."
     )
-    parser.add_argument("--num", type=int, default=64, help="how many to draw")
-    parser.add_argument("--mean", action="store_true", help="the mean of x given z, not a draw")
-    help_ = "the class to draw, by name or number, or several, 3,7; all in turn unless given"
+    parser.add_argument("--num", type=int, default=64, help="number of draws")
+    parser.add_argument("--mean", action="store_true", help="write E[x | z] in place of draws")
+    help_ = "class to draw, by name or number, or several: 3,7 (default: all in turn)"
     parser.add_argument("--label", help=help_)
-    help_ = "a .npy file, or .npz of several sites; RUN/samples.* unless given"
+    help_ = "a .npy file, or .npz for several sites (default: RUN/samples.*)"
     parser.add_argument("--out", type=Path, help=help_)
     run, _, folder, options, _ = _opened(parser, arguments, needs_data=False)
     check_suffix(options.out)
@@ -114,8 +114,8 @@ def sample(arguments: list[str]) -> None:
 
 
 def plot(arguments: list[str]) -> None:
-    """Draw a trained run's pictures anew."""
-    parser = _run_parser("plot", "Draw the pictures of a trained run anew.")
+    """Draw a trained run's pictures again."""
+    parser = _run_parser("plot", "Draw the pictures of a trained run again.")
     run, done, folder, _, _ = _opened(parser, arguments)
     place = _place(run, folder)
     if run.on_other_data:
@@ -126,8 +126,8 @@ def plot(arguments: list[str]) -> None:
 
 def list_parts(arguments: list[str]) -> None:
     """Show every part by name, with its one line."""
-    parser = command_parser("list", "Show every part by name, with its one line.")
-    help_ = "ask which go together instead: a table of posteriors and priors, one of objectives"
+    parser = command_parser("list", "Show every part by name, with one line each.")
+    help_ = "show which parts combine: posteriors with priors, and objectives with posteriors"
     parser.add_argument("--combinations", action="store_true", help=help_)
     if parser.parse_args(arguments).combinations:
         from pyro_vae.cli import combinations
@@ -175,13 +175,13 @@ def _resuming(folder: Path, arguments: list[str], modules: set[str]) -> tuple[li
 def _run_parser(command: str, description: str) -> Parser:
     parser = command_parser(command, description)
     parser.add_argument("run", type=str, help="the run folder")
-    parser.add_argument("--device", help="auto, cpu, cuda, mps; the run's own unless given")
-    parser.add_argument("--data-root", help="where named data sets lie; the run's own unless given")
-    help_ = "where the run's data are now, or other data, which is said"
+    parser.add_argument("--device", help="auto, cpu, cuda, mps (default: the run's own)")
+    parser.add_argument("--data-root", help="folder of named data sets (default: the run's own)")
+    help_ = "the run's data where they are now, or other data to evaluate on"
     parser.add_argument("--data", help=help_)
-    parser.add_argument("--model", help="your file and class again, if the run's program is yours")
-    parser.add_argument("--seed", type=int, help="of draws")
-    help_ = "best (by validation) or last; as the run was told unless given"
+    parser.add_argument("--model", help="file and class of the run's program, if it is your own")
+    parser.add_argument("--seed", type=int, help="seed for draws")
+    help_ = "best (by validation) or last (default: as in training)"
     parser.add_argument("--weights", type=Literal["best", "last"] | None, help=help_)
     return parser
 
@@ -262,11 +262,11 @@ def _without(config: Namespace, *names: str) -> Namespace:
 def _announce(run: runs.Run, out: Path) -> None:
     data = run.data
     sizes = " / ".join(str(len(part)) for part in (data.train, data.validation, data.test))
-    observed = f"{type(run.observation).__name__}({run.observation.levels})"
     classes = f" in {len(data.classes)} classes" if data.classes else ""
     print(
         f"{data.name}: {sizes} (train / validation / test){classes}, {data.event_shape}, "
-        f"{observed} under {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}",
+        f"{run.observation}, {_likelihood(run)}, on {run.device}; into "
+        f"{shlex.quote(str(out))}",
         file=sys.stderr,
     )
 
@@ -277,7 +277,7 @@ def _likelihood(run: runs.Run) -> str:
     What is wrong with such a program is said when it is trained.
     """
     if "likelihood" not in unused_options(run.config):
-        return str(run.config.likelihood.class_path.rpartition(".")[2])
+        return f"{run.config.likelihood.class_path.rpartition('.')[2]} likelihood"
     name = type(run.program).__name__
     few = tuple(argument[:3] for argument in run.test())
     with contextlib.suppress(Exception):

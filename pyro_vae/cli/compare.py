@@ -94,7 +94,7 @@ def _add_comparison(group: Any) -> None:
     add = group.add_argument
     default = json.loads(as_list(_OPTION, "objective", words_of(_DEFAULT)))
     add(_OPTION, type=list[ELBO], default=default,
-        metavar="NAME ...", help="objectives to compare (default): " + _DEFAULT)  # fmt: skip
+        metavar="NAME ...", help=f"objectives to compare (default: {_DEFAULT})")  # fmt: skip
     add("--epochs", type=int, default=20, help="passes over the data for each objective")
     add(
         "--warm-up-epochs",
@@ -113,7 +113,12 @@ def _add_comparison(group: Any) -> None:
     add("--num-repeats", type=int, default=200, help="number of draws of each gradient")
     add("--num-samples", type=int, default=200, help="importance samples per datum for log p(x)")
     engines = Literal["auto", "eager", "recorded", "compiled"]
-    add("--engine", type=engines, default="auto", help="how a step is run, as for train")
+    add(
+        "--engine",
+        type=engines,
+        default="auto",
+        help="run steps eagerly, recorded or compiled, as in train",
+    )
     add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
     add("--seed", type=int, default=0, help="seed for weights, noise and data order")
     add("--out", type=Path | None, help="output folder (default: runs/compare-DATA-TIME)")

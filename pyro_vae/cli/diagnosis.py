@@ -22,13 +22,13 @@ _SIMULATED_SHARE = 4
 def add_diagnosis(parser: Parser) -> None:
     """Add the options of what is measured only where it is asked for, since it takes a minute."""
     add = parser.add_argument
-    help_ = "log p(x) by annealed importance sampling, too, and its bracket on simulated data"
+    help_ = "log p(x) by annealed importance sampling, and its BDMC gap on simulated data"
     add("--ais", action="store_true", help=help_)
-    help_ = "what the ELBO lacks of log p(x): by the guide's family, and by its encoder"
+    help_ = "approximation gap (family of q) and amortization gap (encoder)"
     add("--gaps", action="store_true", help=help_)
-    add("--num-temperatures", type=int, default=100, help="of annealing; more are more exact")
-    add("--num-chains", type=int, default=8, help="annealed chains a datum")
-    add("--num-data", type=int, default=100, help="how many test data --ais and --gaps take")
+    add("--num-temperatures", type=int, default=100, help="AIS temperatures; more are more exact")
+    add("--num-chains", type=int, default=8, help="AIS chains per datum")
+    add("--num-data", type=int, default=100, help="number of test data for --ais and --gaps")
 
 
 def diagnose(run: Run, options: Any) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class _Help(DefaultHelpFormatter):
             default = default["class_path"].rpartition(".")[2]
         if default is None or default is False or default == argparse.SUPPRESS:
             return text
+        if isinstance(default, list):  # of parts, which their help lists as people write them
+            return text
         return f"{text} (default: {default})" if action.option_strings else text
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
@@ -174,7 +176,8 @@ def hide_what_is_long(parser: Parser) -> None:
         if action.option_strings and action.option_strings[0].endswith(".help"):
             action.help = argparse.SUPPRESS
         if "--print_config" in action.option_strings:
-            action.help = "show the options as YAML, and exit"
+            action.help = "print the options as YAML and exit"
+            action.metavar = "[=FLAGS]"
         if action.dest == "model":
             # A stored configuration must not lead to another file of options.
             action._enable_path = False
@@ -193,7 +196,8 @@ def _add_data(group: Any) -> None:
         "an array in the .npz file of --data (default: its array 'weights', if any)")  # fmt: skip
     add("--data-root", default="data", help="folder of named data sets, also for downloads")
     add("--missing", type=missing_codes, metavar="NUMBERS",
-        help="codes of missing values in a file, such as -9999 or -9999,-8888, besides NaN")  # fmt: skip
+        help="codes of missing values in a file, such as -9999 or -9999,-8888, besides "
+        "NaN")  # fmt: skip
     add("--observation", type=Callable[[int | None], Observation] | None,
         help="map from stored values to observations (default: by the data)")  # fmt: skip
 
@@ -244,7 +248,8 @@ def _add_training(group: Any) -> None:
     add("--schedule", type=Schedule, default=_part("schedule"),
         help="factor on the learning rate over the run")  # fmt: skip
     add("--turns", type=Turns | None,
-        help="which parameters each step moves, the guide's or the model's (default: all)")  # fmt: skip
+        help="which parameters each step moves, the guide's or the model's "
+        "(default: all)")  # fmt: skip
     add("--clip-norm", type=float | None, help="largest norm of the gradient of the loss per datum")
     add(
         "--patience",

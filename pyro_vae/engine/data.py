@@ -59,6 +59,10 @@ class Observation:
         """Whether the training rows, too, are observed only once, before training."""
         return False
 
+    def __str__(self) -> str:
+        """Return what the model sees, in words."""
+        return type(self).__name__
+
     def __call__(self, x: Tensor) -> Tensor:
         """Observe rows `[B, *event_shape]`; noise comes from the global generator of `x.device`."""
         raise NotImplementedError
@@ -74,6 +78,10 @@ class AsFloat(Observation):
 
     levels: int | None = None
 
+    def __str__(self) -> str:
+        """Return what the model sees, in words."""
+        return "values as stored" if self.levels is None else f"integers 0..{self.levels}"
+
     def __call__(self, x: Tensor) -> Tensor:
         """Observe rows, without noise."""
         return x.to(torch.get_default_dtype())
@@ -88,6 +96,10 @@ class Rescale(Observation):
     """
 
     levels: int
+
+    def __str__(self) -> str:
+        """Return what the model sees, in words."""
+        return f"integers 0..{self.levels} rescaled to [0, 1]"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Observe rows, without noise."""
@@ -112,6 +124,12 @@ class Binarize(Observation):
     def once(self) -> bool:
         """Whether the training rows are drawn once, before training."""
         return not self.resample
+
+    def __str__(self) -> str:
+        """Return what the model sees, in words."""
+        return (
+            f"integers 0..{self.levels} binarised {'at every visit' if self.resample else 'once'}"
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Observe rows; the noise is from the global generator of their device."""
@@ -140,6 +158,10 @@ class Dequantize(Observation):
     """
 
     levels: int
+
+    def __str__(self) -> str:
+        """Return what the model sees, in words."""
+        return f"integers 0..{self.levels} dequantised"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Observe rows; the noise is from the global generator of their device."""

@@ -283,8 +283,8 @@ PARTNERS = {
 _WHOLES = {
     "num_units": "of {}",
     "num_chains": "of {}",
-    "mutual_information_ceiling": "of at most {}",
 }
+_SATURATED = 0.98  # of its ceiling: an estimate from N data cannot tell more than log N
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[_Row]:
@@ -315,8 +315,12 @@ def _value(key: str, results: Mapping[str, Any], write: Callable[[float], str]) 
     number, beside = _number(results[key]), _number(results.get(partner))
     if number is None or not math.isfinite(number) or beside is None:
         return text
+    if partner == "mutual_information_ceiling":
+        if number >= _SATURATED * beside:
+            return f"at least {text} (saturated at log N)"
+        return f"{text} (at most log N = {_written(beside, write)})"
     if partner in _WHOLES:
-        whole = _written(beside, _count if partner.startswith("num_") else write)
+        whole = _written(beside, _count)
         return f"{text} {_WHOLES[partner].format(whole)}"
     if math.isfinite(beside):
         write = f"{{:,.{_places(beside)}f}}".format
