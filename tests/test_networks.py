@@ -15,6 +15,7 @@ from torch import nn
 
 from pyro_vae import VAE
 from pyro_vae.cli import parts
+from pyro_vae.cli.names import offered
 from pyro_vae.cli.parser import training_parser
 from pyro_vae.components import (
     MLP,
@@ -509,10 +510,10 @@ def test_bad_sizes_say_which(build, said: str) -> None:
 # On the command line ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", parts.offered("network"))
+@pytest.mark.parametrize("name", offered("network"))
 def test_defaults_on_the_command_line_are_those_of_python(name) -> None:
     # An option of MLP's, the default, stays where the class that is named has one of that name.
-    part = parts.offered("network")[name]
+    part = offered("network")[name]
     parser = training_parser()
     config = parser.parse_args(["--network", parts.named("network", name)])
     given = {"num_symbols": 3} if name in ("Recurrent", "Transformer") else {}

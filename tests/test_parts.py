@@ -16,15 +16,8 @@ from pyro.infer import Trace_ELBO
 
 import pyro_vae.cli.commands  # noqa: F401 - what it imports is not for the sake of a name
 from pyro_vae.cli.messages import nearest, readable
-from pyro_vae.cli.parts import (
-    PARTS,
-    Functions,
-    check_trusted,
-    named,
-    offered,
-    summary,
-    with_loaded_files,
-)
+from pyro_vae.cli.names import PARTS, offered, summary
+from pyro_vae.cli.parts import Functions, check_trusted, named, with_loaded_files
 
 OFFERED = [(option, name) for option in PARTS for name in offered(option)]
 every_part = pytest.mark.parametrize(("option", "name"), OFFERED)

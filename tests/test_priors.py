@@ -133,16 +133,6 @@ def test_components_start_apart_and_stay_where_a_checkpoint_puts_them() -> None:
     torch.testing.assert_close(prior().log_prob(z), other().log_prob(z))
 
 
-@pytest.mark.parametrize("extreme", [-1e4, 1e4])
-def test_extreme_raw_numbers_of_a_mixture_stay_finite(extreme: float) -> None:
-    family = MixtureOfNormals((3,), num_components=2)
-    raw = torch.full((2, *family.raw_shape), extreme).requires_grad_()
-    log_p = family(raw).log_prob(torch.ones(2, 3))
-    log_p.sum().backward()
-    assert bool(log_p.isfinite().all())
-    assert bool(raw.grad.isfinite().all())
-
-
 class _Largest(TorchDispatchMode):
     """Note the size of the largest tensor that any operation returns."""
 

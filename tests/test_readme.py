@@ -16,8 +16,9 @@ from PIL import Image
 import pyro_vae
 import pyro_vae.components
 import pyro_vae.evaluation
-from pyro_vae.cli import commands, main, parts
+from pyro_vae.cli import commands, main
 from pyro_vae.cli.compare import comparison_parser
+from pyro_vae.cli.names import offered
 from pyro_vae.cli.parser import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,7 +189,7 @@ def test_every_name_exists():
     for name in re.findall(r"`(\w+)`", TEXT.partition("`pyro_vae.evaluation` has")[2])[:9]:
         assert hasattr(pyro_vae.evaluation, name) or name in ("SVI", "fit"), name
     for name in re.findall(r"`((?:Trace|Renyi)\w*_?ELBO)`", TEXT):
-        assert name in parts.offered("objective")
+        assert name in offered("objective")
 
 
 def links() -> list[str]:

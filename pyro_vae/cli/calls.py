@@ -21,7 +21,8 @@ import pyro_vae.components.networks
 import pyro_vae.inference
 import pyro_vae.inference.schedules
 from pyro_vae.cli.messages import nearest
-from pyro_vae.cli.parts import FUNCTIONS, PARTS, named
+from pyro_vae.cli.names import PARTS, known_as
+from pyro_vae.cli.parts import FUNCTIONS, named
 from pyro_vae.components import Family
 from pyro_vae.components.automatic import class_path, distribution_names
 
@@ -321,8 +322,12 @@ def nested(option: str, name: str, annotation: Any) -> str:
     known = choices(annotation, name)
     if (found := known.get(name) or _alike(name, known)) is not None:
         return found
-    if Family in wanted and name in distribution_names():
-        return class_path(name)
+    if Family in wanted:
+        meant = known_as(name, option.removeprefix("--").partition(".")[0], distribution_names())
+        if meant in known:
+            return known[meant]
+        if meant is not None:
+            return class_path(meant)
     role = next((role for role, (_, base) in PARTS.items() if base in wanted), None)
     if "." in name and role is not None:
         return named(role, name)

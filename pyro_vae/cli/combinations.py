@@ -17,24 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.cli.parts import offered
-from pyro_vae.components import MLP, Bernoulli, Conditional, Normal
-from pyro_vae.inference import IWAE, refusals
+from pyro_vae.cli.names import offered, stated
+from pyro_vae.components import MLP, Conditional
+from pyro_vae.inference import refusals
 from pyro_vae.models import VAE
 
-__all__ = ["Combination", "Parts", "kind_of", "matching_prior", "small_parts", "tables"]
+__all__ = [
+    "Combination",
+    "Parts",
+    "kind_of",
+    "matching_posterior",
+    "matching_prior",
+    "small_parts",
+    "tables",
+]
 
 _LATENT_SHAPE = (4,)
 _EVENT_SHAPES = ((1, 2, 2), (3, 2, 2), (4,))  # the first of them that a likelihood takes
 _NUM_ROWS = 6
-# What a part cannot be built without, or is quicker with.
-_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "Automatic": {"distribution": "Laplace"},
-    "BetaTCVAE": {"num_data": 100},
-    "Columns": {"columns": [Normal, Bernoulli, Bernoulli, Normal]},
-    "VampPrior": {"num_pseudo_inputs": 3},
-    "InChunks": {"objective": IWAE(4), "particles_at_once": 2},
-}
 _PARTS_OF_A_REASON = re.compile(r"\ba [A-Z]\w+|'\w+'|^[A-Z]\w+")
 
 
@@ -103,7 +103,8 @@ def small_parts() -> Parts:
     """Return all parts that the command line offers by name, with their default arguments."""
     families = {
         role: {
-            name: partial(part, **_ARGUMENTS.get(name, {})) for name, part in offered(role).items()
+            name: partial(part, **stated(part, "example", {}))
+            for name, part in offered(role).items()
         }
         for role in ("prior", "likelihood", "posterior", "objective")
     }
@@ -121,6 +122,19 @@ def matching_prior(parts: Parts, posterior: str) -> str:
         if _plain(parts, name, posterior).refusal() is None:
             return name
     raise ValueError(f"no prior has the values of a {posterior}")
+
+
+def matching_posterior(parts: Parts, prior: str) -> str:
+    """Return the first posterior that has the values of a prior; its own or a normal if they do.
+
+    Raises:
+        ValueError: If none has.
+    """
+    names = sorted(parts.posteriors, key=lambda name: (name != "DiagonalNormal", name != prior))
+    for name in names:
+        if _plain(parts, prior, name).refusal() is None:
+            return name
+    raise ValueError(f"no posterior has the values of a {prior}")
 
 
 def tables(parts: Parts) -> Iterator[str]:

@@ -21,6 +21,7 @@ from pyro_vae.cli.compare import compare
 from pyro_vae.cli.costs import naming_options
 from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.lists import with_lists
+from pyro_vae.cli.names import PARTS, by_data, known_as, offered, stated, summary
 from pyro_vae.cli.observing import likelihoods
 from pyro_vae.cli.parser import Parser, check_ranges, command_parser, training_parser
 from pyro_vae.cli.programs import unused_options
@@ -136,15 +137,29 @@ def list_parts(arguments: list[str]) -> None:
             print(line, flush=True)
         return
     print("data: " + ", ".join(datasets.NAMES) + ", or a .npy or .npz file or a folder of images")
-    for option in parts.PARTS:
+    for option in PARTS:
         if option in ("encoder", "decoder"):
             continue  # networks, too
         print(f"\n--{option}" + (", --encoder, --decoder" if option == "network" else ""))
-        for name, part in parts.offered(option).items():
-            print(f"  {name:<28}{parts.summary(part)}")
+        kinds = by_data() if option == "likelihood" else {"": offered(option)}
+        for kind, found in kinds.items():
+            if kind:
+                print(f" of {kind}:")
+            for name, part in found.items():
+                print(f"  {name:<28}{summary(part)}{_also(option, name, part)}")
     print("\nor, as --prior, --likelihood or --posterior, any of Pyro's distributions:")
     print(textwrap.fill(", ".join(distribution_names()), 98, break_on_hyphens=False))
     print("\nor any of your own: an import path (my_package.MyPrior) or file (my_file.py:MyPrior)")
+
+
+def _also(option: str, name: str, part: type) -> str:
+    """Return the other names of a part in this role that its line does not hold."""
+    others = [
+        other
+        for other in stated(part, "synonyms", ())
+        if known_as(other, option) == name and other not in summary(part)
+    ]
+    return f" Also {', '.join(others)}." if others else ""
 
 
 def _parsed(
@@ -225,7 +240,7 @@ def _split_model_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     words = iter(arguments)
     for word in words:
         option = word.removeprefix("--").partition("=")[0].partition(".")[0]
-        if word.startswith("--") and option in parts.PARTS:
+        if word.startswith("--") and option in PARTS:
             for_training += [word] if "=" in word else [word, next(words, "")]
         else:
             own.append(word)

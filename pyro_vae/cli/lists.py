@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from pyro_vae.cli import calls
+from pyro_vae.cli.names import PARTS
 from pyro_vae.cli.parser import DEFAULT_PARTS
-from pyro_vae.cli.parts import PARTS, check_trusted, named
+from pyro_vae.cli.parts import check_trusted, named
 
 __all__ = ["annotation_of", "as_list", "class_given", "with_calls", "with_lists", "words_of"]
 

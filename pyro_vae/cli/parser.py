@@ -14,8 +14,9 @@ from pyro.infer import ELBO
 from torch import nn
 
 from pyro_vae.arguments import LARGEST_COUNT
-from pyro_vae.cli import messages, parts
+from pyro_vae.cli import messages
 from pyro_vae.cli.calls import as_typed
+from pyro_vae.cli.names import PARTS, offered
 from pyro_vae.components import Family
 from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.data import Observation
@@ -60,8 +61,8 @@ class _Help(DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.dest in parts.PARTS and action.dest not in ("encoder", "decoder"):
-            text += f": {', '.join(parts.offered(action.dest))}, or your own"
+        if action.dest in PARTS and action.dest not in ("encoder", "decoder"):
+            text += f": {', '.join(offered(action.dest))}, or your own"
         default = action.default
         if isinstance(default, (dict, Namespace)):
             default = default["class_path"].rpartition(".")[2]
@@ -72,7 +73,7 @@ class _Help(DefaultHelpFormatter):
         return f"{text} (default: {default})" if action.option_strings else text
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        if action.dest in parts.PARTS:
+        if action.dest in PARTS:
             return "NAME"
         return str(super()._get_default_metavar_for_optional(action))
 

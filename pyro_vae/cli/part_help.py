@@ -10,6 +10,7 @@ from typing import Any
 
 from pyro_vae.cli import calls, parts
 from pyro_vae.cli.lists import annotation_of, class_given
+from pyro_vae.cli.names import PARTS, offered, summary
 
 __all__ = ["asked", "told"]
 
@@ -38,12 +39,12 @@ def told(option: str, name: str | None, arguments: list[str]) -> str:
         ValueError: There is no such option or part.
     """
     role, *inner = option.removeprefix("--").split(".")
-    if role not in parts.PARTS:
+    if role not in PARTS:
         raise ValueError(f"{option}.help: only parts have help of their own, such as --prior.help")
     if not inner:
         path = parts.named(role, name) if name else class_given(option, arguments)
         if path is None:
-            return _lines(f"{option} NAME", dict(parts.offered(role)))
+            return _lines(f"{option} NAME", dict(offered(role)))
         return _of_class(option, path)
     annotation = _annotation(option, arguments)
     if name:
@@ -65,7 +66,7 @@ def _annotation(option: str, arguments: list[str]) -> Any:
 def _of_class(option: str, path: str) -> str:
     part = calls.imported(path)
     known = calls.arguments_of(path)
-    heading = f"{option} {path.rpartition('.')[2]}: {parts.summary(part)}"
+    heading = f"{option} {path.rpartition('.')[2]}: {summary(part)}"
     if not known:
         return f"{heading}\nIt takes no arguments."
     entries = [_entry(f"{option}.{name}", part, name, kind) for name, kind in known.items()]
@@ -84,7 +85,7 @@ def _of_argument(option: str, annotation: Any, arguments: list[str]) -> str:
 
 
 def _lines(heading: str, classes: dict[str, type]) -> str:
-    rows = [f"  {name:<28}{parts.summary(part)}" for name, part in sorted(classes.items())]
+    rows = [f"  {name:<28}{summary(part)}" for name, part in sorted(classes.items())]
     return "\n".join([heading, *rows])
 
 

@@ -1,7 +1,4 @@
-"""Parts by name: those the command line offers, and those in a user's own file.
-
-Names come from the packages' own ``__all__``; there is nothing to register.
-"""
+"""Parts by name: from what a person types to an import path, a user's own files included."""
 
 from __future__ import annotations
 
@@ -17,55 +14,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyro.infer
 import yaml
-from pyro.infer import ELBO
 from torch import nn
 
-import pyro_vae.components
 import pyro_vae.components.networks
-import pyro_vae.engine.data
-import pyro_vae.engine.turns
-import pyro_vae.inference.schedules
-import pyro_vae.laboratory
-import pyro_vae.models
 from pyro_vae.cli.messages import nearest
+from pyro_vae.cli.names import PARTS, hints, known_as, offered, plain, serves
 from pyro_vae.components import Family
 from pyro_vae.components.automatic import class_path, distribution_names
 
 __all__ = [
     "FUNCTIONS",
-    "PARTS",
     "Functions",
     "check_trusted",
     "named",
-    "offered",
-    "summary",
     "with_loaded_files",
 ]
 
-# Pyro's own docstrings do not begin with what a one-line list needs.
-_ELBOS = {
-    "Trace_ELBO": "The ELBO, with every term sampled.",
-    "TraceMeanField_ELBO": "The ELBO, with its KL terms in closed form where they have one.",
-    "TraceGraph_ELBO": "The ELBO, with baselines for latents that cannot be reparameterised.",
-    "TraceEnum_ELBO": "The ELBO, with latents that are marked for it summed out.",
-    "RenyiELBO": "Renyi's bound of order alpha; of order 0 the importance weighted bound.",
-}
-
-PARTS: dict[str, tuple[ModuleType, type]] = {
-    "model": (pyro_vae.models, nn.Module),
-    "prior": (pyro_vae.components, Family),
-    "likelihood": (pyro_vae.components, Family),
-    "posterior": (pyro_vae.components, Family),
-    "network": (pyro_vae.components.networks, nn.Module),
-    "encoder": (pyro_vae.components.networks, nn.Module),
-    "decoder": (pyro_vae.components.networks, nn.Module),
-    "objective": (pyro_vae.inference, ELBO),
-    "observation": (pyro_vae.engine.data, pyro_vae.engine.data.Observation),
-    "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
-    "turns": (pyro_vae.laboratory, pyro_vae.engine.turns.Turns),
-}
 # Where the classes that a stored configuration may name are defined.
 _TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
 FUNCTIONS = (
@@ -76,25 +41,6 @@ FUNCTIONS = (
 """Functions among the parts, which a stored configuration may name too."""
 
 _UNREAD = ("data", "data_root", "data_weights", "out", "device")
-_OF_DATA = (
-    "Categorical", "CategoricalSequence", "Columns", "ContinuousBernoulli", "DiscretizedLogistic",
-    "DiscretizedLogisticMixture", "Incomplete", "LogitNormal", "Multinomial",
-)  # fmt: skip
-_NO_ROLE = {
-    "model": ("UnamortizedVAE",),
-    "objective": ("Objective",),
-    "network": ("Observed", "Standardize"),
-    "encoder": ("Observed", "Standardize", "RecurrentDecoder", "TransformerDecoder"),
-    "decoder": ("Observed", "Standardize", "Recurrent", "Transformer"),
-    "prior": ("BatchNormalizedNormal", "CommittedNormal", "Point", "Sylvester", *_OF_DATA),
-    "likelihood": (
-        "AutoregressiveNormal", "BatchNormalizedNormal", "CommittedNormal", "Point",
-        "StandardNormal", "Sylvester", "UniformSphere", "VampPrior",
-    ),
-    "posterior": (
-        "AutoregressiveNormal", "Point", "StandardNormal", "UniformSphere", "VampPrior", *_OF_DATA,
-    ),
-}  # fmt: skip
 
 
 class Functions(nn.Module):
@@ -121,32 +67,6 @@ class Functions(nn.Module):
         self.guide = module.guide
 
 
-def offered(option: str) -> dict[str, type]:
-    """Return the classes that an option offers by name, from the public names of its package."""
-    package, base = PARTS[option]
-    found = {name: getattr(package, name) for name in package.__all__}
-    if option == "objective":
-        found = {name: getattr(pyro.infer, name) for name in _ELBOS} | found
-    return {
-        name: value
-        for name, value in found.items()
-        if inspect.isclass(value)
-        and issubclass(value, base)
-        and value is not base
-        and not inspect.isabstract(value)
-        and name not in _NO_ROLE.get(option, ())
-    }
-
-
-def summary(part: type) -> str:
-    """Return a part's one line: the first sentence of its docstring, without formulas."""
-    if part.__name__ in _ELBOS:
-        return _ELBOS[part.__name__]
-    paragraph = " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split())
-    sentence = re.split(r"(?<=[\w)\]])\.(?: |$)", paragraph)[0].replace("``", "").replace("`", "")
-    return re.sub(r",? :math:.*$", "", sentence).rstrip(".:") + "."
-
-
 def named(option: str, name: str) -> str:
     """Return the import path of a part named by class, import path, or ``file.py:Class``.
 
@@ -159,15 +79,18 @@ def named(option: str, name: str) -> str:
     if ".py" in name:
         return _named_in_file(option, name)
     classes = offered(option)
-    if name in classes:
-        return f"{classes[name].__module__}.{name}"
     others = distribution_names() if PARTS[option][1] is Family else ()
-    if _is_automatic(option, name):
-        return class_path(name)
+    found = known_as(name, option, others)
+    if found in classes:
+        return f"{classes[found].__module__}.{found}"
+    if found is not None:
+        return class_path(found)
     if "." not in name:
         package = PARTS[option][0]
-        if name in _NO_ROLE.get(option, ()) and name in package.__all__:
+        if name in package.__all__ and not serves(getattr(package, name), option):
             _refuse_role(option, name, getattr(package, name))
+        if hint := hints(option).get(plain(name)):
+            raise ValueError(f"--{option} {name}: {hint}")
         pyros = "any of Pyro's distributions, " if others else ""
         near = nearest(name, [*classes, *others]).strip()
         raise ValueError(
@@ -407,7 +330,7 @@ def _checked_part(option: str, name: str, found: Any) -> None:
             f"--{option} {name}: {needs}not a class derived from {_public_path(base)}; "
             f"{'write these methods' if needs else 'derive it from that class'}"
         )
-    if found.__name__ in _NO_ROLE.get(option, ()) and found.__module__.startswith("pyro_vae."):
+    if not serves(found, option):
         _refuse_role(option, name, found)
 
 

@@ -168,6 +168,8 @@ class Sylvester(_Flows):
         Sylvester Normalizing Flows for Variational Inference (van den Berg et al., 2018)
     """
 
+    roles = ("posterior",)
+
     def __init__(
         self,
         event_shape: Shape,

@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -56,6 +56,9 @@ class Automatic(Family):
         ValueError: If the distribution is unknown, has no tensor parameters, or its event cannot
             have this shape.
     """
+
+    data = "any kind, as Pyro's distribution says"
+    example: ClassVar = {"distribution": "Laplace"}
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class AutoregressiveBernoulli(Family):
         Larochelle, 2015)
     """
 
+    data = "bits"
+
     def __init__(
         self,
         event_shape: Shape,

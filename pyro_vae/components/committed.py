@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -48,6 +49,12 @@ class AutoregressiveNormal(Family):
     References:
         Preventing Posterior Collapse with delta-VAEs (Razavi et al., 2019)
     """
+
+    roles = ("prior",)
+    near: ClassVar = {
+        "DeltaVAE": "its prior is AutoregressiveNormal, for the posterior DiagonalNormal; of its "
+        "other form, CommittedNormal is the posterior",
+    }
 
     scale: Tensor
 
@@ -96,6 +103,8 @@ class CommittedNormal(Family):
         Preventing Posterior Collapse with delta-VAEs (Razavi et al., 2019), section 2
     """
 
+    roles = ("posterior",)
+
     def __init__(self, event_shape: Shape, *, rate: float = 2.0) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
         num_units = math.prod(event_shape)
@@ -143,6 +152,8 @@ class BatchNormalizedNormal(Family):
     References:
         A Batch Normalized Inference Network Keeps the KL Vanishing Away (Zhu et al., 2020)
     """
+
+    roles = ("posterior",)
 
     def __init__(self, event_shape: Shape, *, gamma: float = 0.5) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))

@@ -16,7 +16,7 @@ factor or offset of the data changes what is learned. The density is that of x, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import pyro
 import torch
@@ -68,6 +68,17 @@ class Family(nn.Module):
     raw_shape: Shape
     of_data: tuple[str, ...] = ()
     """Attributes that data decide, which are no settings of the family."""
+    roles: ClassVar[tuple[str, ...]] = ("prior", "likelihood", "posterior")
+    """What it may be, first where it is at home. This and the next four, a class states for itself
+    alone; networks, models and objectives state them as well where there is something to say."""
+    data: ClassVar[str] = "real numbers"
+    """What it is a likelihood of."""
+    example: ClassVar[dict[str, Any]] = {}
+    """Arguments that it cannot be built without, or is quicker with."""
+    synonyms: ClassVar[tuple[str, ...]] = ()
+    """Other names of the very part."""
+    near: ClassVar[dict[str, str]] = {}
+    """Names of what is nearly the part, and what to take for it."""
 
     def __init__(self, event_shape: Shape, raw_shape: Shape) -> None:
         super().__init__()
@@ -191,7 +202,7 @@ class Conditional(PyroModule):
             raise TypeError(
                 f"Conditional: family={shown(family)}: expected a Family, such as Normal((784,))"
             )
-        if network is not None and 0 in family.raw_shape:
+        if network is not None and family.is_fixed:
             raise ValueError(
                 f"Conditional: {type(family).__name__} has no raw numbers for a network to set, "
                 "and would be the same for every context: leave context_shape and network out (a "
@@ -205,8 +216,7 @@ class Conditional(PyroModule):
             self.offset = nn.Parameter(torch.zeros(family.raw_shape))
         self.units = Standardize.unknown(family.event_shape)
         self.network = None
-        # Where there are no raw numbers, a context has nothing to say.
-        if network is not None and context_shape is not None and not family.is_fixed:
+        if network is not None and context_shape is not None:
             self.context_shape = checked_shape("context_shape", context_shape)
             self.network = built(
                 "network", network, nn.Module, self.context_shape, family.raw_shape

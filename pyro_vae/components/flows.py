@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
@@ -135,6 +135,8 @@ class InverseAutoregressive(Flow):
         Larochelle, 2015)
     """
 
+    synonyms = ("IAF",)
+
     _masked = True
 
     def _step(self, num_dims: int, hidden: list[int], *, turned: bool) -> nn.Module:
@@ -155,6 +157,12 @@ class MaskedAutoregressive(Flow):
         Variational Lossy Autoencoder (Chen, Kingma, Salimans, Duan, Dhariwal, Schulman, Sutskever
         & Abbeel, 2017)
     """
+
+    synonyms = ("MAF",)
+    near: ClassVar = {
+        "MADE": "of real numbers it is MaskedAutoregressive(num_flows=1), of bits "
+        "AutoregressiveBernoulli",
+    }
 
     _masked = True
 
@@ -178,6 +186,8 @@ class AffineCoupling(Flow):
     References:
         Density Estimation Using Real NVP (Dinh, Sohl-Dickstein & Bengio, 2017)
     """
+
+    synonyms = ("RealNVP",)
 
     def __init__(self, event_shape: Shape, *, num_flows: int = 4, **sizes: Any) -> None:
         super().__init__(event_shape, num_flows=num_flows, **sizes)
@@ -211,6 +221,8 @@ class NeuralSpline(Flow):
         Invertible Generative Modeling using Linear Rational Splines (Dolatabadi, Erfani &
         Leckie, 2020)
     """
+
+    synonyms = ("NSF",)
 
     def __init__(
         self, event_shape: Shape, *, num_bins: int = 8, bound: float = 4.0, **sizes: Any

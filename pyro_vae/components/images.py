@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import exp
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,9 @@ class ContinuousBernoulli(Family):
         (Loaiza-Ganem & Cunningham, 2019)
     """
 
+    roles = ("likelihood",)
+    data = "numbers between 0 and 1"
+
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
@@ -83,6 +87,9 @@ class LogitNormal(Family):
     Raises:
         ValueError: If a scale is not positive, or an ``OptimalScale``, which is a Normal's.
     """
+
+    roles = ("likelihood",)
+    data = "numbers between 0 and 1"
 
     def __init__(
         self,
@@ -131,6 +138,10 @@ class Categorical(Family):
     Raises:
         ValueError: If there are fewer than two categories.
     """
+
+    roles = ("likelihood",)
+    data = "levels and categories"
+    synonyms = ("CrossEntropy",)
 
     def __init__(self, event_shape: Shape, *, num_categories: int = 256) -> None:
         super().__init__(event_shape, raw_shape=(num_categories, *event_shape))
@@ -181,6 +192,9 @@ class DiscretizedLogistic(Family):
         Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
     """
 
+    roles = ("likelihood",)
+    data = "levels and categories"
+
     def __init__(self, event_shape: Shape, *, levels: int = 255) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
         _check_levels(levels)
@@ -227,6 +241,12 @@ class DiscretizedLogisticMixture(Family):
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other
         Modifications (Salimans, Karpathy, Chen & Kingma, 2017)
     """
+
+    roles = ("likelihood",)
+    data = "levels and categories"
+    near: ClassVar = {
+        "PixelCNN++": "its likelihood, without its network, is DiscretizedLogisticMixture"
+    }
 
     def __init__(self, event_shape: Shape, *, num_components: int = 10, levels: int = 255) -> None:
         if num_components < 1:

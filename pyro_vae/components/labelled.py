@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +84,9 @@ def assemble_conditional(
         one_hot = nn.functional.one_hot(labels.long(), num_classes).to(data)
         joined = beside(data, one_hot, event_dim=data.dim() - 1)
     p_z.meet_posterior(given_x, joined)
-    table = partial(MLP, hidden=())
+    table: dict[str, Any] = {"context_shape": (num_classes,), "network": partial(MLP, hidden=())}
     return {
-        "prior": Conditional(p_z, context_shape=(num_classes,), network=table),
+        "prior": Conditional(p_z, **({} if p_z.is_fixed else table)),
         "likelihood": given_z,
         "posterior": given_x,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -30,6 +31,9 @@ class Bernoulli(Family):
     Raw numbers are logits. For data in {0, 1}: grey values have to be binarised first.
     """
 
+    data = "bits"
+    synonyms = ("BCE",)
+
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
@@ -54,6 +58,8 @@ class Binomial(Family):
         event_shape: The shape of one datum.
         total_count: The largest value, n.
     """
+
+    data = "counts"
 
     def __init__(self, event_shape: Shape, *, total_count: int = 16) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
@@ -94,6 +100,13 @@ class Normal(Family):
     Raises:
         ValueError: If a scale is not positive.
     """
+
+    roles = ("likelihood", "posterior", "prior")
+    synonyms = ("Gaussian",)
+    near: ClassVar = {
+        "MSE": "half of the squared error is, but for a constant, the negative log-density of "
+        "Normal(scale=1.0)",
+    }
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -37,6 +38,8 @@ class MixtureOfNormals(Family):
     Raises:
         ValueError: If there are no components.
     """
+
+    synonyms = ("MoG", "GMM")
 
     anchors: Tensor
 
@@ -84,6 +87,9 @@ class VampPrior(Family):
     References:
         VAE with a VampPrior (Tomczak & Welling, 2018)
     """
+
+    roles = ("prior",)
+    example: ClassVar = {"num_pseudo_inputs": 3}
 
     low: Tensor
     width: Tensor

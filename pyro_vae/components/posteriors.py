@@ -35,6 +35,9 @@ class DiagonalNormal(Family):
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
     """
 
+    roles = ("posterior", "prior", "likelihood")
+    synonyms = ("Gaussian", "MeanField")
+
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
 
@@ -122,6 +125,8 @@ class Point(Family):
     References:
         From Variational to Deterministic Autoencoders (Ghosh et al., 2020)
     """
+
+    roles = ()
 
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))

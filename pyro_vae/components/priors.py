@@ -18,6 +18,8 @@ class StandardNormal(Family):
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
     """
 
+    roles = ("prior",)
+
     loc: Tensor
     scale: Tensor
 

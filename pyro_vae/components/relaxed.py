@@ -59,6 +59,9 @@ class RelaxedBernoulli(_Relaxed):
         (Maddison, Mnih & Teh, 2017)
     """
 
+    data = "numbers between 0 and 1"
+    synonyms = ("BinaryConcrete",)
+
     def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
@@ -88,6 +91,9 @@ class Concrete(_Relaxed):
         Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017)
     """
 
+    data = "shares that sum to one"
+    synonyms = ("GumbelSoftmax",)
+
     def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution with logits ``raw``, ``[*batch, 1, *event_shape]``."""
         logits = self._logits(raw)
@@ -115,6 +121,8 @@ class StraightThroughBernoulli(_Relaxed):
         (Bengio, Leonard & Courville, 2013)
         Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017)
     """
+
+    data = "bits"
 
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
         super().__init__(event_shape, temperature=temperature)
@@ -145,6 +153,8 @@ class StraightThroughCategorical(_Relaxed):
     References:
         Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017)
     """
+
+    data = "one-hot vectors"
 
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
         super().__init__(event_shape, temperature=temperature)

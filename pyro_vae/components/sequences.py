@@ -30,6 +30,9 @@ class Multinomial(Family):
         Autoencoding Variational Inference for Topic Models (Srivastava & Sutton, 2017)
     """
 
+    roles = ("likelihood",)
+    data = "words and sequences"
+
     of_data = ("num_words",)
 
     def __init__(self, event_shape: Shape, *, num_words: int | None = None) -> None:
@@ -76,6 +79,9 @@ class CategoricalSequence(Family):
         ValueError: If the event has several axes, there are fewer than two categories, or the
             padding is none of them.
     """
+
+    roles = ("likelihood",)
+    data = "words and sequences"
 
     def __init__(self, event_shape: Shape, *, num_categories: int = 256, padding: int = 0) -> None:
         super().__init__(event_shape, raw_shape=(num_categories, *event_shape))

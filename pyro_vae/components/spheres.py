@@ -28,6 +28,8 @@ class UniformSphere(Family):
         Hyperspherical Variational Auto-Encoders (Davidson, Falorsi, De Cao, Kipf & Tomczak, 2018)
     """
 
+    roles = ("prior",)
+
     zeros: Tensor
 
     def __init__(self, event_shape: Shape) -> None:
@@ -60,6 +62,9 @@ class VonMisesFisher(Family):
     References:
         Hyperspherical Variational Auto-Encoders (Davidson, Falorsi, De Cao, Kipf & Tomczak, 2018)
     """
+
+    data = "directions"
+    synonyms = ("vMF",)
 
     axis: Tensor
 

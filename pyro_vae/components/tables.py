@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
 from pyro_vae.components.conditional import Distribution, Family, Shape
-from pyro_vae.components.likelihoods import Normal
+from pyro_vae.components.likelihoods import Bernoulli, Normal
 from pyro_vae.components.scales import OptimalScale
 
 __all__ = ["Columns", "Incomplete"]
@@ -34,6 +34,10 @@ class Columns(Family):
         ValueError: If there are not as many columns as the datum has numbers, or one's family is
             not over single numbers.
     """
+
+    roles = ("likelihood",)
+    data = "tables"
+    example: ClassVar = {"columns": (Normal, Bernoulli, Bernoulli, Normal)}
 
     def __init__(
         self, event_shape: Shape, *, columns: Sequence[Callable[[Shape], Family]] = ()
@@ -97,6 +101,9 @@ class Incomplete(Family):
         MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets
         (Mattei & Frellsen, 2019)
     """
+
+    roles = ("likelihood",)
+    data = "tables"
 
     fill: Tensor
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -202,6 +202,8 @@ class BetaTCVAE(Regularized):
         Isolating Sources of Disentanglement in Variational Autoencoders
         (Chen, Li, Grosse & Duvenaud, 2018)
     """
+
+    example: ClassVar = {"num_data": 100}
 
     def __init__(
         self,

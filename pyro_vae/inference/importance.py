@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.inference.detached import split_terms, through_samples
-from pyro_vae.inference.objectives import Bound, Objective, data_weight, log_mean_exp, weighed
+from pyro_vae.inference.objectives import IWAE, Bound, Objective, data_weight, log_mean_exp, weighed
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
@@ -230,6 +230,8 @@ class InChunks(Objective):
         ValueError: If ``particles_at_once`` is less than 1.
         TypeError: If the objective takes more than the log-densities, as DReG does.
     """
+
+    example: ClassVar = {"objective": IWAE(4), "particles_at_once": 2}
 
     def __init__(self, objective: Objective, particles_at_once: int = 100) -> None:
         if particles_at_once < 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -38,6 +38,8 @@ class Objective(PyroELBO):
     Raises:
         ValueError: If ``num_particles`` is less than 1.
     """
+
+    roles = ()
 
     def __init__(self, num_particles: int = 1) -> None:
         if num_particles < 1:
@@ -133,6 +135,10 @@ class ELBO(Objective):
         Black Box Variational Inference (Ranganath, Gerrish & Blei, 2014)
     """
 
+    near: ClassVar = {
+        "REINFORCE": "where latents have no gradient, ELBO is REINFORCE; RLOO has less variance"
+    }
+
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the mean log-weight of each datum in nats, ``[B]``."""
         return terms.log_w.mean(0)
@@ -152,6 +158,8 @@ class Bound(Objective):
 
     A leaf defines ``bound``. The latents have to be reparameterised.
     """
+
+    roles = ()
 
     def bound(self, log_w: Tensor) -> Tensor:
         """Return the bound of each datum in nats, ``[B]``, from log-weights ``[S, B]``."""
@@ -191,6 +199,8 @@ class IWAE(Bound):
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
     """
+
+    synonyms = ("IWELBO",)
 
     def __init__(self, num_particles: int = 50) -> None:
         super().__init__(num_particles)

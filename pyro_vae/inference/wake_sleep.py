@@ -55,6 +55,8 @@ class RWS(Objective):
         (Le, Kosiorek, Siddharth, Teh & Wood, 2019)
     """
 
+    synonyms = ("ReweightedWakeSleep",)
+
     def __init__(self, num_particles: int = 10, *, insomnia: float = 1.0) -> None:
         if not 0 <= insomnia <= 1:
             raise ValueError(f"insomnia={insomnia}: the part of the wake phase is between 0 and 1")

@@ -46,6 +46,8 @@ class ConditionalVAE(PyroModule):
         Lee & Yan, 2015)
     """
 
+    synonyms = ("CVAE",)
+
     one_hot: Tensor
 
     def __init__(

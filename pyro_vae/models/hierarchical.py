@@ -50,6 +50,8 @@ class HierarchicalVAE(PyroModule):
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
     """
 
+    synonyms = ("HVAE",)
+
     def __init__(
         self,
         *,

@@ -58,6 +58,8 @@ class LadderVAE(PyroModule):
         Ladder Variational Autoencoders (Sønderby et al., 2016)
     """
 
+    synonyms = ("LVAE",)
+
     def __init__(
         self,
         *,

@@ -56,6 +56,8 @@ class SemiAmortizedVAE(PyroModule):
         Semi-Amortized Variational Autoencoders (Kim, Wiseman, Miller, Sontag & Rush, 2018)
     """
 
+    synonyms = ("SAVAE",)
+
     def __init__(
         self,
         *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import pyro
 from pyro.nn import PyroModule, PyroModuleList
@@ -65,6 +66,11 @@ class TopDownVAE(PyroModule):
         (Child, 2021)
         NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020)
     """
+
+    near: ClassVar = {
+        "NVAE": "TopDownVAE has its top-down layers, without its residual cells",
+        "VDVAE": "TopDownVAE is a small one",
+    }
 
     def __init__(
         self,

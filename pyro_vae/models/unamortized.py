@@ -50,6 +50,8 @@ class UnamortizedVAE(PyroModule):
         Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018)
     """
 
+    roles = ()
+
     def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: PerDatum) -> None:
         super().__init__()
         self.prior = prior

@@ -43,6 +43,8 @@ class Convolutional(nn.Module):
         ValueError: If not exactly one side is an image, or a size is no positive integer.
     """
 
+    synonyms = ("CNN",)
+
     def __init__(
         self,
         in_shape: Shape,
@@ -100,6 +102,8 @@ class ConvolutionalResidual(nn.Module):
         Identity Mappings in Deep Residual Networks (He, Zhang, Ren & Sun, 2016)
         Deconvolution and Checkerboard Artifacts (Odena, Dumoulin & Olah, 2016)
     """
+
+    synonyms = ("ResNet",)
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class Standardize(nn.Module):
         known: Whether there are units; without, data pass as they are.
     """
 
+    roles = ()
+
     loc: Tensor
     scale: Tensor
     of_data = ("known",)
@@ -118,6 +120,8 @@ class Observed(nn.Module):
         MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets
         (Mattei & Frellsen, 2019)
     """
+
+    roles = ()
 
     def __init__(
         self, network: Callable[[Shape, Shape], nn.Module], in_shape: Shape, out_shape: Shape

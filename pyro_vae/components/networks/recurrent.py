@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,10 @@ class Recurrent(nn.Module):
         Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
         Translation (Cho et al., 2014)
     """
+
+    roles = ("network", "encoder")
+    synonyms = ("GRU", "RNN")
+    near: ClassVar = {"LSTM": "it is Recurrent(cell=torch.nn.LSTM)"}
 
     def __init__(
         self,
@@ -102,6 +108,10 @@ class RecurrentDecoder(nn.Module):
         Automatic Chemical Design Using a Data-Driven Continuous Representation of Molecules
         (Gomez-Bombarelli et al., 2018)
     """
+
+    roles = ("decoder", "network")
+    synonyms = ("GRU", "RNN")
+    near: ClassVar = {"LSTM": "it is RecurrentDecoder(cell=torch.nn.LSTM)"}
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class Transformer(nn.Module):
         On Layer Normalization in the Transformer Architecture (Xiong et al., 2020)
     """
 
+    roles = ("network", "encoder")
+
     def __init__(
         self,
         in_shape: Shape,
@@ -114,6 +116,8 @@ class TransformerDecoder(nn.Module):
         Attention Is All You Need (Vaswani et al., 2017)
         Non-Autoregressive Neural Machine Translation (Gu et al., 2018)
     """
+
+    roles = ("decoder", "network")
 
     def __init__(
         self,
