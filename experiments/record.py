@@ -26,8 +26,16 @@ def path(name: str) -> Path:
 
 
 def command() -> str:
-    """Return the command that is running, quoted as a shell reads it."""
-    return shlex.join(["python", *sys.argv])
+    """Return the command that is running, quoted as a shell reads it, with FOLDER for folders."""
+    words = [_without_folder(word) for word in sys.argv]
+    return shlex.join(["python", *words])
+
+
+def _without_folder(word: str) -> str:
+    option, separator, value = word.rpartition("=")
+    return (
+        f"{option}{separator}FOLDER" if Path(value).is_absolute() and Path(value).is_dir() else word
+    )
 
 
 def write(name: str, record: dict[str, Any]) -> Path:

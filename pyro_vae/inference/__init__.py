@@ -2,7 +2,7 @@
 
 from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, OfSamples
 from pyro_vae.inference.detached import detached
-from pyro_vae.inference.handlers import Frozen, KLWeight, StickingTheLanding, Temperature
+from pyro_vae.inference.handlers import Frozen, Handler, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
 from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Bound, Objective
 from pyro_vae.inference.program import Layout, Program, ProgramError
@@ -52,6 +52,7 @@ __all__ = [
     "FreeBits",
     "Frozen",
     "Groups",
+    "Handler",
     "InChunks",
     "InfoVAE",
     "KLWeight",

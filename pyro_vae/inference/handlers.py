@@ -68,7 +68,7 @@ class Handler(Messenger):
         if looks is not None:
             looks.__exit__(*error)
 
-    def _is_for(self, msg: Any) -> bool:
+    def is_for(self, msg: Any) -> bool:
         """Whether a site is a latent one that it is for."""
         if msg["is_observed"] or poutine.util.site_is_subsample(msg):
             return False
@@ -119,7 +119,7 @@ class KLWeight(Handler):
         self.weight = weight
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self._is_for(msg):
+        if self.is_for(msg):
             msg["scale"] = msg["scale"] * current(self.weight)
 
 
@@ -142,7 +142,7 @@ class StickingTheLanding(Handler):
 
     def _pyro_sample(self, msg: Any) -> None:
         # Before the sample is drawn, since plates outside still broadcast the distribution.
-        if self._is_for(msg) and msg["fn"].has_rsample:
+        if self.is_for(msg) and msg["fn"].has_rsample:
             msg["fn"] = detached(msg["fn"])
 
 
@@ -219,7 +219,7 @@ class Temperature(Handler):
         self._found = False
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not self._is_for(msg):
+        if not self.is_for(msg):
             return
         relaxed = _with_temperature(msg["fn"], torch.as_tensor(current(self.temperature)))
         if relaxed is not None:
