@@ -105,7 +105,13 @@ def _refuse_built(name: str, builder: Any, kind: type) -> None:
         raise TypeError(f"{name}={shown(builder)}: expected {_of_builder(kind)}")
 
 
-def _of_builder(kind: type) -> str:
+def _of_builder(kind: type, signature: tuple[Any, ...] = ()) -> str:
+    if kind is nn.Module and signature and signature[0] in ([], [int]):
+        return (
+            "what builds a layer, such as nn.ReLU"
+            if not signature[0]
+            else ("what builds a layer from a number of features, such as nn.BatchNorm1d")
+        )
     if kind is nn.Module:
         return (
             "what builds a network from two shapes, such as MLP or lambda in_shape, out_shape: ..."
@@ -256,7 +262,7 @@ def _function(value: Any, signature: tuple[Any, ...]) -> Any:
     made = signature[-1] if signature else Any
     kind = made if isinstance(made, type) else None
     builds = kind is not None and issubclass(kind, nn.Module)
-    expected = _of_builder(kind) if builds and kind is not None else "a function"
+    expected = _of_builder(kind, signature) if builds and kind is not None else "a function"
     if isinstance(value, type):
         if made is Any or kind is None:
             raise _Unfit("a function or an object", f"build one: {value.__name__}(...)")
@@ -268,7 +274,8 @@ def _function(value: Any, signature: tuple[Any, ...]) -> Any:
     if isinstance(value, torch.optim.Optimizer):
         raise _Unfit(expected, "give what builds it: functools.partial(torch.optim.Adam, lr=1e-3)")
     if not callable(value):
-        raise _Unfit(expected, "")
+        named = isinstance(value, str) and value.isidentifier()
+        raise _Unfit(expected, "give the class or function, not its name" if named else "")
     return value
 
 

@@ -22,8 +22,11 @@ from pyro_vae.arguments import at_the_door
 from pyro_vae.components import (
     MLP,
     CategoricalSequence,
+    Columns,
     Conditional,
     DiagonalNormal,
+    GatedMLP,
+    Incomplete,
     Normal,
     Recurrent,
     RecurrentDecoder,
@@ -220,6 +223,42 @@ def test_mistakes_are_told_in_words_of_ours(run, said):
     told = str(caught.value)
     assert "\n" not in told
     assert len(told) < 500
+    assert _is_ours(caught.value)
+
+
+# A name in the place of a part, in every role: what is expected, and what to give.
+NAMES = {
+    "prior": lambda name: VAE.assemble((4,), (2,), prior=name),
+    "likelihood": lambda name: VAE.assemble((4,), (2,), likelihood=name),
+    "posterior": lambda name: VAE.assemble((4,), (2,), posterior=name),
+    "network": lambda name: VAE.assemble((4,), (2,), network=name),
+    "part of a VAE": lambda name: vae(prior=name),
+    "part of a hierarchy": lambda name: HierarchicalVAE(
+        priors=[name], likelihood=vae().likelihood, posteriors=[name]
+    ),
+    "family": lambda name: Conditional(name),
+    "columns": lambda name: Columns((2,), columns=[name, Normal]),
+    "inner family": lambda name: Incomplete((2,), family=name),
+    "activation": lambda name: MLP((2,), (2,), activation=name),
+    "normalise": lambda name: MLP((2,), (2,), normalise=name),
+    "initialise": lambda name: GatedMLP((2,), (2,), initialise=name),
+    "widths": lambda name: MLP((2,), (2,), hidden=name),
+    "objective": lambda name: train(objective=name),
+    "optimiser": lambda name: train(optim=name),
+    "schedule": lambda name: train(schedule=name),
+    "observation": lambda name: train(observation=name),
+    "turns": lambda name: train(turns=name),
+}
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_a_name_where_a_part_is_due_is_told_at_the_door(role):
+    with pytest.raises((TypeError, ValueError), match="expected") as caught:
+        NAMES[role]("part")
+    told = str(caught.value)
+    assert "part" in told
+    assert "\n" not in told
+    assert "not its name" in told or role in ("family", "widths")
     assert _is_ours(caught.value)
 
 

@@ -125,5 +125,6 @@ def test_a_diverged_run_is_stored_and_ends_with_another_status(tmp_path, capsys)
     assert train(*told) == 3
     said = capsys.readouterr()
     assert "training diverged in epoch" in said.out
+    assert not any(word in said.out for word in ("is used", "unused", "train longer"))
     assert (out / "results.json").exists()
     assert (out / "report.html").exists()

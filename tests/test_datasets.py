@@ -456,9 +456,9 @@ BAD_ARRAYS = {
     "levels": (np.arange(30).reshape(10, 3), {"levels": 16}, "from 0 to 29; levels=16"),
     "levels of floats": (FLOATS, {"levels": 255}, "not all whole; levels=255"),
     "labels count": (FLOATS, {"labels": np.zeros(29, int)}, "29 labels for 30 rows"),
-    "labels float": (FLOATS, {"labels": np.full(30, 0.5)}, "expected integers >= 0"),
-    "labels nan": (FLOATS, {"labels": np.full(30, np.nan)}, "expected integers >= 0"),
-    "labels negative": (FLOATS, {"labels": np.arange(30) - 1}, "from -1 to 28"),
+    "labels float": (FLOATS, {"labels": np.full(30, 0.5)}, "expected integers, or"),
+    "labels nan": (FLOATS, {"labels": np.full(30, np.nan)}, "expected integers, or"),
+    "labels negative": (FLOATS, {"labels": np.arange(30) - 1}, "1 are -1, which stands for"),
     "labels one-hot": (FLOATS, {"labels": np.ones((30, 2), int)}, "shape (30, 2), expected (30,)"),
     "labels of dates": (FLOATS, {"labels": np.zeros(30, "M8[D]")}, "dtype datetime64[D] names no"),
     "labels mixed": (FLOATS, {"labels": np.array(["a", 1] * 15, object)}, "objects of int, str"),
@@ -879,3 +879,32 @@ def test_every_part_knows_its_rows_of_the_users_array(labels) -> None:
     alone = Data(x)
     assert alone.rows is None
     assert torch.equal(x[list(alone[7:9][1:].rows)], x[8:9])
+
+
+def test_negative_labels_are_numbered_by_what_occurs():
+    data = from_arrays(FLOATS, np.arange(30) % 3 * 5 - 7)
+    assert data.classes == ("-7", "-2", "3")
+    numbers = [part.labels for part in (data.train, data.validation, data.test)]
+    assert torch.cat(numbers).unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (("train", "validation", "tset"), "no test split .*'tset' meant for it.*test or testing"),
+        (("train", "vaildation", "test"), "no validation split .*'vaildation' meant for it"),
+        (("train", "validation", "other"), "no test split beside the other two; add one, named"),
+    ],
+)
+def test_a_mistyped_split_is_named(keys, said, tmp_path):
+    parts = {key: np.random.default_rng(n).normal(size=(9, 3)) for n, key in enumerate(keys)}
+    np.savez(tmp_path / "d.npz", **parts)
+    for given in (parts, None):
+        with pytest.raises(ValueError, match=said):
+            load(tmp_path / "d.npz") if given is None else from_arrays(given)
+
+
+def test_mistyped_labels_are_left_out_with_a_question(tmp_path):
+    np.savez(tmp_path / "d.npz", x=FLOATS, lables=np.arange(30))
+    with pytest.warns(UserWarning, match=r"lables beside x is left out \(is labels meant\?\)"):
+        load(tmp_path / "d.npz")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from command import TINY, draw_none
 
-from pyro_vae.cli import known_data, main, pictures
+from pyro_vae.cli import known_data, main, pictures, stored
 from pyro_vae.datasets import from_arrays
 
 X = np.random.default_rng(0).normal(size=(60, 3)).astype("f4")
@@ -60,12 +60,12 @@ def test_rows_have_one_hash_whatever_their_type_and_order():
 
 def test_rows_that_were_trained_on_are_counted(monkeypatch):
     data = from_arrays(X)
-    known = known_data.know(data, "x.npy", known_data.Path())
+    known = known_data.know(data, "x.npy", known_data.Path(), "")
     assert known.num_trained_on(data.train.x) == 48
     assert known.num_trained_on(data.test.x) == 0
     assert known.num_trained_on(torch.cat([data.train.x[:7], data.test.x]).flip(0)) == 7
     monkeypatch.setattr(known_data, "_MOST_HASHES", 24)  # the smaller half of them
-    half = known_data.know(data, "x.npy", known_data.Path())
+    half = known_data.know(data, "x.npy", known_data.Path(), "")
     assert half.num_trained_on(data.train.x) == 48
     assert half.num_trained_on(data.test.x) == 0
 
@@ -73,7 +73,7 @@ def test_rows_that_were_trained_on_are_counted(monkeypatch):
 @pytest.mark.parametrize("labels", [None, LABELS, np.array(["a", "b", "c"])[LABELS]])
 def test_what_is_known_of_data_is_read_as_it_was_written(tmp_path, labels):
     x = np.where(np.arange(180).reshape(60, 3) == 7 * 3, np.nan, X)
-    known = known_data.know(from_arrays(x, labels), str(tmp_path / "x.npy"), tmp_path)
+    known = known_data.know(from_arrays(x, labels), str(tmp_path / "x.npy"), tmp_path, "")
     known_data.write(known, tmp_path)
     found = known_data.read(tmp_path)
     for name, value in vars(known).items():
@@ -90,7 +90,7 @@ def test_what_is_known_of_data_is_read_as_it_was_written(tmp_path, labels):
 
 
 LABELLED = known_data.know(
-    from_arrays(X, np.array(["cat", "dog", "emu"])[LABELS], name="pets"), "x", known_data.Path()
+    from_arrays(X, np.array(["cat", "dog", "emu"])[LABELS], name="pets"), "x", known_data.Path(), ""
 )
 
 
@@ -109,7 +109,7 @@ def test_other_data_have_the_runs_levels_and_class_numbers():
     found = LABELLED.adopted(few)
     assert found.classes == ("cat", "dog", "emu")
     assert set(found.train.labels.tolist()) == {1, 2}
-    counts = known_data.know(from_arrays(np.arange(60).reshape(20, 3)), "x", known_data.Path())
+    counts = known_data.know(from_arrays(np.arange(60).reshape(20, 3)), "x", known_data.Path(), "")
     assert counts.adopted(from_arrays(np.arange(30).reshape(10, 3))).levels == 59
 
 
@@ -126,7 +126,7 @@ def test_data_that_do_not_fit_are_refused(other, message):
 
 
 def test_values_beyond_the_levels_are_refused():
-    counts = known_data.know(from_arrays(np.arange(60).reshape(20, 3)), "x", known_data.Path())
+    counts = known_data.know(from_arrays(np.arange(60).reshape(20, 3)), "x", known_data.Path(), "")
     for other, found in ((X, "real numbers"), (np.arange(90).reshape(30, 3), "values up to 89")):
         with pytest.raises(ValueError, match=f"holds {found}.*whole numbers from 0 to 59"):
             counts.adopted(from_arrays(other))
@@ -199,6 +199,44 @@ def test_a_run_is_judged_from_anywhere_on_its_own_data_alone(place, capsys):
 
 
 CONDITIONAL = ("--model", "ConditionalVAE", "--epochs", "60", "--lr", "0.03", "--engine", "eager")
+
+
+# What a file of options holds after an edit, and what is said of it; None: that may be changed.
+EDITED = {
+    "seed: 0": ("seed: 3", "--seed 3 where the run was trained with --seed 0"),
+    "data: ": ("data: /nowhere/else.npz #", "--data /nowhere/else.npz where the run was trained"),
+    "latent: 2": ("latent: 3", "--latent 3 where the run was trained with --latent 2"),
+    "    - 8": ("    - 9", "--network.hidden [9] where the run was trained with"),
+    "batch_size: 8": ("batch_size: 4", "--batch-size 4 where"),
+    "    min_scale: 0.001": ("    min_scale: 0.1", "--likelihood.min-scale 0.1 where"),
+    "num_samples: 2": ("num_samples: 3", None),
+    "epochs: 2": ("epochs: 3", None),
+    "device: cpu": ("device: auto", None),
+    "seed:": ("# a remark of the user's\nseed:", None),
+}
+
+
+@pytest.mark.filterwarnings("default:resuming, but not to the same bits")
+def test_options_that_are_edited_after_training_are_named(place, capsys):
+    run = trained(place, X)
+    path = run / "config.yaml"
+    written = path.read_text()
+    kept = known_data.read(run).options
+    for before, (after, what) in EDITED.items():
+        assert before in written
+        path.write_text(written.replace(before, after, 1))
+        if what is None:
+            stored.refuse_edited(path, kept)
+            continue
+        for command in (["evaluate", "a/run"], ["sample", "a/run"], ["train", "--resume", "a/run"]):
+            assert main(command) == 2
+            assert what in said(capsys)
+    # A run that goes on with its data elsewhere, and for longer, has not been edited.
+    path.write_text(written)
+    shutil.move("a/d.npz", "moved.npz")
+    again = ["train", "--resume", "a/run", "--data", "moved.npz", "--epochs", "3"]
+    assert main(again) == 0
+    assert main(["evaluate", "a/run", "--data", "moved.npz"]) == 0
 
 
 def test_a_labelled_run_is_sampled_without_its_data(place, capsys):

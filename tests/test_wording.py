@@ -11,6 +11,7 @@ import torch
 
 import pyro_vae
 from pyro_vae import VAE, fit
+from pyro_vae.cli.words import in_options
 from pyro_vae.components import MLP, Bernoulli
 from pyro_vae.inference.advice import Range, advice
 from pyro_vae.wording import command, on_the_command_line, option, part
@@ -90,3 +91,21 @@ def test_advice_on_the_command_line_names_options():
         said = advice(torch.distributions.constraints.boolean, Range(0.0, 5.0, True, 0))
     assert "--observation Binarize" in said
     assert "--likelihood Binomial --likelihood.total_count 5" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "told"),
+    [
+        ("--objective.num_particles 0", "num_particles=0: give 1",
+         "--objective.num_particles 0: give 1"),
+        ("--prior MixtureOfNormals(0)", "num_components=0: one or more",
+         "--prior MixtureOfNormals(0): num_components=0: one or more"),
+        ("--network.hidden 8 --encoder.hidden 0 --encoder MLP", "hidden=(0,): positive",
+         "--encoder.hidden (0,): positive"),
+        ("--network.hidden 0 --encoder.hidden 8 --encoder MLP", "hidden=(0,): positive",
+         "--network.hidden (0,): positive"),
+        ("--epochs 3", "x=3: of another", "x=3: of another"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_a_part_is_told_as_the_option_that_was_given(line, message, told):
+    assert in_options(message, line.split()) == told

@@ -31,7 +31,6 @@ from pyro_vae.cli.settled import default_arguments
 from pyro_vae.cli.wishes import objective_wished
 from pyro_vae.cli.words import option_values, taken_option
 from pyro_vae.components.automatic import distribution_names
-from pyro_vae.engine.course import divergence
 from pyro_vae.engine.run_folder import held, new_run_folder, unused_folder
 from pyro_vae.evaluation import samples
 from pyro_vae.files import as_word, expanded, own_folder, replace_file, show
@@ -66,18 +65,18 @@ def train(arguments: list[str]) -> int:
     out = _run_folder(config, data, named) if resumed is None else folder
     instances = training_parser().build(config)
     run = runs.open_run(config, instances, data)
-    text = training_parser().dump(
-        _without(config, "config", "out", "resume", *unused_options(config))
-    )
+    kept = _without(config, "config", "out", "resume", *unused_options(config))
+    if resumed is not None and (known := known_data.read(out)) is not None:
+        kept.data = known.source["given"]  # where they are now, --data says each time
+    text = training_parser().dump(kept)
     with _in_folder(out, text, resumed=resumed is not None, changed=changed):
-        runs.keep_data(run, instances, out)
+        runs.keep_data(run, instances, out, text)
         _say_unused(config, arguments)
         _announce(run, out)
         with naming_options(config):
             done = runs.train(run, instances, out=out, resume=resumed is not None)
         _judged_at_once(run, done, out, text)
-    wrong = divergence(done.history, done.start)
-    return 0 if wrong is None or wrong.came_back else _DIVERGED
+    return _DIVERGED if runs.diverged(done) else 0
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -180,7 +179,9 @@ def _parsed(
 
 def _resuming(folder: Path, arguments: list[str], modules: set[str]) -> tuple[list[str], bool]:
     """Return the options that a run goes on with, and whether any has changed."""
-    given = [f"--config={stored.run_config(folder, modules)}"]
+    path, known = stored.run_config(folder, modules), known_data.read(folder)
+    stored.refuse_edited(path, "" if known is None else known.options)
+    given = [f"--config={path}"]
     parser = training_parser()
     resumed = parser.parse_args([*given, *arguments])
     changed = stored.refuse_changes(folder, parser.parse_args(given), resumed)
@@ -217,6 +218,7 @@ def _opened(
         for word in (option, value)
     ]
     known = known_data.read(options.run)
+    stored.refuse_edited(path, "" if known is None else known.options)
     load = None if known is None else partial(known.judged, options, needs_data=needs_data)
     config, data = _parsed([f"--config={path}", *extra, *overrides], load)
     run = runs.open_run(config, training_parser().build(config), data, known)

@@ -62,6 +62,8 @@ class KnownData:
         hashes: Of training rows, sorted, the smallest of them where there are millions.
         opens_alone: Whether a program built on the few rows is that of the run, once it has the
             run's weights.
+        options: The text of the run's options, against which its file of them is held; empty in
+            runs of earlier versions.
     """
 
     name: str
@@ -74,6 +76,7 @@ class KnownData:
     labels: Tensor | None
     hashes: np.ndarray
     opens_alone: bool = False
+    options: str = ""
 
     def stand_in(self) -> Dataset:
         """Return the few rows, repeated, in the place of the data."""
@@ -214,7 +217,7 @@ def absolute(config: Any) -> None:
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
 
-def know(data: Dataset, given: str, folder: Path) -> KnownData:
+def know(data: Dataset, given: str, folder: Path, options: str) -> KnownData:
     """Return what a run in ``folder`` is to keep of its data, which ``--data`` names ``given``."""
     path = Path(given)
     source = {"given": given, "absolute": None, "relative": None}
@@ -225,7 +228,7 @@ def know(data: Dataset, given: str, folder: Path) -> KnownData:
     hashes = np.sort(row_hashes(train.x))[:_MOST_HASHES]
     return KnownData(
         data.name, source, data.fingerprint(), data.levels, data.classes, len(train),
-        _few(train), labels, hashes,
+        _few(train), labels, hashes, options=options,
     )  # fmt: skip
 
 

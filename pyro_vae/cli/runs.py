@@ -140,11 +140,11 @@ def open_run(config: Any, instances: Any, data: Dataset, known: KnownData | None
     return Run(config, data, observation, program, device, known)
 
 
-def keep_data(run: Run, instances: Any, out: Path) -> None:
-    """Store in the run's folder what it keeps of its data, unless it is there already."""
+def keep_data(run: Run, instances: Any, out: Path, options: str) -> None:
+    """Store what a run keeps of its data, and its options, in its folder, unless they are there."""
     if known_data.read(out) is not None:
         return
-    known = known_data.know(run.data, run.config.data, out)
+    known = known_data.know(run.data, run.config.data, out, options)
     few = run._observed(known.few, OBSERVATION_SEED).x
     with torch.random.fork_rng():
         rebuilt = build_program(run.config, instances, known.stand_in(), run.observation)
@@ -238,10 +238,22 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "classes": run.data.classes,
         "verdict": [
             *_course(done),
-            *beyond_storage(bits_per_dim, run.data.levels),
-            *evaluation.verdict(activity or {}, bound.kl_nats, information),
+            *(
+                []  # a program that has diverged tells nothing of its parts
+                if diverged(done)
+                else [
+                    *beyond_storage(bits_per_dim, run.data.levels),
+                    *evaluation.verdict(activity or {}, bound.kl_nats, information),
+                ]
+            ),
         ],
     }
+
+
+def diverged(done: Fit) -> bool:
+    """Whether training went wrong to its end, so that the last weights are of no use."""
+    wrong = divergence(done.history, done.start)
+    return wrong is not None and not wrong.came_back
 
 
 def _course(done: Fit) -> list[str]:

@@ -14,13 +14,21 @@ from pyro_vae.cli.lists import with_calls
 from pyro_vae.cli.parts import check_trusted
 from pyro_vae.files import replace_file
 
-__all__ = ["CONFIG", "check_config", "refuse_changes", "run_config", "with_checked"]
+__all__ = [
+    "CONFIG",
+    "check_config",
+    "refuse_changes",
+    "refuse_edited",
+    "run_config",
+    "with_checked",
+]
 
 CONFIG = "config.yaml"
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
 # What may differ when a run goes on: the checkpoint knows the data by their fingerprint.
 _MAY_CHANGE = {"config", "data", "data_root", "device", "num_samples", "out", "resume", "weights"}
+_MAY_BE_EDITED = _MAY_CHANGE - {"data"}  # --data says where they are now
 # What may change on the way: the run goes on, and says that its bits differ.
 _CHANGES_BITS = {"epochs", "lr", "schedule", "patience", "clip_norm", "engine", "precision"}
 
@@ -124,6 +132,42 @@ def refuse_changes(folder: Path, stored: Namespace, config: Namespace) -> bool:
                 f"{folder / CONFIG}"
             )
     return bool(changed)
+
+
+def refuse_edited(path: Path, trained_with: str) -> None:
+    """Refuse a run's file of options that says another thing than the run was trained with.
+
+    Args:
+        path: The file.
+        trained_with: The text of the options, kept beside the data; empty where nothing was kept.
+
+    Raises:
+        ValueError: Names the option and both values.
+    """
+    if not trained_with:
+        return
+    told, now = _leaves(yaml.safe_load(trained_with)), _leaves(_read(path))
+    for key in [*now, *told]:
+        option = key.replace(".init_args", "").replace(".class_path", "")
+        free = option.partition(".")[0] in _MAY_BE_EDITED | _CHANGES_BITS or option == "model.file"
+        if not free and told.get(key) != now.get(key):
+            name = f"--{option.replace('_', '-')}"
+            after, before = (f"{name} {t[key]}" if key in t else f"no {name}" for t in (now, told))
+            raise ValueError(
+                f"{path} was edited: it has {after} where the run was trained with {before}; put "
+                "that back, or train a new run with the file as --config"
+            )
+
+
+def _leaves(options: Any, place: str = "") -> dict[str, Any]:
+    """Return the options of a file by their place, ``network.init_args.hidden``."""
+    if not isinstance(options, dict):
+        return {place: options}
+    return {
+        key: value
+        for name, inner in options.items()
+        for key, value in _leaves(inner, f"{place}.{name}".lstrip(".")).items()
+    }
 
 
 @contextlib.contextmanager

@@ -56,9 +56,20 @@ def in_options(message: str, arguments: Sequence[str]) -> str:
     found = _ARGUMENT.match(message)
     if found is None:
         return message
-    for word in arguments:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option[2:].rpartition(".")[2].replace("-", "_") == found[1]:
-            rest = message[found.end() :].removeprefix(f" ({option})")
-            return f"{option} {found[2].strip(chr(39))}{rest}"
-    return message
+    rest, value = message[found.end() :], found[2].strip("'")
+    pairs = [(word.partition("=")[0], word.partition("=")[2] or following)
+             for word, following in zip(arguments, [*arguments[1:], ""], strict=False)
+             if word.startswith("--")]  # fmt: skip
+    named = [(option, given) for option, given in pairs
+             if option[2:].rpartition(".")[2].replace("-", "_") == found[1]]  # fmt: skip
+    if named:
+        # Of several arguments of one name, such as widths, the one with this value.
+        same = [option for option, given in named if _numbers(given) == _numbers(value)]
+        option = (same or [named[0][0]])[-1]
+        return f"{option} {value}{rest.removeprefix(f' ({option})')}"
+    calls = [f"{option} {given}" for option, given in pairs if re.match(r"[\w.]+\(", given)]
+    return f"{calls[0]}: {message}" if len(calls) == 1 else message
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]

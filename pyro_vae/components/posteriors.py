@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.distributions import below_diagonal, positive
 from pyro_vae.distributions.bijections import shaped
@@ -157,6 +158,7 @@ class PerDatum(nn.Module):
         Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018)
     """
 
+    @at_the_door
     def __init__(
         self, family: Family, *, num_data: int, spread: float = 0.01, rate_factor: float = 100.0
     ) -> None:

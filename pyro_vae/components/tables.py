@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.components.likelihoods import Bernoulli, Normal
 from pyro_vae.components.scales import OptimalScale
@@ -39,6 +40,7 @@ class Columns(Family):
     data = "tables"
     example: ClassVar = {"columns": (Normal, Bernoulli, Bernoulli, Normal)}
 
+    @at_the_door
     def __init__(
         self, event_shape: Shape, *, columns: Sequence[Callable[[Shape], Family]] = ()
     ) -> None:
@@ -107,6 +109,7 @@ class Incomplete(Family):
 
     fill: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, family: Callable[[Shape], Family] = Normal) -> None:
         complete = family(event_shape)
         super().__init__(event_shape, raw_shape=complete.raw_shape)

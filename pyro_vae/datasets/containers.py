@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import difflib
 import inspect
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -237,8 +238,19 @@ def split_names(found: Collection[str], where: str) -> dict[str, str] | None:
     if doubled is not None:
         raise ValueError(f"{where}: {' and '.join(doubled)} are names of one split; leave one")
     if missing:
-        raise ValueError(f"{where}: no {missing[0]} split beside the other two; add one")
+        others = [name for name in found if all(name not in known for known in names.values())]
+        raise ValueError(
+            f"{where}: no {missing[0]} split beside the other two{_meant(missing[0], others)}; "
+            f"add one, named {' or '.join(_SPLITS[missing[0]])}"
+        )
     return {part: known[0] for part, known in names.items()}
+
+
+def _meant(due: str, others: Collection[str]) -> str:
+    """Ask after the name that may be a mistyped one of a split."""
+    lower = {name.lower(): name for name in others}
+    near = [n for alias in _SPLITS[due] for n in difflib.get_close_matches(alias, lower, n=1)]
+    return f" (is {lower[near[0]]!r} meant for it?)" if near else ""
 
 
 def first_of(found: Collection[str], *names: str) -> str | None:

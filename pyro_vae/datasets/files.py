@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
 
 __all__ = ["load_file", "load_folder"]
+
+# What may stand beside rows: a name like one of them may be meant for it.
+_BESIDE = ("y", "labels", "weights", "train_labels", "validation_labels", "test_labels",
+           "train_weights", "validation_weights", "test_weights")  # fmt: skip
 
 
 def load_file(
@@ -151,10 +156,12 @@ def _warn_of_others(
     path: Path, arrays: Collection[str], used: set[str], apart: Collection[str]
 ) -> None:
     others = [name for name in arrays if name not in {*used, *apart}]
+    used = used & {*arrays}
     if others:
+        near = [known for name in others for known in difflib.get_close_matches(name, _BESIDE, n=1)]
+        meant = f" (is {near[0]} meant?)" if near and near[0] not in used else ""
         warnings.warn(
-            f"{path.name}: {', '.join(others)} beside {', '.join(sorted(filter(None, used)))} is "
-            "left out",
+            f"{path.name}: {', '.join(others)} beside {', '.join(sorted(used))} is left out{meant}",
             stacklevel=6,
         )
 

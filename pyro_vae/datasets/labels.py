@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["number_classes"]
 
-_CURE = "expected integers >= 0, or names (text)"
+_CURE = "expected integers, or names (text)"
 
 
 def number_classes(
@@ -32,7 +32,7 @@ def number_classes(
         The class numbers of each part, int64 `(N,)` or None, and the names of the classes.
 
     Raises:
-        ValueError: labels that are missing, negative, fractions, dates or objects; another number
+        ValueError: labels that are missing, -1, fractions, dates or objects; another number
             of labels than of rows; numbers in one part and text in another; a number without name.
     """
     given = {
@@ -48,9 +48,10 @@ def number_classes(
         number, classes = {value: n for n, value in enumerate(found)}, tuple(map(str, found))
     else:
         number, classes = {value: value for value in found}, tuple(names)
-        if found[-1] >= len(names):
+        if found[-1] >= len(names) or found[0] < 0:
+            wrong = found[0] if found[0] < 0 else found[-1]
             raise ValueError(
-                f"labels of {next(iter(present))}: {found[-1]}, where {len(names)} classes are "
+                f"labels of {next(iter(present))}: {wrong}, where {len(names)} classes are "
                 "numbered from 0"
             )
     numbered = [None if values is None else _numbered(values, number) for values in given.values()]
@@ -80,7 +81,7 @@ def _check_one_kind(present: Mapping[str, np.ndarray]) -> None:
 
 
 def _plain(values: Any, num_rows: int, where: str) -> np.ndarray:
-    """The labels as one column of booleans, integers `>= 0` or text."""
+    """The labels as one column of booleans, integers or text."""
     array = _column(values, where)
     if array.ndim != 1:
         raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},)")
@@ -96,10 +97,11 @@ def _plain(values: Any, num_rows: int, where: str) -> np.ndarray:
         array = _of_floats(array, where)
     if array.dtype.kind not in "biuU":
         raise ValueError(f"labels of {where}: dtype {array.dtype} names no classes; {_CURE}")
-    if array.dtype.kind == "i" and array.min(initial=0) < 0:
+    if array.dtype.kind == "i" and (unlabelled := np.flatnonzero(array == -1)).size:
         raise ValueError(
-            f"labels of {where}: {array.dtype} from {array.min()} to {array.max()}, {_CURE}; leave "
-            "rows without a class out, or name it: labels.astype(str)"
+            f"labels of {where}: {len(unlabelled)} are -1, which stands for a row without a label, "
+            f"the first in row {unlabelled[0]}; leave rows without a class out, or name it where "
+            "it is one: labels.astype(str)"
         )
     return array
 

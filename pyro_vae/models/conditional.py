@@ -50,6 +50,7 @@ class ConditionalVAE(PyroModule):
 
     one_hot: Tensor
 
+    @at_the_door
     def __init__(
         self, *, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, num_classes: int
     ) -> None:

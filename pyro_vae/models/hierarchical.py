@@ -52,6 +52,7 @@ class HierarchicalVAE(PyroModule):
 
     synonyms = ("HVAE",)
 
+    @at_the_door
     def __init__(
         self,
         *,

@@ -60,6 +60,7 @@ class LadderVAE(PyroModule):
 
     synonyms = ("LVAE",)
 
+    @at_the_door
     def __init__(
         self,
         *,

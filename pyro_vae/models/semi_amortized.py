@@ -58,6 +58,7 @@ class SemiAmortizedVAE(PyroModule):
 
     synonyms = ("SAVAE",)
 
+    @at_the_door
     def __init__(
         self,
         *,

@@ -72,6 +72,7 @@ class TopDownVAE(PyroModule):
         "VDVAE": "TopDownVAE is a small one",
     }
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,

@@ -52,6 +52,7 @@ class UnamortizedVAE(PyroModule):
 
     roles = ()
 
+    @at_the_door
     def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: PerDatum) -> None:
         super().__init__()
         self.prior = prior

@@ -42,6 +42,7 @@ class VAE(PyroModule):
         (Rezende, Mohamed & Wierstra, 2014)
     """
 
+    @at_the_door
     def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
         super().__init__()
         self.prior = prior

@@ -313,8 +313,8 @@ def _value(key: str, results: Mapping[str, Any], write: Callable[[float], str]) 
     text = _written(results[key], write)
     partner = next((part for part, whole in PARTNERS.items() if whole == key), "")
     number, beside = _number(results[key]), _number(results.get(partner))
-    if number is None or not math.isfinite(number) or beside is None:
-        return text
+    if number is None or not math.isfinite(number) or beside is None or math.isnan(beside):
+        return text  # of a single datum, an error is not known
     if partner == "mutual_information_ceiling":
         if number >= _SATURATED * beside:
             return f"at least {text} (saturated at log N)"

@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.networks.layers import (
     Build,
     Initialise,
@@ -45,6 +46,7 @@ class Convolutional(nn.Module):
 
     synonyms = ("CNN",)
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,
@@ -105,6 +107,7 @@ class ConvolutionalResidual(nn.Module):
 
     synonyms = ("ResNet",)
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,

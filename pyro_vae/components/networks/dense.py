@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.networks.layers import (
     Build,
     Initialise,
@@ -39,6 +40,7 @@ class MLP(nn.Module):
         ValueError: If a size is no positive integer.
     """
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,
@@ -86,6 +88,7 @@ class GatedMLP(nn.Module):
         Language Modeling with Gated Convolutional Networks (Dauphin et al., 2017)
     """
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,
@@ -131,6 +134,7 @@ class Residual(nn.Module):
         Identity Mappings in Deep Residual Networks (He, Zhang, Ren & Sun, 2016)
     """
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,
@@ -184,6 +188,7 @@ class SkipMLP(nn.Module):
         (Dieng, Kim, Rush & Blei, 2019)
     """
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.networks.layers import Shape
 
 __all__ = ["Observed", "Standardize", "alike"]
@@ -123,6 +124,7 @@ class Observed(nn.Module):
 
     roles = ()
 
+    @at_the_door
     def __init__(
         self, network: Callable[[Shape, Shape], nn.Module], in_shape: Shape, out_shape: Shape
     ) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.networks.layers import Initialise, Rows, Shape, check_size, finished
 from pyro_vae.components.networks.sequences import Positions, Symbols
 
@@ -47,6 +48,7 @@ class Recurrent(nn.Module):
     synonyms = ("GRU", "RNN")
     near: ClassVar = {"LSTM": "it is Recurrent(cell=torch.nn.LSTM)"}
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,
@@ -113,6 +115,7 @@ class RecurrentDecoder(nn.Module):
     synonyms = ("GRU", "RNN")
     near: ClassVar = {"LSTM": "it is RecurrentDecoder(cell=torch.nn.LSTM)"}
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,

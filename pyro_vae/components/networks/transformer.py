@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.networks.layers import (
     Build,
     Initialise,
@@ -50,6 +51,7 @@ class Transformer(nn.Module):
 
     roles = ("network", "encoder")
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,
@@ -119,6 +121,7 @@ class TransformerDecoder(nn.Module):
 
     roles = ("decoder", "network")
 
+    @at_the_door
     def __init__(
         self,
         in_shape: Shape,
