@@ -109,7 +109,7 @@ def _refuse_role(option: str, name: str, part: type) -> None:
     blind = ""
     with contextlib.suppress(TypeError, ValueError):  # it takes more than a shape
         build: Any = part
-        if option in ("likelihood", "posterior") and 0 in build((2,)).raw_shape:
+        if option in ("likelihood", "posterior") and build((2,)).is_fixed:
             given = "x" if option == "posterior" else "z"
             blind = f": it has no numbers to set, and would be the same for every {given}"
     raise ValueError(
