@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "budget": {"memory"},
     "datasets": {"arguments", "files", "memory", "wording"},
     "distributions": {"wording"},
-    "components.networks": {"wording"},
+    "components.networks": {"arguments", "wording"},
     "components": {"arguments", "budget", "components.networks", "distributions", "wording"},
     "models": {"arguments", "components", "components.networks", "distributions"},
     "inference": {"arguments", "wording"},
