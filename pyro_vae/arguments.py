@@ -132,7 +132,8 @@ def shown(value: Any) -> str:
     if inspect.isroutine(value):
         return f"the function {value.__name__}"
     if isinstance(value, functools.partial):
-        return f"partial({getattr(value.func, '__name__', type(value.func).__name__)}, ...)"
+        called = next((arg for arg in value.args if isinstance(arg, type)), value.func)
+        return f"partial({getattr(called, '__name__', type(called).__name__)}, ...)"
     if isinstance(value, nn.Module):
         return _a(type(value).__name__)
     try:

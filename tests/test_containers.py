@@ -240,6 +240,12 @@ def with_na(values):
     return found
 
 
+def masked_tensor(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that they are new
+        return torch.masked.masked_tensor(torch.as_tensor(x), torch.as_tensor(~HOLES))
+
+
 MASKED = {
     # values, with what is missing where HOLES are -> options of from_arrays
     "floats": (X, lambda x: np.ma.array(np.where(HOLES, -9999.0, x), mask=HOLES), {}),
@@ -259,6 +265,8 @@ MASKED = {
         ),
         {},
     ),
+    "a masked tensor": (X, masked_tensor, {}),
+    "a masked tensor of integers": (COUNTS, masked_tensor, {}),
     "a code": (X, lambda x: np.where(HOLES, -9999, x).astype("f4"), {"missing": -9999}),
     "a code of float32": (
         X, lambda x: np.where(HOLES, -99.9, x).astype("f4"), {"missing": [-99.9]}

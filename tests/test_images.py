@@ -232,12 +232,13 @@ def test_splits_that_share_rows_are_told_with_their_number(tmp_path: Path) -> No
     assert len(caught) == 2
 
 
+@pytest.mark.parametrize("low", [0, -1])
 @pytest.mark.parametrize("levels", [255, 65535])
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-def test_pixels_that_were_divided_by_their_levels_are_integers_again(tmp_path, levels, dtype):
+def test_pixels_that_were_divided_by_their_levels_are_integers_again(tmp_path, levels, dtype, low):
     k = RNG.integers(0, levels + 1, (30, 4, 5))
     k[0, 0, :2] = 0, levels
-    np.save(tmp_path / "x.npy", (k / levels).astype(dtype))
+    np.save(tmp_path / "x.npy", (low + (1 - low) * k / levels).astype(dtype))
     np.save(tmp_path / "k.npy", k)
     found = load(tmp_path / "x.npy")
     if levels == 65535 and dtype == "f2":
@@ -252,8 +253,18 @@ REAL = {
     "beyond 1": lambda: RNG.integers(0, 300, (30, 4, 5)) / 255,
     "with a hole": lambda: np.where(np.arange(20).reshape(4, 5) == 3, np.nan, GREY / 255),
     "a table": lambda: RNG.integers(0, 256, (30, 4)) / 255,
-    "negative": lambda: GREY / 127.5 - 1,
+    "another grid": lambda: GREY / 100 - 1,
+    "two values": lambda: np.where(GREY > 99, 1.0, -1.0),
+    "centred": lambda: (GREY / 255 - 0.13) / 0.31,
 }
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_parts_on_two_scales_are_refused(tmp_path: Path, part: str) -> None:
+    parts = {name: RNG.integers(0, 256, (30, 4, 5)) for name in ("train", "validation", "test")}
+    np.savez(tmp_path / "x.npz", **parts | {part: RNG.random((30, 4, 5))})
+    with pytest.raises(ValueError, match=f"{part} fractions up to .*bring all parts to one scale"):
+        load(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("kind", REAL)

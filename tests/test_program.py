@@ -168,6 +168,16 @@ def model_with_dim_of_its_own(x):
         pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
 
 
+def wrong_scale(x):
+    with pyro.validation_enabled(True):
+        dist.Normal(z_of(x), torch.zeros(len(x), NUM_LATENTS))
+
+
+class Misspelt(nn.Module):
+    def model(self, x):
+        return self.decoder(x)
+
+
 def failing_decoder(x):
     z_of(x)
     nn.Linear(NUM_LATENTS + 1, NUM_DIMS)(x.new_zeros(len(x), NUM_LATENTS).float())
@@ -235,6 +245,22 @@ BROKEN = {
         failing_decoder,
         z_of,
         r"\(test_program.py:\d+\).*Linear.*takes 3 numbers, not 2",
+    ),
+    "an attribute of its own": (
+        Misspelt().model,
+        z_of,
+        r"\(test_program.py:\d+\).*check the spelling of 'decoder', or set it in __init__",
+    ),
+    "a scale of zero": (
+        wrong_scale,
+        z_of,
+        r"\(test_program.py:\d+\).*the scale of a Normal to satisfy the constraint \S*; keep",
+    ),
+    "a site twice": (lambda x: (z_of(x), z_of(x, name="z")), z_of, "sites.* a name of its own"),
+    "numbers that are no tensor": (
+        lambda x: dist.Normal([0.0], 1.0),
+        z_of,
+        r"\(test_program.py:\d+\).*torch.as_tensor makes them",
     ),
     "attribute": (lambda x: x.nothing, z_of, r"\(test_program.py:\d+\).*'nothing'"),
     "too many arguments": (lambda x, y: None, z_of, r"'y'"),

@@ -500,6 +500,12 @@ LOSSY = {
 }
 
 
+def test_numbers_below_those_of_32_bits_are_to_be_multiplied() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2)) * 1e-43
+    with pytest.warns(UserWarning, match=r"cannot tell apart.*multiply.*x\[:, i\].std\(\)"):
+        from_arrays(x)
+
+
 @pytest.mark.parametrize("name", LOSSY)
 def test_values_that_become_one_on_loading_are_told_with_their_column(name: str) -> None:
     column, lossy = LOSSY[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -92,7 +93,7 @@ def _status(error: BaseException, arguments: Sequence[str] = ()) -> int:
         return _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
     if _is_out_of_memory(error):
         return _fail(f"out of memory: lower --batch-size or --latent ({_cut(error)})", 2)
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError)) or _is_of_the_door(error):
         return _fail(in_options(str(error), arguments) or type(error).__name__, 2)
     hint = "this is a bug in pyro_vae or in the program; PYRO_VAE_DEBUG=1 shows where"
     return _fail(f"{type(error).__name__}: {error} ({hint})", 1)
@@ -105,6 +106,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
     )
+
+
+def _is_of_the_door(error: BaseException) -> bool:
+    """Whether an argument was refused for its kind, before anything ran."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals.get("__name__") == "pyro_vae.arguments" if frames else False
 
 
 def _cut(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from functools import partial
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -18,6 +19,7 @@ from pyro_vae.components import (
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.data import Observation, representative
+from pyro_vae.inference.explaining import explaining
 
 __all__ = ["build_program", "default_program", "latent_shapes", "unused_options"]
 
@@ -100,9 +102,12 @@ def build_program(
         families["data"] = _seen(data, observation)
         given = {k: v for k, v in families.items() if k in takes or "**" in takes}
         latents = shapes if "latent_shapes" in takes else shapes[0]
-        program = model_class.assemble(data.event_shape, latents, **given, **own)
+        build = partial(model_class.assemble, data.event_shape, latents, **given, **own)
     else:
-        program = model_class(**_by_name(wanted, families, shapes, data, observation), **own)
+        named = _by_name(wanted, families, shapes, data, observation)
+        build = partial(model_class, **named, **own)
+    with explaining(f"{model_class.__name__} cannot be built", ()):
+        program = build()
     for role in ("model", "guide"):
         if not callable(getattr(program, role, None)):
             name = model_class.__name__

@@ -204,9 +204,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     model, guide = run.program.model, run.program.guide
     x, *labels = run.test()
     bound = evaluation.elbo(model, guide, x, *labels)
-    estimate = evaluation.importance_sampling(
-        model, guide, x, *labels, num_samples=num_samples, progress=sys.stderr.isatty()
-    )
+    estimate = optional("log p(x)", lambda: _estimate(run, num_samples))
     activity = optional(
         "the activity of units", lambda: evaluation.unit_activity(model, guide, x, *labels)
     )
@@ -215,10 +213,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     return {
         "test_elbo_nats": bound.elbo_nats,
         "test_elbo_standard_error": bound.standard_error,
-        "test_log_likelihood_nats": estimate.mean,
-        "test_log_likelihood_standard_error": estimate.standard_error,
-        "num_importance_samples": num_samples,
-        "effective_sample_size": float(estimate.effective_sample_size.median()),
+        **_sampled(estimate, num_samples),
         "test_rate_nats": bound.rate_nats,
         "test_distortion_nats": bound.distortion_nats,
         **_by_site(bound),
@@ -254,6 +249,24 @@ def diverged(done: Fit) -> bool:
     """Whether training went wrong to its end, so that the last weights are of no use."""
     wrong = divergence(done.history, done.start)
     return wrong is not None and not wrong.came_back
+
+
+def _estimate(run: Run, num_samples: int) -> evaluation.ImportanceEstimate:
+    model, guide = run.program.model, run.program.guide
+    return evaluation.importance_sampling(
+        model, guide, *run.test(), num_samples=num_samples, progress=sys.stderr.isatty()
+    )
+
+
+def _sampled(estimate: evaluation.ImportanceEstimate | None, num_samples: int) -> dict[str, Any]:
+    if estimate is None:
+        return {}
+    return {
+        "test_log_likelihood_nats": estimate.mean,
+        "test_log_likelihood_standard_error": estimate.standard_error,
+        "num_importance_samples": num_samples,
+        "effective_sample_size": float(estimate.effective_sample_size.median()),
+    }
 
 
 def _course(done: Fit) -> list[str]:

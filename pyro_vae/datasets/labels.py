@@ -84,7 +84,9 @@ def _plain(values: Any, num_rows: int, where: str) -> np.ndarray:
     """The labels as one column of booleans, integers or text."""
     array = _column(values, where)
     if array.ndim != 1:
-        raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},)")
+        one_hot = array.ndim == 2 and array.dtype.kind in "biuf" and (array.sum(1) == 1).all()
+        cure = ": one-hot rows are numbered by labels.argmax(1)" if one_hot else ""
+        raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},){cure}")
     if len(array) != num_rows:
         raise ValueError(f"{where}: {len(array)} labels for {num_rows} rows; give one label a row")
     if array.dtype.kind == "O":

@@ -45,9 +45,20 @@ def lost_digits(array: np.ndarray) -> str | None:
     more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
     return (
         f"32-bit floats cannot tell apart the values of column{'s' * (len(places) > 1)} "
-        f"{listed}{more}: subtract an offset from each such column in 64 bits, as in "
-        "x[:, i] - x[:, i].mean(), before the data are given"
+        f"{listed}{more}: {_cure(columns[:, places])}, before the data are given"
     )
+
+
+def _cure(columns: np.ndarray) -> str:
+    """What keeps the digits: another unit of numbers that 32 bits hold as 0 or nearly, or a shift.
+
+    Below ``tiny``, 32-bit floats have fewer digits.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = np.nanmax(np.abs(columns.astype(np.float64)), axis=0, initial=0)
+    if (largest < np.finfo(np.float32).tiny / np.finfo(np.float32).eps).all():
+        return "multiply each such column in 64 bits, as in x[:, i] / x[:, i].std()"
+    return "subtract an offset from each such column in 64 bits, as in x[:, i] - x[:, i].mean()"
 
 
 def _is_coarse(columns: np.ndarray) -> np.ndarray:

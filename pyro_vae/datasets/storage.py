@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import warnings
@@ -69,6 +70,7 @@ def stored_as(
     """The one dtype that holds the arrays, and the levels that they take together."""
     scans = [_scan(array, where) for where, array in arrays.items()]
     lows, highs, whole, missing = zip(*scans, strict=True)
+    _refuse_other_scale(name, dict(zip(arrays, scans, strict=True)))
     span = _Range(min(lows), max(highs), all(whole), any(missing))
     levels = _levels(name, list(arrays.values()), span, levels)
     if levels is None and max(-span.low, span.high) > float(np.finfo(np.float32).max):
@@ -84,6 +86,18 @@ def stored_as(
         _warn_of_rounded(name, of_integers if span.whole else [])
     integer = "u1" if (levels or 0) <= 255 else "i2" if (levels or 0) <= 32767 else "i4"
     return np.dtype("f4" if levels is None or span.missing else integer), levels
+
+
+def _refuse_other_scale(name: str, scans: Mapping[str, _Range]) -> None:
+    """Refuse a part of integers beside one that was divided by their largest value."""
+    counted = [where for where, r in scans.items() if r.whole and r.low >= 0 and r.high > 1]
+    divided = [where for where, r in scans.items() if not r.whole and r.low >= 0 and r.high <= 1]
+    if counted and divided:
+        raise ValueError(
+            f"{name}: {counted[0]} holds whole numbers up to {scans[counted[0]].high:g}, "
+            f"{divided[0]} fractions up to {scans[divided[0]].high:g}: bring all parts to one "
+            "scale, by dividing all or none"
+        )
 
 
 def _levels(name: str, arrays: list[np.ndarray], span: _Range, levels: int | None) -> int | None:
@@ -164,16 +178,20 @@ def _shared(array: np.ndarray) -> Tensor:
 def as_pixels(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays of a file, with images of floats k / 255 or k / 65535 as the integers k.
 
-    That is how pictures of 8 or 16 bits are often stored. All images of the file are, or none.
+    That is how pictures of 8 or 16 bits are often stored, or from -1 to 1, as 2 k / 255 - 1. All
+    images of the file are, or none.
     """
     images = {name: array for name, array in arrays.items() if _is_image(array)}
     floats = [array.dtype.kind == "f" for array in images.values()]
-    for dtype in ("u1", "u2") if floats and all(floats) else ():
+    kinds = itertools.product((0, -1), ("u1", "u2")) if floats and all(floats) else ()
+    for low, dtype in kinds:
         levels = int(np.iinfo(dtype).max)
         if all(
-            _is_multiple(rows, levels) for image in images.values() for _, rows in chunks(image)
+            _is_multiple(rows, levels, low)
+            for image in images.values()
+            for _, rows in chunks(image)
         ):
-            found = {name: _multiples(array, levels, dtype) for name, array in images.items()}
+            found = {name: _multiples(array, levels, low, dtype) for name, array in images.items()}
             # Of two values alone, 0 and 1, the integers are these.
             if any(((image > 0) & (image < levels)).any() for image in found.values()):
                 return {**arrays, **found}
@@ -184,19 +202,26 @@ def _is_image(array: np.ndarray) -> bool:
     return array.ndim == 3 or (array.ndim == 4 and array.shape[1] in CHANNELS)
 
 
-def _is_multiple(rows: np.ndarray, levels: int) -> bool:
-    """Whether all values are k / levels, up to the rounding of their type."""
-    if not rows.size or not (rows.min() >= 0 and rows.max() <= 1):
+def _is_multiple(rows: np.ndarray, levels: int, low: int) -> bool:
+    """Whether all values are k / levels, spread over low to 1, up to the rounding of their type."""
+    if not rows.size or not (rows.min() >= low and rows.max() <= 1):
         return False
     eps = float(np.finfo(rows.dtype).eps)
     if eps * levels > _DISTINCT:
         return False  # the type does not tell one multiple from the next
-    exact = np.rint(rows.astype("f8") * levels) / levels
-    return bool((np.abs(exact - rows) <= min(4 * eps, _DISTINCT / levels) * exact).all())
+    parts = _parts(rows, low)
+    exact = np.rint(parts * levels) / levels
+    rounding = min(4 * eps, _DISTINCT / levels)
+    return bool((np.abs(exact - parts) <= rounding * (exact if low == 0 else 1)).all())
 
 
-def _multiples(array: np.ndarray, levels: int, dtype: str) -> np.ndarray:
+def _parts(rows: np.ndarray, low: int) -> np.ndarray:
+    """How far values are on the way from low to 1."""
+    return (rows.astype("f8") - low) / (1 - low)
+
+
+def _multiples(array: np.ndarray, levels: int, low: int, dtype: str) -> np.ndarray:
     filled = room(array.shape, np.dtype(dtype))
     for begin, rows in chunks(array):
-        filled[begin : begin + len(rows)] = np.rint(rows.astype("f8") * levels)
+        filled[begin : begin + len(rows)] = np.rint(_parts(rows, low) * levels)
     return filled

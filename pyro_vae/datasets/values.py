@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.masked import MaskedTensor
 
 from pyro_vae import memory
 
@@ -89,6 +90,7 @@ def numeric(values: Any, where: str, codes: Codes) -> np.ndarray:
         ValueError: text, dates, complex numbers or objects; rows of different lengths.
         TooLargeError: sparse rows that do not fit in memory.
     """
+    values = _of_masked(values)
     columns = _columns(values)
     if columns is not None:
         return _side_by_side(columns, where, codes)
@@ -129,6 +131,14 @@ def _array(values: Any, where: str) -> np.ndarray:
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError):
         raise ValueError(f"{where}: rows of different lengths; give a rectangular array") from None
+
+
+def _of_masked(values: Any) -> Any:
+    """A masked tensor of torch as a masked array of numpy, which hides where the other shows."""
+    if not isinstance(values, MaskedTensor):
+        return values
+    hidden = ~values.get_mask().cpu().numpy()
+    return np.ma.masked_array(values.get_data().detach().cpu().numpy(), hidden)
 
 
 def _dense(values: Any, where: str) -> Any:

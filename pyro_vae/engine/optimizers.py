@@ -262,7 +262,9 @@ def _built(
     optim: Any, groups: list[dict[str, Any]], parameters: dict[str, Tensor]
 ) -> tuple[torch.optim.Optimizer, Any]:
     if not isinstance(optim, PyroOptim):
-        optimizer = optim(groups)
+        # One group is handed over as torch's own optimisers are: what takes some of them can.
+        plain = [*groups[0]] == ["params"] if len(groups) == 1 else False
+        optimizer = optim(groups[0]["params"] if plain else groups)
         _scale(optimizer.param_groups)
         return optimizer, None
     shared = optim.pt_optim_args if isinstance(optim.pt_optim_args, dict) else {}

@@ -52,6 +52,7 @@ from pyro_vae.files import as_word, show
 from pyro_vae.inference.dependence import ignores_data
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
+from pyro_vae.inference.rows_apart import mixed_rows
 from pyro_vae.inference.schedules import moving_in
 from pyro_vae.inference.support import Part, check_support, observes_arguments
 from pyro_vae.inference.terms import site_terms
@@ -97,7 +98,8 @@ class Training:
     ) -> None:
         for module in program.modules:
             module.to(device)
-            module.train()
+            if not module.training:  # a part in evaluation mode is meant so, a whole is not
+                module.train()
         self.program, self.schedule, self.epochs = program, schedule, epochs
         self.patience, self.out, self.device, self.seed = patience, out, device, seed
         self.turns, self.callbacks = turns, callbacks
@@ -148,6 +150,9 @@ class Training:
             if self.epochs > 0:
                 rows = representative(data.train, observation, device=self.device)
                 meet_data(self.program, self.layout, *arguments(rows, self.with_labels))
+            few = self._observed_rows(data.train, observation, slice(3))
+            if (mixed := mixed_rows(self.program, *few)) is not None:
+                warn(mixed)
             self.progress.start = self.validate()
         called("start", self)
 

@@ -32,6 +32,7 @@ from pyro_vae.evaluation.batching import (
     cycled,
     double,
     pairs_at_once,
+    refuse_sampled,
 )
 from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
@@ -401,6 +402,7 @@ def _program(
     else:
         program = Program(model, guide)
         layout = program.check(*args)
+    refuse_sampled(layout, "annealing")
     check_support(program, layout, *args)
     return program, layout
 

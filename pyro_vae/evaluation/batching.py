@@ -22,6 +22,7 @@ __all__ = [
     "cycled",
     "double",
     "pairs_at_once",
+    "refuse_sampled",
 ]
 
 CHUNK_ELEMENTS = 2**22
@@ -57,6 +58,17 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name}={count}: at least 1 is needed")
+
+
+def refuse_sampled(layout: Layout, what: str) -> None:
+    """Refuse what takes p(x, z) to a power where a plate inside a datum is subsampled.
+
+    Raises:
+        ValueError: If one is; names the plate.
+    """
+    reason = layout.sampled_weights(what)
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def batches(args: tuple[Tensor, ...], batch_size: int) -> Iterator[tuple[Tensor, ...]]:

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.evaluation.batching import batches, check_counts, checked, double, pairs_at_once
+from pyro_vae.evaluation.batching import (
+    batches,
+    check_counts,
+    checked,
+    double,
+    pairs_at_once,
+    refuse_sampled,
+)
 from pyro_vae.evaluation.doors import judges
 from pyro_vae.inference.program import Layout, Program
 from pyro_vae.inference.support import check_support
@@ -163,7 +170,8 @@ def importance_sampling(
 
     Raises:
         ValueError: If a count is less than 1, ``x`` is empty or outside the support of the
-            likelihood, the program breaks the convention, or it gives NaN.
+            likelihood, the program breaks the convention, a plate inside a datum takes some of
+            its elements at random, or the program gives NaN.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
@@ -171,6 +179,7 @@ def importance_sampling(
     args = checked(x, *labels)
     check_counts(num_samples=num_samples, batch_size=batch_size, max_pairs=max_pairs)
     program, layout = _program(model, guide, args)
+    refuse_sampled(layout, "the importance-sampled log p(x)")
     pairs = max_pairs or pairs_at_once(program, layout, *args)
     rows, particles = _chunk_shape(layout, len(x), num_samples, batch_size, pairs)
     weigh = _Weigh(program, layout, engine, len(x) * num_samples // (rows * particles), rows)

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae.evaluation.batching import batches, check_counts, checked, double, pairs_at_once
+from pyro_vae.evaluation.batching import (
+    batches,
+    check_counts,
+    checked,
+    double,
+    pairs_at_once,
+    refuse_sampled,
+)
 from pyro_vae.evaluation.doors import judges
 from pyro_vae.evaluation.hmc import Density, adapted, first_step_sizes, transition
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
@@ -187,6 +194,7 @@ def sample_posterior(
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance={target_acceptance}: a probability, such as 0.8")
     args, program, layout = _start(model, guide, x, labels)
+    refuse_sampled(layout, "what the chains stay in")
     space = LatentSpace(program, layout, *(arg[:2] for arg in args))
     rows = max(1, (max_pairs or pairs_at_once(program, layout, *args)) // num_chains)
     path = Path(

@@ -35,8 +35,15 @@ _CURES = (
     (r"index out of range|out of bounds|Class values must be|device-side assert",
      "a symbol or label is beyond what is there: count from 0, pad with 0, and make "
      "num_categories, num_symbols or num_classes larger than the largest"),
+    (r"running_mean should contain (\d+) elements not (\d+)",
+     "it takes {1} numbers, not {0}: make its size fit"),
+    (r"'(?!tuple|list|dict|NoneType|function|Tensor|int|float)\w+' object has no attribute '(\w+)'",
+     "check the spelling of {0!r}, or set it in __init__"),
     (r"object is not callable|unsupported operand|has no attribute|not subscriptable",
      "look at what the modules of the program return: one tensor, or a distribution"),
+    (r"instances of Number, torch.Tensor", "hand tensors to it: torch.as_tensor makes them"),
+    (r"Multiple sample sites named", "give every site and plate a name of its own"),
+    (r"NVIDIA driver|compiled with CUDA", "take the device of what is there, as in x.device"),
     (r"more than 1 value per channel", "give batches of 2 rows or more"),
     (r"Shape mismatch inside plate",
      "size the plate by len(x), and declare the dimensions of one datum by .to_event"),
@@ -44,6 +51,12 @@ _CURES = (
      "keep the parameters of a distribution within their bounds, as softplus keeps a scale"),
     (r"size|shape|dimension|channels|expected .*input", "make the shapes fit"),
 )  # fmt: skip
+
+# Of what torch says of a wrong parameter, without all of its values.
+_CONSTRAINT = re.compile(
+    r"Expected parameter (\w+) \(.*?\) of distribution (\w+)\(.*\) (to satisfy the constraint "
+    r"[\w.]+(?:\(.*?\))?), but found invalid values.*"
+)
 
 
 @contextmanager
@@ -59,10 +72,8 @@ def explaining(what: str, modules: Sequence[nn.Module]) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
-        if _is_ours(error):
+        if _is_ours(error) or _is_out_of_memory(error):
             raise
         told = cause_of(error)
         if isinstance(told, ProgramError):
@@ -81,11 +92,11 @@ def reason_of(error: BaseException, modules: Sequence[nn.Module]) -> str:
         elif not (is_machinery(frame) or name.startswith("pyro_vae.")):
             line = f"({place(frame, number)}) "
         layer = _layer(frame, modules) or layer
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = _CONSTRAINT.sub(r"the \1 of a \2 \3", " ".join(str(error).split()))
     if _is_ours(error):
         return f"{site}{line}{said}"
     cure = _cure(said)
-    quoted = f"{type(error).__name__}: {said}"
+    quoted = f"{type(error).__name__}: {said}" if said else type(error).__name__
     if not layer and "mat1 and mat2" in said:
         return f"{site}{line}the product there fails: {cure}"
     if not layer:
@@ -106,6 +117,12 @@ def _is_ours(error: BaseException) -> bool:
     name = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     ours = name.partition(".")[0] == "pyro_vae"
     return ours and not isinstance(error, AttributeError | IndexError | KeyError | RuntimeError)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _cure(said: str) -> str:

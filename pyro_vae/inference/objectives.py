@@ -40,6 +40,8 @@ class Objective(PyroELBO):
     """
 
     roles = ()
+    weighs_particles: ClassVar[bool] = False
+    """Whether particles are weighed by their densities among themselves, as no ELBO does."""
 
     def __init__(self, num_particles: int = 1) -> None:
         if num_particles < 1:
@@ -70,7 +72,9 @@ class Objective(PyroELBO):
         Args:
             terms: The table of a few data, without gradients.
         """
-        return None
+        if not self.weighs_particles or self.num_particles == 1 or terms.layout is None:
+            return None
+        return terms.layout.sampled_weights(type(self).__name__)
 
     @exclusively
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
@@ -160,6 +164,7 @@ class Bound(Objective):
     """
 
     roles = ()
+    weighs_particles = True
 
     def bound(self, log_w: Tensor) -> Tensor:
         """Return the bound of each datum in nats, ``[B]``, from log-weights ``[S, B]``."""
@@ -182,7 +187,7 @@ class Bound(Objective):
                     f"{name!r} carry no gradients: its guide would not be trained; use VIMCO or "
                     "RWS for a bound of several particles, or ELBO"
                 )
-        return None
+        return super().refusal(terms)
 
 
 class IWAE(Bound):

@@ -43,6 +43,7 @@ class Layout:
             log-density what it is one particle at a time.
         full_size: How many data the plate stands for, where a batch is a subsample of them;
             Pyro's losses are then sums over all of those. None: of the batch alone.
+        sampled_plate: A plate inside a datum that takes some of its elements at random; None: none.
     """
 
     latents: tuple[str, ...]
@@ -50,6 +51,21 @@ class Layout:
     max_plate_nesting: int
     vectorizes: bool
     full_size: int | None = None
+    sampled_plate: str | None = None
+
+    def sampled_weights(self, what: str) -> str | None:
+        """Say why a power of the density would not have the mean of all elements; None if it has.
+
+        Args:
+            what: What takes the density to a power, such as "IWAE".
+        """
+        if self.sampled_plate is None:
+            return None
+        return (
+            f"the plate {self.sampled_plate!r} inside a datum takes some elements at random: "
+            f"log p(x, z) then has the mean of all of them, but not p(x, z), of which {what} is "
+            "made; take the plate whole (leave subsample_size out), or use ELBO"
+        )
 
 
 class Program:
@@ -237,7 +253,8 @@ class Program:
             nesting = _plate_nesting(model_trace, guide_trace)
             vectorizes = self._vectorizes(rows, nesting)
         subsampled = full_size if full_size != len(rows[0]) else None
-        return Layout(latents, observed, nesting, vectorizes, subsampled)
+        sampled = _sampled_plate(model_trace, guide_trace)
+        return Layout(latents, observed, nesting, vectorizes, subsampled, sampled)
 
     def _first_traces(self, rows: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
         try:
@@ -412,6 +429,17 @@ def _full_size(*traces: Trace) -> int:
                 'pyro.plate("data", len(x)) in model and guide'
             )
     return int(full_size)
+
+
+def _sampled_plate(*traces: Trace) -> str | None:
+    frames = (
+        frame
+        for trace in traces
+        for _, site in (*_latent_sites(trace), *_observed_sites(trace))
+        for frame in site["cond_indep_stack"]
+        if frame is not _data_frame(site) and frame.full_size not in (None, frame.size)
+    )
+    return next((frame.name for frame in frames), None)
 
 
 def _plate_nesting(*traces: Trace) -> int:

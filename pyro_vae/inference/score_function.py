@@ -80,6 +80,8 @@ class VIMCO(Objective):
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016)
     """
 
+    weighs_particles = True
+
     def __init__(self, num_particles: int = 50) -> None:
         super().__init__(_two_or_more(num_particles, "ELBO or NVIL"))
 

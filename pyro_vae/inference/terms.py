@@ -45,6 +45,7 @@ class SiteTerms:
         num_data: How many data each datum of a subsampled plate stands for.
         pathwise: Of each latent site, whether samples carry gradients.
         latents: The distributions at each latent site; one entry per run of the program.
+        layout: Of the program; None of a table that is none of a program's.
     """
 
     log_p: dict[str, Tensor]
@@ -56,6 +57,7 @@ class SiteTerms:
     num_data: float = 1.0
     pathwise: dict[str, bool] = field(default_factory=dict)
     latents: dict[str, tuple[LatentSite, ...]] = field(default_factory=dict)
+    layout: Layout | None = None
 
     @property
     def log_w(self) -> Tensor:
@@ -282,6 +284,7 @@ def _table(
         num_data=num_stood_for(next(iter(sites.values())))[0],
         pathwise={name: guide_trace.nodes[name]["fn"].has_rsample for name in log_q},
         latents={name: (site,) for name, site in latents.items()},
+        layout=layout,
     )
 
 

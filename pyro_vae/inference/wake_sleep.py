@@ -56,6 +56,7 @@ class RWS(Objective):
     """
 
     synonyms = ("ReweightedWakeSleep",)
+    weighs_particles = True
 
     def __init__(self, num_particles: int = 10, *, insomnia: float = 1.0) -> None:
         if not 0 <= insomnia <= 1:
@@ -159,6 +160,8 @@ class TVO(Objective):
     References:
         The Thermodynamic Variational Objective (Masrani, Le & Wood, 2019)
     """
+
+    weighs_particles = True
 
     def __init__(self, num_particles: int = 10, *, points: Sequence[float] = (0.03,)) -> None:
         if num_particles < 2:
