@@ -76,11 +76,6 @@ def train(*arguments: str | Path) -> int:
     return main(["train", *TINY, *map(str, arguments)])
 
 
-def draw_none(run, done, folder: Path) -> list[tuple[str, Path]]:
-    """Stand in for ``pictures.draw``, into which most of the time of a tiny run goes."""
-    return [("left out", folder / "curves.png")]
-
-
 def script(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
     """Run the installed script to its end."""
     return subprocess.run(

@@ -1,16 +1,28 @@
-"""Every test starts from one seed and an empty store, and may change no global setting."""
+"""Every test starts from one seed and an empty store, and may change no global setting.
+
+Pictures are drawn where a test asks for them: most of the time of a tiny run goes into them.
+"""
 
 from __future__ import annotations
 
 import copy
+import gc
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import pytest
 import torch
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage what is imported, a million objects that live to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def _globals() -> dict[str, Any]:
@@ -40,3 +52,29 @@ def clean_slate() -> Iterator[None]:
     pyro.settings.set(**before["pyro settings"])
     pyro.clear_param_store()
     assert not changed, f"the test left changed: {', '.join(changed)}"
+
+
+def draw_none(run: Any, done: Any, folder: Path) -> list[tuple[str, Path]]:
+    """Stand in for the drawing of a run's pictures."""
+    return [("left out", folder / "curves.png")]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def drawing() -> Iterator[Any]:
+    """Leave the pictures of runs out; return what draws them."""
+    if "pyro_vae.cli" not in sys.modules:  # no test of these uses the command line
+        yield None
+        return
+    from pyro_vae.cli import pictures
+
+    original = pictures.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", draw_none)
+        yield original
+
+
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest, monkeypatch: Any, drawing: Any) -> None:
+    """Draw them in a test that is marked with ``pictures``."""
+    if request.node.get_closest_marker("pictures") is not None:
+        monkeypatch.setattr("pyro_vae.cli.pictures.draw", drawing)

@@ -13,16 +13,16 @@ import pyro
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import torch
+from bits import same
 from laws import Pair, functions_with_modules
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
-from test_resume import same
 from torch import Tensor, nn
 
 from pyro_vae.engine.svi import SVI
 
 DIMS, LATENTS = 4, 2
-SIZES = (6, 6, 6, 4, 6, 4, 4, 6)  # the fourth batch is the first smaller one
+SIZES = (6, 6, 4, 6)  # eager, recorded, a smaller batch recorded, replayed
 adam = partial(torch.optim.Adam, lr=0.05)
 
 

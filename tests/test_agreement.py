@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from bits import same
 from pyro.infer import Trace_ELBO
-from test_checkpoint import forge
+from runs import forge
 from torch import Tensor, nn
 
 from pyro_vae import VAE, fit

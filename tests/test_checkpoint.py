@@ -19,13 +19,12 @@ import safetensors.torch
 import torch
 from bits import same
 from disk import BEYOND, child, kill, with_fault_at
+from runs import FILES, forge
 
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.checkpoint import CheckpointError, latest, load, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-FILES = ("tensors.safetensors", "state.json", "manifest.json")
 
 
 def a_state(value: float = 1.0) -> dict:
@@ -34,21 +33,6 @@ def a_state(value: float = 1.0) -> dict:
         "step": int(value),
         7: (value, [None]),
     }
-
-
-def forge(path: Path, *, manifest: dict | None = None, **contents: bytes) -> None:
-    """Replace parts of a checkpoint as an attacker would: with hashes that agree."""
-    record = json.loads((path / "manifest.json").read_text())
-    for name, data in (
-        (n, contents[n.split(".")[0]]) for n in FILES if n.split(".")[0] in contents
-    ):
-        (path / name).write_bytes(data)
-        record["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    record.update(manifest or {})
-    del record["sha256"]
-    canonical = json.dumps(record, sort_keys=True).encode()
-    record["sha256"] = hashlib.sha256(canonical).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(record))
 
 
 # Writing: killed, interrupted, out of space -------------------------------------------------------

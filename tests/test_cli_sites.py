@@ -86,6 +86,7 @@ def drawn() -> set[str]:
 IMAGES = {"reconstructions", "samples", "interpolations", "traversals", "temperatures"}
 
 
+@pytest.mark.pictures
 def test_a_plate_inside_the_datum_is_judged_drawn_and_sampled(data) -> None:
     results = trained("Rows")
     assert results["bits_per_dim"] == pytest.approx(-results["test_elbo_nats"] / 16 / np.log(2))
@@ -119,6 +120,7 @@ def test_what_a_program_observes_decides_how(fn: str, tmp_path, monkeypatch) -> 
     assert config.observation.class_path.endswith(expected)
 
 
+@pytest.mark.pictures
 def test_several_sites_are_judged_drawn_and_sampled_by_name(data, capsys) -> None:
     results = trained("Several", "--likelihood", "Normal", "--latent", "7")
     shown = capsys.readouterr()
@@ -149,6 +151,7 @@ def test_several_sites_are_judged_drawn_and_sampled_by_name(data, capsys) -> Non
 
 
 @pytest.mark.filterwarnings("default:.*could not be made")
+@pytest.mark.pictures
 def test_a_picture_that_fails_takes_no_number_away(data, capsys, monkeypatch) -> None:
     def broken(*args, **options):
         assert Path("run/results.json").exists()
@@ -177,7 +180,6 @@ def test_numbers_that_fail_take_no_other_away(data, capsys, monkeypatch) -> None
     optional = ("unit_activity", "mutual_information", "linear_probe")
     for name in optional:
         monkeypatch.setattr(f"pyro_vae.evaluation.{name}", broken)
-    monkeypatch.setattr("pyro_vae.cli.commands.pictures.draw", lambda *args: [])
     np.savez("counts.npz", x=np.load("counts.npy"), y=np.arange(40) // 2 % 2)
     assert main(["train", *TINY, "--data", "counts.npz", "--out", "run"]) == 0
     results = json.loads(Path("run/results.json").read_text())

@@ -49,7 +49,7 @@ class AsDouble(Observation):
 
 
 TINY = {
-    "observation": AsDouble(), "epochs": 2, "warm_up_epochs": 1, "batch_size": 10, "num_rows": 8,
+    "observation": AsDouble(), "epochs": 2, "warm_up_epochs": 0, "batch_size": 10, "num_rows": 8,
     "num_repeats": 20, "num_samples": 5, "device": "cpu", "engine": "eager",
 }  # fmt: skip
 
@@ -72,7 +72,7 @@ def run(objectives, vae=None, **options):
 def found():
     """One comparison, which no test may change."""
     torch.set_num_threads(1)  # as every test does, since bits depend on it
-    return run([ELBO(), IWAE(3), DReG(3), Trace_ELBO()])
+    return run([ELBO(), IWAE(3), DReG(3), Trace_ELBO()], warm_up_epochs=1)
 
 
 # ---------------------------------------------------------------------------- what it tells
@@ -90,9 +90,9 @@ def untimed(record):
 
 
 def test_the_same_seed_gives_the_same_table(found):
-    again = run([ELBO(), IWAE(3)])
-    assert untimed(again.record()) == untimed(found.record())[:2]
-    other = run([ELBO()], seed=1)
+    again = run([ELBO()], warm_up_epochs=1)
+    assert untimed(again.record()) == untimed(found.record())[:1]
+    other = run([ELBO()], warm_up_epochs=1, seed=1)
     assert untimed(other.record()) != untimed(found.record())[:1]
 
 
@@ -107,7 +107,7 @@ def test_objectives_have_all_in_common(found):
 
 
 def test_no_row_depends_on_the_others(found):
-    alone = run([IWAE(3)]).rows[0]
+    alone = run([IWAE(3)], warm_up_epochs=1).rows[0]
     among = found.rows[1]
     assert alone.guide == among.guide
     assert alone.model_from_log_p == among.model_from_log_p
@@ -157,6 +157,7 @@ def test_log_p_is_above_the_elbo_and_the_reported_bound_between():
     assert late.elbo_nats.value < row.bound_nats.value < late.log_p_nats.value + 0.02
 
 
+@pytest.mark.slow
 def test_bias_is_seen_where_it_is():
     bed = Gaussian()
     with torch.no_grad():
@@ -170,6 +171,7 @@ def test_bias_is_seen_where_it_is():
     assert wake.guide.relative_bias.value > 4 * wake.guide.relative_bias.standard_error
 
 
+@pytest.mark.slow
 def test_more_particles_are_nearer_to_log_p():
     options = {"num_repeats": 40, "num_rows": 40, "epochs": 1, "engine": "recorded"}
     found = run([ELBO(), IWAE(16)], warm_up_epochs=0, **options).rows

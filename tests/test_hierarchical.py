@@ -11,6 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from bits import same
 from hierarchies import (
     NUM_1,
     NUM_2,
@@ -28,7 +29,6 @@ from hierarchies import (
 from laws import Pair
 from pyro.infer import Trace_ELBO
 from recorded import both, run
-from test_resume import same
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 

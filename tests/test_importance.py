@@ -663,12 +663,15 @@ RECORDED = {**EVERY, "sleeping": RWS(3, insomnia=0.3)}
     ],
 )
 def test_recorded_steps_have_the_bits_of_eager_ones(objective, build):
+    # Each shape is recorded anew: it decides what is dreamt, and nothing else here.
+    sizes = (5, 4, 5) if getattr(objective, "insomnia", 1.0) < 1 else (5, 5, 5)
+
     def steps(engine):
         bed = build()
         x = bed.x.repeat(5, 1)
         torch.manual_seed(1)
         svi = SVI(bed.model, bed.guide, torch.optim.Adam, objective, engine=engine)
-        losses = [svi.step(x[: 5 - step % 2]) for step in range(4)]
+        losses = [svi.step(x[:size]) for size in sizes]
         return losses, [p.detach() for p in bed.parameters()], svi.recorded
 
     (eager, weights, _), (recorded, found, replayed) = steps("eager"), steps("recorded")

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from command import TINY, draw_none
+from command import TINY
 
-from pyro_vae.cli import known_data, main, pictures, stored
+from pyro_vae.cli import known_data, main, stored
 from pyro_vae.datasets import from_arrays
 
 X = np.random.default_rng(0).normal(size=(60, 3)).astype("f4")
@@ -140,7 +140,6 @@ def trained(folder, x, *options, labels=None):
     (folder / "a").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "a")
-        patch.setattr(pictures, "draw", draw_none)
         np.savez("d.npz", x=x) if labels is None else np.savez("d.npz", x=x, y=labels)
         assert main(["train", *TINY, "--data", "d.npz", "--out", "run", *options]) == 0
     return folder / "a" / "run"
@@ -149,7 +148,6 @@ def trained(folder, x, *options, labels=None):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "draw", draw_none)
     return tmp_path
 
 

@@ -11,9 +11,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-from command import draw_none, train, tree, write_data
+from command import train, tree, write_data
 
-from pyro_vae.cli import commands, main
+from pyro_vae.cli import main
 from pyro_vae.engine import run_folder
 from pyro_vae.engine.metrics import MetricsFile
 from pyro_vae.engine.run_folder import held, lock, new_run_folder
@@ -26,7 +26,6 @@ def prepared(tmp_path_factory):
     write_data(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(commands.pictures, "draw", draw_none)
         assert train("--data", "real.npy", "--out", "run") == 0
     return folder
 
@@ -35,7 +34,6 @@ def prepared(tmp_path_factory):
 def folder(prepared, tmp_path, monkeypatch):
     path = Path(shutil.copytree(prepared, tmp_path / "here"))
     monkeypatch.chdir(path)
-    monkeypatch.setattr(commands.pictures, "draw", draw_none)
     return path
 
 

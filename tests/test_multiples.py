@@ -25,7 +25,21 @@ MEMBERS = {
 }
 
 
-@pytest.mark.parametrize("group", MEMBERS.values(), ids=MEMBERS)
+# Parts are trained by tests of their own: here, the first two and the last member of each group.
+QUICK = {
+    f"{title}: {name}"
+    for title, group in variants.GROUPS.items()
+    for name in [*list(group.members)[:2], *list(group.members)[-1:]]
+}
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(group, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, group in MEMBERS.items()
+    ],
+)
 def test_every_member_trains(group):
     (member,) = group.members.values()
     loss = variants.trained("eager", member, group.program)(2)

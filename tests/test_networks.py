@@ -92,15 +92,13 @@ def test_every_output_depends_on_every_input_of_a_small_image(build, in_shape, o
 
 
 @all_networks
-@pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3)])
-def test_leading_dimensions_and_rows(name, batch) -> None:
+def test_leading_dimensions_and_rows(name) -> None:
     network = built(name).eval()
-    x = inputs(name, *batch)
     _, in_shape, out_shape = ALL[name]
-    y = network(x)
-    assert y.shape == (*batch, *out_shape)
-    if 0 in batch:
-        return
+    for batch in ((), (1,), (0,), (2, 3)):
+        x = inputs(name, *batch)
+        y = network(x)
+        assert y.shape == (*batch, *out_shape)
     rows = torch.stack([network(row) for row in x.reshape(-1, *in_shape)])
     torch.testing.assert_close(y.reshape(-1, *out_shape), rows)
     order = torch.randperm(len(rows))
@@ -130,8 +128,12 @@ def test_the_last_layer_has_no_bias(name) -> None:
 
 
 @all_networks
-@pytest.mark.parametrize("initialise", [glorot, he, orthogonal])
-def test_weights_can_be_set_as_papers_do(name, initialise) -> None:
+def test_weights_can_be_set_as_papers_do(name) -> None:
+    for initialise in (glorot, he, orthogonal):
+        weights_are_set(name, initialise)
+
+
+def weights_are_set(name, initialise) -> None:
     torch.manual_seed(1)
     network = built(name)
     torch.manual_seed(1)

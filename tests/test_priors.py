@@ -10,10 +10,11 @@ from functools import partial
 import pyro.distributions as dist
 import pytest
 import torch
+from bits import same
 from laws import Pair, kolmogorov_bound
 from pyro.infer import Trace_ELBO
 from recorded import both
-from test_resume import final, same
+from runs import final
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

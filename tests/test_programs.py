@@ -131,6 +131,7 @@ def test_an_argument_that_assemble_does_not_take_reaches_the_constructor(folder)
     assert opened(folder, *arguments)[0].extra == 7
 
 
+@pytest.mark.pictures
 def test_a_hierarchy_is_trained_judged_drawn_and_resumed_by_the_command(folder, tmp_path) -> None:
     out = tmp_path / "run"
     data = str(folder / "bytes.npy")

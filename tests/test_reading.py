@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import PROGRAM, draw_none, train
+from command import PROGRAM, train
 
-from pyro_vae.cli import main, pictures
+from pyro_vae.cli import main
 from pyro_vae.cli.parser import training_parser
 from pyro_vae.cli.parts import with_loaded_files
 from pyro_vae.cli.reading import loaded
@@ -26,7 +26,6 @@ def test_a_program_of_ones_own_sees_the_axes_of_the_file(tmp_path: Path, model, 
 
 
 def test_masks_and_names_of_classes_go_through_a_run(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(pictures, "draw", draw_none)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     x = rng.integers(0, 5, (60, 3))

@@ -18,6 +18,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from bits import same
 from laws import PROGRAMS, functions_with_params
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -54,7 +55,7 @@ from recorded import (
     run,
     small,
 )  # fmt: skip
-from test_resume import child, final, same
+from runs import child, final
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -93,31 +94,41 @@ UNTRAINABLE = {
 
 # ---------------------------------------------------------------------------- the same bits
 
-CASES = [
-    pytest.param(name, objective, marks=pytest.mark.slow if slow else ())
-    for name in [*PROGRAMS, *RECORDED]
-    for objective in OBJECTIVES
-    for slow in [name in RECORDED and objective in ("looped", "mean field")]
-]
+EVERY = [*PROGRAMS, *RECORDED]
+
+
+def covering() -> list[Any]:
+    """Cross programs, objectives, and whole steps or gradients alone, all of it only when slow.
+
+    Else each program takes whole steps under one objective, and each third of them gradients under
+    the next one, with a smaller batch on the way, which is a recording more.
+    """
+    objectives, cases = list(OBJECTIVES), []
+    for place, name in enumerate(EVERY):
+        trainable = [o for o in objectives if (name, o) not in UNTRAINABLE]
+        for whole in (True, False):
+            chosen = trainable[(place + whole) % len(trainable)]
+            for objective in trainable:
+                quick = objective == chosen and (whole or place % 3 == 0)
+                marks = () if quick else pytest.mark.slow
+                cases.append(pytest.param(name, objective, whole, marks=marks))
+    return cases
 
 
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
-@pytest.mark.parametrize(("name", "objective"), CASES)
-def test_bits_are_those_of_the_eager_step(name: str, objective: str) -> None:
-    if (name, objective) in UNTRAINABLE:
-        pytest.skip("the pair is refused before its first step")
-    build = PROGRAMS.get(name) or partial(small, RECORDED[name])
-    sizes = SIZES if objective in ("one", "vectorized") else [6] * 8
-    found = both(build, OBJECTIVES[objective], sizes=sizes)
-    assert found.replayed == [False] + [True] * 7
-    assert len(found.svi._recorded._gradients._recorder._recordings) == len(set(sizes))
+@pytest.mark.parametrize(("name", "objective", "whole"), covering())
+def test_bits_are_those_of_the_eager_step(name: str, objective: str, whole: bool) -> None:
+    """Gradients alone are taken in float64, in which some of the programs always are."""
+    dtype = torch.float32 if whole else torch.float64
+    build = PROGRAMS.get(name) or partial(small, RECORDED[name], dtype)
+    sizes = (6, 6, 6) if whole else SIZES
+    found = both(build, OBJECTIVES[objective], sizes=sizes, whole=whole)
+    assert found.replayed == [False] + [True] * (len(sizes) - 1)
     assert len(set(found.losses)) == len(found.losses)
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_bits_are_those_of_the_eager_step_in_float64(name: str) -> None:
-    build = partial(small, RECORDED[name], torch.float64)
-    assert all(both(build, OBJECTIVES["one"], sizes=[6] * 8).replayed[1:])
+    steps = found.svi._recorded
+    recorder = (steps._whole if whole else steps._gradients)._recorder
+    assert len(recorder._recordings) == len(set(sizes))
+    assert not steps._whole.gave_up
 
 
 @pytest.mark.parametrize("objective", [partial(ELBO, 3), partial(IWAE, 3)])
@@ -137,7 +148,7 @@ OPTIMISERS = {
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_bits_under_every_optimiser(name: str) -> None:
     """Clipping in place would show gradients that share memory, as those of a sum do."""
-    found = both(partial(small, Constrained), Trace_ELBO, **OPTIMISERS[name])
+    found = both(partial(small, Constrained), Trace_ELBO, sizes=[6] * 3, **OPTIMISERS[name])
     assert all(found.replayed[1:])
     assert all(gradients["unused"] is None for gradients in found.gradients)
     addresses = [p.data_ptr() for p in found.svi.parameters.values()]
@@ -160,7 +171,7 @@ WHOLE_STEPS: dict[str, dict[str, Any]] = {
     "a rate for each": {"optim": pyro.optim.Adam(lambda name: {"lr": 0.01 * len(name)})},
     "a schedule": {"between": lambda step, svi: set_group(svi, lr=0.1 / (1 + step))},
     "other betas on the way": {
-        "between": lambda step, svi: step == 4 and set_group(svi, betas=(0, 0))
+        "between": lambda step, svi: step == 2 and set_group(svi, betas=(0, 0))
     },
 }
 
@@ -170,37 +181,30 @@ def set_group(svi: SVI, **settings: Any) -> None:
         group.update(settings)
 
 
-@pytest.mark.parametrize("name", [*PROGRAMS, *RECORDED])
-def test_whole_steps_leave_the_bits_of_eager_ones(name: str) -> None:
-    build = PROGRAMS.get(name) or partial(small, RECORDED[name])
-    found = both(build, OBJECTIVES["one"], whole=True)
-    assert found.replayed == [False] + [True] * 7
-    assert not found.svi._recorded._whole.gave_up
-
-
 @pytest.mark.parametrize("name", WHOLE_STEPS)
 def test_whole_steps_under_every_optimiser(name: str) -> None:
-    found = both(partial(small, Constrained), Trace_ELBO, whole=True, **WHOLE_STEPS[name])
-    assert found.replayed.count(False) == 1
-    whole = found.svi._recorded._whole._recorder
-    assert len(whole._recordings) == len(set(SIZES))
+    options = {"whole": True, "sizes": [6] * 4, **WHOLE_STEPS[name]}
+    found = both(partial(small, Constrained), Trace_ELBO, **options)
+    assert found.replayed == [False] + [True] * 3
+    assert len(found.svi._recorded._whole._recorder._recordings) == 1
 
 
 def test_other_optimisers_step_after_recorded_gradients() -> None:
     found = both(partial(small, Small), Trace_ELBO, whole=True, optim=torch.optim.Rprop)
-    assert found.replayed == [False] + [True] * 7
+    assert found.replayed == [False] + [True] * 3
     assert not found.svi._recorded._whole._recorder._recordings
 
 
 def test_state_loaded_on_the_way_counts() -> None:
     def load(step: int, svi: SVI) -> None:
-        if step == 4:
+        if step == 2:
             state = svi.optimizer.state_dict()
             for of_parameter in state["state"].values():
                 of_parameter["exp_avg"].mul_(0.5)
             svi.optimizer.load_state_dict(state)
 
-    assert all(both(partial(small, Small), Trace_ELBO, whole=True, between=load).replayed[1:])
+    options = {"whole": True, "sizes": [6] * 4, "between": load}
+    assert all(both(partial(small, Small), Trace_ELBO, **options).replayed[1:])
 
 
 class Syncs(TorchDispatchMode):
@@ -240,7 +244,7 @@ def test_batches_are_gathered_within_the_step() -> None:
         torch.manual_seed(3)
         pair = small(Small)
         svi = SVI(pair.model, pair.guide, adam, ELBO(), engine=engine, prepare=prepare)
-        found = [svi.step(torch.randperm(20)[:6]) for _ in range(8)]
+        found = [svi.step(torch.randperm(20)[:6]) for _ in range(4)]
         assert svi.recorded is (engine == "recorded")
         return found
 
@@ -325,7 +329,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_recorded_runs_eagerly_and_says_why(monkeypatch, name: str) -> None:
+def test_what_cannot_be_recorded_runs_eagerly_and_says_why(name: str) -> None:
     leaf, said = REFUSED[name]
     expected = run(partial(small, leaf), Trace_ELBO(), "eager")
     with pytest.warns(UserWarning, match=f"running eagerly, since .*{said}") as caught:
@@ -334,8 +338,14 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_why(monkeypatch, name: st
     assert Path(caught[0].filename).name == "recorded.py"
     assert not any(found.replayed)
     assert_same(found, expected)
+
+
+def test_auto_runs_eagerly_without_a_word_what_cannot_be_recorded(monkeypatch) -> None:
     monkeypatch.setattr(replaying, "EAGER_CALLS", 0)
-    assert_same(run(partial(small, leaf), Trace_ELBO(), "auto"), expected)
+    build = partial(small, Branches)
+    found = run(build, Trace_ELBO(), "auto")
+    assert not any(found.replayed)
+    assert_same(found, run(build, Trace_ELBO(), "eager"))
 
 
 OTHER_OBJECTIVES = {
@@ -395,8 +405,14 @@ def snapshot(svi: SVI) -> dict[str, Any]:
     }
 
 
+OF_STATE = (
+    "batch norm and dropout",
+    "constrained, tied, unused",
+    "scheduled",
+    "own torch generator",
+)
 TRACELESS = {
-    **{name: partial(small, leaf) for name, leaf in RECORDED.items()},
+    **{name: partial(small, RECORDED[name]) for name in OF_STATE},
     "counts": partial(small, Counts),
     "appends": partial(small, Appends),
     "own generator": partial(small, OwnGenerator),
@@ -444,7 +460,7 @@ def test_a_second_program_is_untouched() -> None:
     assert same(copies(a.parameters), alone.state["parameters"])
 
 
-@pytest.mark.parametrize("num_steps", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_steps", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow(num_steps) -> None:
     pair = small(Small)
     svi = SVI(pair.model, pair.guide, adam, Trace_ELBO(), engine="recorded")
@@ -457,7 +473,7 @@ def test_memory_does_not_grow(num_steps) -> None:
         tensors = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
         return tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    (tensors, kilobytes), after = steps(200), steps(num_steps)
+    (tensors, kilobytes), after = steps(100), steps(num_steps)
     assert after[0] == tensors
     assert after[1] - kilobytes < 2_000
 
@@ -481,11 +497,11 @@ def test_a_failing_compiler_leaves_the_recording(monkeypatch) -> None:
     monkeypatch.setattr("torch._inductor.compile", no_compiler)
     build = partial(small, Small)
     with pytest.warns(UserWarning, match="only recorded, since no C.. compiler here$") as caught:
-        found = run(build, Trace_ELBO(), "compiled", sizes=[6] * 8)
+        found = run(build, Trace_ELBO(), "compiled", sizes=[6] * 3)
     assert len(caught) == 1
     assert Path(caught[0].filename).name == "recorded.py"
     assert all(found.replayed[1:])
-    assert_same(found, run(build, Trace_ELBO(), "eager", sizes=[6] * 8))
+    assert_same(found, run(build, Trace_ELBO(), "eager", sizes=[6] * 3))
 
 
 def test_what_cannot_be_compiled_is_recorded() -> None:
@@ -551,24 +567,32 @@ def fitted(engine: str, out: Path | None = None, *, resume: bool = False) -> Any
     return done.history, dict(vae.state_dict())
 
 
-def test_fit_gives_the_same_bits() -> None:
-    assert same(fitted("recorded"), fitted("eager"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("whole")
+    return out, fitted("eager", out)
+
+
+def test_fit_gives_the_same_bits(whole) -> None:
+    assert same(fitted("recorded"), whole[1])
 
 
 @pytest.mark.parametrize("engines", [("recorded", "eager"), ("eager", "recorded")])
-def test_a_killed_run_goes_on_under_either_engine(tmp_path, engines) -> None:
+def test_a_killed_run_goes_on_under_either_engine(tmp_path, engines, whole) -> None:
     killed_and_resumed(tmp_path, *engines)
+    assert same(final(tmp_path), final(whole[0]))
 
 
 @pytest.mark.slow
 def test_a_killed_compiled_run_goes_on_to_the_same_bits(tmp_path) -> None:
-    killed_and_resumed(tmp_path, "compiled", "compiled", whole="compiled")
-
-
-def killed_and_resumed(folder: Path, first: str, second: str, *, whole: str = "eager") -> None:
     for name in ("whole", "killed"):
-        (folder / name).mkdir()
-    fitted(whole, folder / "whole")
+        (tmp_path / name).mkdir()
+    fitted("compiled", tmp_path / "whole")
+    killed_and_resumed(tmp_path / "killed", "compiled", "compiled")
+    assert same(final(tmp_path / "killed"), final(tmp_path / "whole"))
+
+
+def killed_and_resumed(out: Path, first: str, second: str) -> None:
     original = checkpoint.save
 
     def stop(*args: Any, **options: Any) -> Any:
@@ -579,9 +603,8 @@ def killed_and_resumed(folder: Path, first: str, second: str, *, whole: str = "e
 
     def run_and_die() -> None:
         checkpoint.save = stop
-        fitted(first, folder / "killed")
+        fitted(first, out)
 
     _, status = os.waitpid(child(run_and_die), 0)
     assert os.WEXITSTATUS(status) == 137
-    fitted(second, folder / "killed", resume=True)
-    assert same(final(folder / "killed"), final(folder / "whole"))
+    fitted(second, out, resume=True)

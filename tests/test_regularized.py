@@ -327,7 +327,7 @@ def test_recorded_steps_have_the_bits_of_eager_ones(build, of_program):
         program = of_program()
         adam = partial(torch.optim.Adam, lr=0.05)
         svi = SVI(program.model, program.guide, adam, build(num_particles=2), engine=engine)
-        losses = [svi.step(program.x) for _ in range(4)]
+        losses = [svi.step(program.x) for _ in range(3)]
         return losses, [p.tolist() for p in program.parameters()], svi.recorded
 
     found, expected = run("recorded"), run("eager")

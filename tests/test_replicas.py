@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from bits import same
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from recorded import (
@@ -30,7 +31,7 @@ from recorded import (
     MixturePrior,
     Small,
 )
-from test_resume import child, final, same
+from runs import child, final
 from torch import Tensor, nn
 
 from pyro_vae import VAE, fit
@@ -117,6 +118,11 @@ def assert_equal_single_runs(program: Any, data: Any = X, engine="recorded", **o
     assert curves[0] != curves[1]
     assert found.history is found.replicas[0].history
     return found
+
+
+def some(table: dict[str, Any], *names: str) -> list[Any]:
+    """Return all names of a table, of which those that are not given are slow."""
+    return [pytest.param(n, marks=() if n in names else pytest.mark.slow) for n in table]
 
 
 def mlp() -> VAE:
@@ -219,22 +225,41 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_each_program_equals_its_single_runs(name: str, joint_steps) -> None:
-    assert_equal_single_runs(PROGRAMS[name](), (X, LABELS) if name == "labels" else X)
-    assert joint_steps == JOINT
+# Each way of training once, with the programs that depend on most; the rest is slow.
+TOGETHER = {
+    "batch norm and dropout": ("smaller last batch", "clip_norm", "schedule"),
+    "IAF posterior": ("IWAE", "AdamW"),
+    "tensors that change": ("momentum",),
+    "every draw": ("a rate for each",),
+    "labels": ("looped particles",),
+}
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_each_way_of_training_equals_single_runs(name: str, joint_steps) -> None:
-    options = dict(OPTIONS[name])
-    assert_equal_single_runs(mlp(), options.pop("data", X), **options)
+def test_each_way_is_among_them() -> None:
+    ways = [way for ways in TOGETHER.values() for way in ways]
+    assert {*ways, "dynamic binarisation"} == OPTIONS.keys()  # the last is streamed, below
+
+
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        *TOGETHER.items(),
+        *(pytest.param("VAE", (way,), marks=pytest.mark.slow) for way in OPTIONS),
+        *(pytest.param(name, (), marks=pytest.mark.slow) for name in PROGRAMS),
+    ],
+    ids=str,
+)
+def test_each_program_equals_its_single_runs(name: str, ways: tuple, joint_steps) -> None:
+    options: dict[str, Any] = {"data": (X, LABELS) if name == "labels" else X}
+    for way in ways:
+        options |= OPTIONS[way]
+    assert_equal_single_runs(PROGRAMS.get(name, mlp)(), options.pop("data"), **options)
     assert joint_steps == JOINT
 
 
 def test_auto_waits_and_then_joins(joint_steps) -> None:
-    assert_equal_single_runs(mlp(), engine="auto", epochs=12)
-    assert joint_steps == [NUM_REPLICAS] * 6
+    assert_equal_single_runs(mlp(), engine="auto", epochs=11)
+    assert joint_steps == [NUM_REPLICAS] * 3
 
 
 def test_streamed_batches(monkeypatch, joint_steps) -> None:
@@ -345,7 +370,9 @@ APART: dict[str, tuple[Any, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize(
+    "name", some(APART, "discrete guide", "values asked for", "no fused kernel")
+)
 def test_what_has_no_joint_step_still_equals_its_single_runs(name: str, joint_steps) -> None:
     build, options, reason = APART[name]
     program = build()
@@ -387,7 +414,9 @@ def forget_a_gradient(monkeypatch) -> None:
     monkeypatch.setattr(vectorizing.Form, "_run", run)
 
 
-@pytest.mark.parametrize("mutate", [swap_noise, share_weights, forget_a_gradient])
+@pytest.mark.parametrize(
+    "mutate", [swap_noise, pytest.param(share_weights, marks=pytest.mark.slow), forget_a_gradient]
+)
 def test_a_wrong_joint_step_is_noticed(mutate, monkeypatch, joint_steps) -> None:
     mutate(monkeypatch)
     programs = [Small(), Small(), Small()]
@@ -421,7 +450,7 @@ class Changing(Small):
         return self.decoder(z) * self.factor + self.offset
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", some(CHANGES, "another number", "other memory"))
 def test_a_change_on_the_way_counts(name: str, joint_steps) -> None:
     programs = [Changing(), Changing()]
 
@@ -621,7 +650,9 @@ def whole(tmp_path_factory) -> Any:
     return out
 
 
-@pytest.mark.parametrize("nth", [1, 5, 13])
+@pytest.mark.parametrize(
+    "nth", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(13, marks=pytest.mark.slow)]
+)
 def test_killed_between_two_saves_and_resumed_to_the_same_bits(tmp_path, whole, nth) -> None:
     """At the first save, in the middle, and at the last: one replica is then behind the other."""
     train_until_save(nth, tmp_path)

@@ -117,19 +117,19 @@ def test_every_key_is_optional(key):
     assert table({key: RESULTS[key]})
 
 
-@pytest.mark.parametrize("key", RESULTS)
 @pytest.mark.parametrize(("value", "written"), [
     (None, "-"), (math.nan, "not finite"), (math.inf, "not finite"), (-math.inf, "not finite"),
     (1e300, "1e+300"), (torch.tensor(math.nan), "not finite"),
 ])  # fmt: skip
-def test_extreme_values_are_named_and_stop_nothing(key, value, written, tmp_path):
-    results = {**RESULTS, key: value}
-    assert (
-        written in table(results)
-        or ((value is None or math.isnan(value)) and "standard_error" in key)
-        or ((value is None or math.isnan(value)) and key == "num_units")
-    )
-    Page(report(tmp_path, results=results, history=[]))
+def test_extreme_values_are_named_and_stop_nothing(value, written, tmp_path):
+    for key in RESULTS:
+        results = {**RESULTS, key: value}
+        assert (
+            written in table(results)
+            or ((value is None or math.isnan(value)) and "standard_error" in key)
+            or ((value is None or math.isnan(value)) and key == "num_units")
+        ), key
+        Page(report(tmp_path, results=results, history=[]))
 
 
 def test_a_missing_error_leaves_the_number_alone():

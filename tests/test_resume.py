@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-import traceback
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from bits import same
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
+from runs import child, final
 
 from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, Convolutional, DiagonalNormal, Normal
@@ -33,25 +33,6 @@ def train(out: Path | None, *, resume: bool, **options):
     )
     settings = {"epochs": EPOCHS, "batch_size": 7, "checkpoint_seconds": 0.0, **options}
     return vae, fit(vae, X, out=out, resume=resume, **settings)
-
-
-def child(function) -> int:
-    """Fork, run, and return the child's process id; the parent has imported everything."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return pid
-
-
-def final(out: Path):
-    state = load(latest(out / "checkpoints"))
-    state["progress"].pop("seconds")
-    return state, (out / "metrics.jsonl").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -482,7 +482,7 @@ def trained(objective, engine: str):
     torch.manual_seed(1)
     adam = partial(torch.optim.Adam, lr=0.05)
     svi = SVI(bed.model, bed.guide, adam, objective, engine=engine)
-    losses = [svi.step(bed.x[: 2 - step % 2]) for step in range(8)]
+    losses = [svi.step(bed.x[: 2 - step % 2]) for step in range(4)]
     return losses, [p.detach() for p in bed.parameters()], svi
 
 
