@@ -104,3 +104,16 @@ def test_fit_says_so_once():
         warnings.simplefilter("always")
         fit(program, X, epochs=1, batch_size=4, device="cpu", progress=False)
     assert sum("depends on the others of its batch" in str(w.message) for w in caught) == 1
+
+
+def test_a_part_in_evaluation_mode_stays_so_in_fit_and_a_whole_does_not():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4)
+    program = Own(norm)
+    program.eval()
+    fit(program, X, epochs=1, batch_size=5, device="cpu", progress=False)
+    assert norm.num_batches_tracked == 2
+    norm.eval()
+    fit(program, X, epochs=1, batch_size=5, device="cpu", progress=False)
+    assert norm.num_batches_tracked == 2
+    assert not norm.training
