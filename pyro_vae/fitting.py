@@ -1,16 +1,14 @@
-"""``fit``: the training loop, on a page."""
+"""``fit``: train a program, or several of one structure, on data."""
 
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.infer import ELBO
 
@@ -21,33 +19,60 @@ from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once
 from pyro_vae.engine.defaults import (
-    BATCH_SIZE,
     arguments,
     resolve_device,
     takes_labels,
     with_channel,
 )
+from pyro_vae.engine.given import Given, program_and_data
+from pyro_vae.engine.loop import train
 from pyro_vae.engine.optimizers import Optim, adam
-from pyro_vae.engine.progress import Bar, Clock
+from pyro_vae.engine.restoring import own_random_state, seed_everything
 from pyro_vae.engine.run_folder import lock
-from pyro_vae.engine.training import Training, cuda_index
+from pyro_vae.engine.settings import Settings
+from pyro_vae.engine.training import Training
 from pyro_vae.engine.turns import Turns
-from pyro_vae.engine.weights import check_weights, start_from
+from pyro_vae.engine.weights import start_from
 from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.schedules import Cosine
-from pyro_vae.replicas.copies import Given, program_and_data, replicated
-from pyro_vae.replicas.runs import Replica, Replicas
-from pyro_vae.signals import Interrupted, Stop, answered
+from pyro_vae.replicas.replication import replicated
+from pyro_vae.replicas.runs import Replicas
+from pyro_vae.signals import Interrupted, answered
 from pyro_vae.wording import warn
 
-__all__ = ["Fit", "Interrupted", "fit"]
+__all__ = ["Fit", "Interrupted", "Replica", "fit", "fit_as_set"]
 
 
 # Multiplications in a product below which oneDNN's overhead exceeds its gain. By size, not by time:
 # the choice changes bits, and the same run has to make it again.
 _WORTHWHILE_PRODUCT = 2**22
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What a finished run did to one of several programs.
+
+    Attributes:
+        program: The trained object; a pair of model and guide where they were given apart.
+        history: One record per epoch; ``*_nats`` are means per datum.
+        epochs: The number of epochs run.
+        steps: The number of gradient steps taken.
+        seconds: Time spent training all replicas, over all resumptions.
+        best_epoch: The epoch whose validation ELBO was the largest.
+        seed: Of its permutations and noise.
+        weights: Which weights the program has: the "best" by validation or the "last".
+    """
+
+    program: Any
+    history: list[dict[str, Any]]
+    epochs: int
+    steps: int
+    seconds: float
+    best_epoch: int
+    seed: int
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class Fit:
         steps: The number of gradient steps taken.
         seconds: Time spent training, over all resumptions.
         best_epoch: The epoch whose validation ELBO was the largest.
-        replicas: The same for each program, where several were trained; all else is the first's.
+        replicas: The same for each program that was trained; all else is the first's.
         weights: Which weights the program has: the "best" by validation or the "last".
         start: ``validation_*_nats`` before the first step.
         init_from: The weights that it started from, of another run.
@@ -189,58 +214,87 @@ def fit(
         Interrupted: If SIGINT or SIGTERM came; the checkpoint is written.
     """
     program, data = program_and_data(model, guide, data)
-    _check_settings(epochs, batch_size, clip_norm, patience, seed, checkpoint_seconds)
-    check_weights(weights)
-    if log_tensorboard and out is None:
-        raise ValueError("log_tensorboard=True needs out=..., the folder to write them to")
-    (first, *_) = alike = replicated(program, None, 1)
-    dataset = with_channel(
-        Program(first.model, first.guide), as_dataset(data, weights=data_weights)
-    )
-    batch_size = batch_size or min(BATCH_SIZE, len(dataset.train))
-    device = resolve_device(device)
-    observation = observation or AsFloat()
-    _materialize(alike, dataset, observation, device)
-    given = replicated(program, objective, num_replicas)
-    folder = None if out is None else Path(out)
-    parameters = Program(given[0].model, given[0].guide).parameters().values()
-    widest = max((p.numel() for p in parameters), default=0)
-    rows = batch_size * (objective.num_particles if objective is not None else 1)
-    fast = fast and device.type == "cpu" and rows * widest >= _WORTHWHILE_PRODUCT
-    fast = fast and precision == "float32"
-    arithmetic = fast_arithmetic() if fast else reduced_precision(precision, device)
+    settings = Settings(
+        objective=objective, optim=optim, schedule=schedule or Cosine(),
+        observation=observation or AsFloat(), epochs=epochs, batch_size=batch_size,
+        clip_norm=clip_norm, patience=patience, weights=weights, device=device, seed=seed,
+        out=None if out is None else Path(out), init_from=init_from, resume=resume,
+        checkpoint_seconds=checkpoint_seconds, progress=progress, log_tensorboard=log_tensorboard,
+        engine=engine, fast=fast, precision=precision, turns=turns, callbacks=callbacks,
+    )  # fmt: skip
+    data = as_dataset(data, weights=data_weights)
+    return fit_as_set(program, data, settings, num_replicas=num_replicas)
+
+
+@exclusively
+def fit_as_set(program: Any, data: Dataset, settings: Settings, *, num_replicas: int = 1) -> Fit:
+    """Train a program, a pair of model and guide, or a list of these, as settings say.
+
+    Args:
+        program: An object with methods ``model`` and ``guide``, a pair, or a list of such.
+        data: To be trained and validated on.
+        settings: All that ``fit`` takes by name.
+        num_replicas: See ``fit``.
+
+    Raises:
+        ValueError, ProgramError, TrainingError, Interrupted: As ``fit`` does.
+    """
+    given = [Given(each) for each in (program if isinstance(program, list) else [program])]
+    data = with_channel(given[0].pair, data)
+    device = resolve_device(settings.device)
+    _materialize(given, data, settings.observation, device)
+    if len(given) > 1 or num_replicas != 1:
+        given = replicated(program, settings.objective, num_replicas)
     with (
-        arithmetic,
-        _own_random_state(device),
+        _arithmetic(given[0].pair, data, settings, device),
+        own_random_state(device),
         answered(at_once=False) as stop,
-        _locked(folder) as locked,
+        _locked(settings.out) as locked,
     ):
 
-        def start(each: Given, seed: int, folder: Path | None) -> Training:
-            locked(folder)
-            program = Program(each.model, each.guide)
-            with explaining("the program cannot be trained", program.reachable):
-                return Training(
-                program, dataset, each.objective, optim,
-                schedule or Cosine(), observation, epochs, batch_size, clip_norm,
-                patience, device, seed, folder, log_tensorboard, engine,
-                copy.deepcopy(turns), callbacks,
-            )  # fmt: skip
+        def start(each: Given, own: Settings) -> Training:
+            locked(own.out)
+            with explaining("the program cannot be trained", each.pair.reachable):
+                return Training(each.pair, data, own)
 
         began = None
-        if init_from is not None and not (resume and _has_checkpoint(folder)):
-            began = _begun([(each.model, each.guide) for each in given], init_from, dataset,
-                           observation, device)  # fmt: skip
-        with closing(Replicas(start, given, seed, folder, device, engine)) as runs:
-            for run in runs.runs:
+        if settings.init_from is not None and not (settings.resume and _has_checkpoint(settings)):
+            began = _begun(given, settings.init_from, settings.observation, data, device)
+        with _started(start, given, settings) as (runs, members):
+            for run in members:
                 run.progress.init_from = began
             stop.farewell = lambda: f"a step went on for too long: {runs.goodbye()}"
-            if resume:
+            if settings.resume:
                 runs.restore()
-            runs.begin(dataset, observation)
-            _train(runs, stop, checkpoint_seconds, progress)
-            replicas = runs.taken(weights)
-    done = runs.first.progress
+            runs.begin(data)
+            train(runs, members[0], stop)
+            done = [_taken(*each, members[0]) for each in zip(given, members, strict=True)]
+    return _judged(members[0], done)
+
+
+@contextmanager
+def _started(
+    start: Callable[[Given, Settings], Training], given: list[Given], settings: Settings
+) -> Iterator[tuple[Training | Replicas, list[Training]]]:
+    """Build the runs: one as it is, several in step; return them and their members."""
+    if len(given) > 1:
+        with closing(Replicas(start, given, settings)) as several:
+            yield several, several.runs
+    else:
+        seed_everything(settings.seed)
+        run = start(given[0], replace(settings, turns=copy.deepcopy(settings.turns)))
+        yield run, [run]
+
+
+def _taken(given: Given, run: Training, first: Training) -> Replica:
+    """Leave the weights that are asked for in a program; say what was done to it."""
+    done, weights = run.progress, run.take(run.settings.weights)
+    counts = (done.history, done.epoch, done.step, first.progress.seconds, done.best_epoch)
+    return Replica(given.program, *counts, run.seed, weights)
+
+
+def _judged(first: Training, replicas: list[Replica]) -> Fit:
+    done = first.progress
     counts = (done.epoch, done.step, done.seconds, done.best_epoch)
     wrong = divergence(done.history, done.start)
     if wrong is not None and not wrong.came_back:
@@ -248,69 +302,41 @@ def fit(
     return Fit(done.history, *counts, replicas, replicas[0].weights, done.start, done.init_from)
 
 
+def _arithmetic(
+    program: Program, data: Dataset, settings: Settings, device: torch.device
+) -> AbstractContextManager[Any]:
+    """Return the context of the fastest products that are as exact as asked for."""
+    objective = settings.objective
+    widest = max((p.numel() for p in program.parameters().values()), default=0)
+    rows = settings.rows_of_a_batch(data) * (objective.num_particles if objective else 1)
+    fast = settings.fast and device.type == "cpu" and rows * widest >= _WORTHWHILE_PRODUCT
+    if fast and settings.precision == "float32":
+        return fast_arithmetic()
+    return reduced_precision(settings.precision, device)
+
+
 def _begun(
-    programs: list[tuple[Any, Any]],
+    programs: list[Given],
     run: Path | str,
-    data: Dataset,
     observation: Observation,
+    data: Dataset,
     device: torch.device,
 ) -> str:
     """Give programs the weights of another run; say which they are."""
     few = observe_once(data.train[:3], observation, seed=0, device=device)
     said = ""
-    for model, guide in programs:
-        for module in Program(model, guide).reachable:
+    for each in programs:
+        for module in each.pair.reachable:
             module.to(device)
-        said = start_from(model, guide, run, *arguments(few, takes_labels(model)))
+        labelled = takes_labels(each.model)
+        said = start_from(each.model, each.guide, run, *arguments(few, labelled))
     return said
 
 
-def _has_checkpoint(folder: Path | None) -> bool:
+def _has_checkpoint(settings: Settings) -> bool:
     found = ("checkpoints/step-*", "replica-*/checkpoints/step-*")
-    return folder is not None and any(any(folder.glob(pattern)) for pattern in found)
-
-
-def _train(runs: Replicas, stop: Stop, checkpoint_seconds: float, progress: bool | None) -> None:
-    bar = Bar(runs.first, enabled=progress)
-    clock = Clock(runs.first.progress, checkpoint_seconds)
-    while not runs.finished:
-        with runs.stepping():
-            for draws in runs.draws():
-                runs.step(draws)
-                bar.step()
-                stop.heard = stop.signum != 0
-                if stop.heard or clock.due():
-                    runs.save()
-                if stop.heard:
-                    bar.close()
-                    raise Interrupted(stop.signum, runs.goodbye())
-        runs.end_epoch()
-        bar.epoch()
-    clock.stop()
-    runs.finish()
-    bar.close()
-
-
-def _check_settings(
-    epochs: int,
-    batch_size: int | None,
-    clip_norm: float | None,
-    patience: int | None,
-    seed: int,
-    checkpoint_seconds: float,
-) -> None:
-    if epochs < 0:
-        raise ValueError(f"epochs={epochs}: give 0 or more")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give 1 or more")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm={clip_norm}: the largest gradient norm is positive")
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience={patience}: give 1 or more epochs, or None")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed}: give an integer from 0 to 2**63 - 1")
-    if not checkpoint_seconds >= 0:
-        raise ValueError(f"checkpoint_seconds={checkpoint_seconds}: give 0 or more")
+    out = settings.out
+    return out is not None and any(any(out.glob(pattern)) for pattern in found)
 
 
 def _materialize(
@@ -318,7 +344,7 @@ def _materialize(
 ) -> None:
     """Let lazy modules take their shapes from the data, before parameters are counted or copied."""
     for each in given:
-        program = Program(each.model, each.guide)
+        program = each.pair
         if program.is_lazy:
             for module in program.reachable:
                 module.to(device)
@@ -342,15 +368,3 @@ def _locked(folder: Path | None) -> Iterator[Callable[[Path | None], None]]:
 
         hold(folder)
         yield hold
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Leave all generators that a program may use afterwards as they were."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=cuda_index(device)):
-            yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)

@@ -317,7 +317,9 @@ def test_the_command_line_takes_weights_from_a_file_and_from_the_archive(tmp_pat
     np.savez(alone, rows=HALVES.numpy(), mine=TRIPLE.numpy())
     np.save(tmp_path / "w.npy", TRIPLE.numpy())
     given = []
-    monkeypatch.setattr(cli_runs, "fit", lambda *a, **k: given.append(k["data_weights"]) or 1 / 0)
+    monkeypatch.setattr(
+        cli_runs, "fit_as_set", lambda _, d, s: given.append(d.train.weights) or 1 / 0
+    )
     monkeypatch.setattr(
         cli_compare, "compare_objectives", lambda _, d, **k: given.append(d.train.weights) or 1 / 0
     )

@@ -27,7 +27,7 @@ from pyro_vae.cli.known_data import KnownData
 from pyro_vae.cli.observing import observed_support
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
-from pyro_vae.datasets import Data, Dataset
+from pyro_vae.datasets import Data, Dataset, as_dataset
 from pyro_vae.engine.course import divergence, overfitting
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
@@ -38,10 +38,11 @@ from pyro_vae.engine.data import (
 )
 from pyro_vae.engine.defaults import resolve_device, takes_labels
 from pyro_vae.engine.optimizers import adam
+from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
 from pyro_vae.evaluation.verdict import beyond_storage
 from pyro_vae.files import replace_file
-from pyro_vae.fitting import Fit, fit
+from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Program
 from pyro_vae.report import page
 
@@ -171,8 +172,7 @@ def _levels(config: Any, data: Dataset) -> int | None:
 def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
     """Fit the run's program on its data, into the folder ``out``."""
     config = run.config
-    return fit(
-        run.program, run.data, data_weights=training_weights(config, run.data),
+    settings = Settings(
         objective=instances.objective,
         optim=_adam(config.lr), schedule=instances.schedule, observation=run.observation,
         epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
@@ -181,6 +181,8 @@ def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
         log_tensorboard=config.tensorboard, turns=instances.turns, weights=config.weights,
         init_from=config.init_from,
     )  # fmt: skip
+    data = as_dataset(run.data, weights=training_weights(config, run.data))
+    return fit_as_set(run.program, data, settings)
 
 
 def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:

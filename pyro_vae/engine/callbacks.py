@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import shown
+from pyro_vae.engine.restoring import own_random_state
 from pyro_vae.inference.program import Program
 
 __all__ = ["Callback", "Progress", "Running", "called", "epoch_numbers"]
@@ -105,8 +106,7 @@ def called(place: str, run: Running, *args: Any) -> list[Any]:
     """
     if not run.callbacks:
         return []
-    devices = [run.device.index or 0] if run.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with own_random_state(run.device):
         return [getattr(each, place)(run, *args) for each in run.callbacks]
 
 

@@ -1,4 +1,4 @@
-"""Load a state, all of it or nothing: random states and the weights of modules.
+"""Seed, keep and load random states, and load the weights of modules: all of it or nothing.
 
 A part that is missing, malformed or of another shape is an error, never passed over in silence.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,40 @@ from pyro_vae.engine.checkpoint import CheckpointError
 from pyro_vae.engine.schema import signature
 from pyro_vae.files import reason
 
-__all__ = ["RANDOM", "check_strictly", "load_strictly", "random_state", "set_random_state"]
+__all__ = [
+    "RANDOM",
+    "check_strictly",
+    "cuda_index",
+    "load_strictly",
+    "own_random_state",
+    "random_state",
+    "seed_everything",
+    "set_random_state",
+]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all global generators that a program may use."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+@contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """Leave all global generators that a program may use afterwards as they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=cuda_index(device)):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def cuda_index(device: torch.device) -> list[int]:
+    """Return the CUDA device whose random state a program on a device may use, if there is one."""
+    return [device.index or 0] if device.type == "cuda" else []
 
 
 def random_state() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pyro_vae.budget import Budget
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.agreement import Steps, check_progress, check_state
-from pyro_vae.engine.callbacks import Callback, Progress, called, epoch_numbers
+from pyro_vae.engine.callbacks import Progress, called, epoch_numbers
 from pyro_vae.engine.costs import check_step
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
@@ -37,16 +37,19 @@ from pyro_vae.engine.defaults import (
     check_reported,
     default_objective,
     fitted_objective,
+    resolve_device,
     takes_labels,
 )
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import rehearsing, why_gradient, why_loss
 from pyro_vae.engine.meeting import meet_data
-from pyro_vae.engine.optimizers import Optim, check_constant_rate
+from pyro_vae.engine.optimizers import check_constant_rate
+from pyro_vae.engine.restoring import cuda_index
 from pyro_vae.engine.resume_checks import check_settings, described, environment, warn_if_other
+from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.single_rows import settle_single_rows
 from pyro_vae.engine.svi import SVI
-from pyro_vae.engine.turns import Turns, part_in_turns
+from pyro_vae.engine.turns import part_in_turns
 from pyro_vae.engine.weights import cloned, put_weights, refuse_foreign, weights_of
 from pyro_vae.files import as_word, show
 from pyro_vae.inference.dependence import ignores_data
@@ -80,36 +83,25 @@ class Training:
         self,
         program: Program,
         data: Dataset,
-        objective: ELBO | None,
-        optim: Optim,
-        schedule: Callable[[float], float],
-        observation: Observation,
-        epochs: int,
-        batch_size: int,
-        clip_norm: float | None,
-        patience: int | None,
-        device: torch.device,
-        seed: int,
-        out: Path | None,
-        log_tensorboard: bool,
-        engine: str,
-        turns: Turns | None,
-        callbacks: Sequence[Callback] = (),
+        settings: Settings,
     ) -> None:
+        self.device = resolve_device(settings.device)
         for module in program.modules:
-            module.to(device)
+            module.to(self.device)
             if not module.training:  # a part in evaluation mode is meant so, a whole is not
                 module.train()
-        self.program, self.schedule, self.epochs = program, schedule, epochs
-        self.patience, self.out, self.device, self.seed = patience, out, device, seed
-        self.turns, self.callbacks = turns, callbacks
+        self.program, self.settings = program, settings
+        self.epochs, self.seed, self.out = settings.epochs, settings.seed, settings.out
+        self.turns, self.callbacks = settings.turns, settings.callbacks
+        observation, engine = settings.observation, settings.engine
+        batch_size = settings.rows_of_a_batch(data)
         self._built = program_settings(program)
         self._meet_data(data, observation, batch_size)
         followed = self._weighted(program, data.train)
         batch = self._observed_rows(data.train, observation, slice(3))
         if data.train.weights is not None:  # the first weights may be 1 by chance
             batch = (*batch, torch.full((len(batch[0]),), 2.0, device=self.device))
-        objective = objective or default_objective(followed, self.layout, *batch)
+        objective = settings.objective or default_objective(followed, self.layout, *batch)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
         check_reported(objective, followed, self.layout, *batch)
         settle_single_rows(
@@ -117,40 +109,43 @@ class Training:
             *self._observed_rows(data.train, observation, slice(3)),
         )  # fmt: skip
         self.svi = SVI(
-            followed.model, followed.guide, optim, objective,
-            clip_norm=clip_norm and clip_norm * (self.layout.full_size or batch_size),
+            followed.model, followed.guide, settings.optim, objective,
+            clip_norm=settings.clip_norm
+            and settings.clip_norm * (self.layout.full_size or batch_size),
             engine=engine, prepare=self.batches, guarded=True,
-            num_steps=epochs * self.batches.num_batches,
+            num_steps=self.epochs * self.batches.num_batches,
             rare=lambda *draw: len(draw[0]) != batch_size,
         )  # fmt: skip
         self._find_parameters(data.train, observation)
         self._unbounded = {
             name for name, p in self.svi.parameters.items() if not bool(p.isfinite().all())
         }
-        check_constant_rate(optim, self._optimizer)
+        check_constant_rate(settings.optim, self._optimizer)
         self._warn_of_blind_guide(self._observed_rows(data.train, observation, slice(3)))
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self._judged = self._recorded_judge(engine)
         self._num_judged = 0
         self.progress = Progress()
-        self.num_steps = max(1, epochs * self.batches.num_batches)
+        self.num_steps = max(1, self.epochs * self.batches.num_batches)
         for number in self.moving:
-            number.check(epochs * self.batches.num_batches)
+            number.check(self.epochs * self.batches.num_batches)
         self.first_step = 0
         self.train_nats = metrics.Mean()
         self.best: dict[str, Any] | None = None
-        self.settings = self._settings(data, observation, objective, batch_size, clip_norm)
-        self.environment = environment(device, engine, program)
+        self.shared = self._shared(data, objective, batch_size)
+        self.environment = environment(self.device, engine, program)
+        out = self.out
         self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
-        self.board = metrics.tensorboard(out / "tensorboard") if out and log_tensorboard else None
+        board = out is not None and settings.log_tensorboard
+        self.board = metrics.tensorboard(out / "tensorboard") if out and board else None
 
-    def begin(self, data: Dataset, observation: Observation) -> None:
+    def begin(self, data: Dataset) -> None:
         """Let the program meet the training data, and judge it, unless it goes on from a state."""
         if not self.progress.start:
             if self.epochs > 0:
-                rows = representative(data.train, observation, device=self.device)
+                rows = representative(data.train, self.settings.observation, device=self.device)
                 meet_data(self.program, self.layout, *arguments(rows, self.with_labels))
-            few = self._observed_rows(data.train, observation, slice(3))
+            few = self._observed_rows(data.train, self.settings.observation, slice(3))
             if (mixed := mixed_rows(self.program, *few)) is not None:
                 warn(mixed)
             self.progress.start = self.validate()
@@ -171,23 +166,18 @@ class Training:
         for name in ("validation", "train", "test"):
             self._check_rows(name, getattr(data, name), observation)
 
-    def _settings(
-        self,
-        data: Dataset,
-        observation: Observation,
-        objective: ELBO,
-        batch_size: int,
-        clip_norm: float | None,
-    ) -> dict[str, Any]:
+    def _shared(self, data: Dataset, objective: ELBO, batch_size: int) -> dict[str, Any]:
         """Return what a run that goes on has to have in common with the one that stopped."""
+        settings, schedule = self.settings, self.settings.schedule
         return {
             "program": constant_settings(self.program, self._built),
             "epochs": self.epochs, "batch_size": batch_size, "seed": self.seed,
-            "patience": self.patience, "clip_norm": clip_norm, "objective": described(objective),
+            "patience": settings.patience, "clip_norm": settings.clip_norm,
+            "objective": described(objective),
             "optimizer": type(self._optimizer).__name__, "learning_rates": self.rates,
-            "schedule": getattr(self.schedule, "__qualname__", repr(self.schedule)),
+            "schedule": getattr(schedule, "__qualname__", repr(schedule)),
             "turns": self.turns and repr(self.turns),
-            "observation": repr(observation),
+            "observation": repr(settings.observation),
             "data": data.fingerprint(),
         }  # fmt: skip
 
@@ -223,7 +213,8 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done or patience has run out."""
-        stopped = self.patience is not None and self.progress.waited >= self.patience
+        patience = self.settings.patience
+        stopped = patience is not None and self.progress.waited >= patience
         return self.progress.epoch >= self.epochs or stopped
 
     def _check_rows(self, name: str, part: Data, observation: Observation) -> None:
@@ -322,7 +313,7 @@ class Training:
         done = self.progress.step / self.num_steps
         for number in self.moving:
             number.advance(done)
-        factor = self.schedule(done)
+        factor = self.settings.schedule(done)
         for group, rate in zip(self._optimizer.param_groups, self.rates, strict=False):
             group["lr"] = rate * factor
 
@@ -425,8 +416,8 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint, if there is a folder for it and all losses were finite."""
+        self.look()
         if self.out is not None:
-            self.look()
             checkpoint.save(self.out / "checkpoints", self.state(), step=self.progress.step)
 
     def state(self) -> dict[str, Any]:
@@ -439,7 +430,7 @@ class Training:
             "random": restoring.random_state(),
             "progress": vars(self.progress),
             "train_nats": self.train_nats.state(),
-            "settings": self.settings,
+            "settings": self.shared,
             "environment": self.environment,
         }
 
@@ -475,7 +466,7 @@ class Training:
         for weights in (state["weights"], state.get("best")):
             if weights is not None:
                 refuse_foreign(self.svi, weights)
-        check_settings(state.get("settings"), self.settings, path)
+        check_settings(state.get("settings"), self.shared, path)
         steps = Steps(self.batches.num_batches, self.batches.rows_before)
         check_state(state, self.state(), steps, self._optimizer, self.svi.reached, path)
         done = state["progress"]
@@ -536,7 +527,3 @@ class Training:
 def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:
     for start in range(0, len(args[0]), rows):
         yield tuple(arg[start : start + rows] for arg in args)
-
-
-def cuda_index(device: torch.device) -> list[int]:
-    return [device.index or 0] if device.type == "cuda" else []

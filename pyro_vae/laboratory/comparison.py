@@ -43,6 +43,7 @@ from pyro_vae.engine.defaults import (
     takes_labels,
     with_channel,
 )
+from pyro_vae.engine.given import Given, program_and_data
 from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
@@ -63,7 +64,6 @@ from pyro_vae.laboratory.comparison_record import (
 )
 from pyro_vae.laboratory.gradients import Estimate, Gradients, draw_gradients, own_bound
 from pyro_vae.laboratory.snapshots import Snapshots, Weights, steps_of_a_curve
-from pyro_vae.replicas.copies import program_and_data
 
 __all__ = ["compare"]
 
@@ -140,7 +140,7 @@ def compare(
         raise ValueError(f"num_repeats={num_repeats}: at least {2 * _NUM_GROUPS} are needed")
     if data is None:
         program, data = program_and_data(model, guide, None)
-        model, guide = program.model, program.guide
+        model, guide = Given(program).model, Given(program).guide
     setting = {"optim": optim, "batch_size": batch_size, "clip_norm": clip_norm, "engine": engine}
     laboratory = _Laboratory(model, guide, data, observation, device, seed, num_samples, setting)
     with laboratory.undisturbed():

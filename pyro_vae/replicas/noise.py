@@ -19,17 +19,10 @@ from torch import Tensor, fx
 
 from pyro_vae.recording.recorder import NotRecordable
 
-__all__ = ["Draw", "RandomState", "seed_everything", "strided_empty", "take_out_draws", "unmoved"]
+__all__ = ["Draw", "RandomState", "strided_empty", "take_out_draws", "unmoved"]
 
 aten = torch.ops.aten
 _Fill = Callable[[Tensor, torch.Generator], Any]
-
-
-def seed_everything(seed: int) -> None:
-    """Seed all global generators that a program may use."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 class RandomState:

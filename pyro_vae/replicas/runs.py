@@ -7,10 +7,11 @@ together, as one graph, where that can be done; see ``joint``.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +20,29 @@ from torch import Tensor
 
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine import checkpoint
-from pyro_vae.engine.data import Observation
+from pyro_vae.engine.given import Given
+from pyro_vae.engine.restoring import seed_everything
+from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.training import Training, TrainingError
 from pyro_vae.files import own_folder, remove, show
 from pyro_vae.recording.recorder import NotRecordable
 from pyro_vae.recording.replaying import EAGER_CALLS
-from pyro_vae.replicas.copies import Given, check_apart, check_structure
 from pyro_vae.replicas.joint import JointStep
-from pyro_vae.replicas.noise import RandomState, seed_everything
+from pyro_vae.replicas.noise import RandomState
+from pyro_vae.replicas.replication import check_apart, check_structure
 from pyro_vae.wording import warn
 
-__all__ = ["Replica", "Replicas", "folders"]
-
-
-@dataclass(frozen=True)
-class Replica:
-    """What a finished run did to one of several programs.
-
-    Attributes:
-        program: The trained object; a pair of model and guide where they were given apart.
-        history: One record per epoch; ``*_nats`` are means per datum.
-        epochs: The number of epochs run.
-        steps: The number of gradient steps taken.
-        seconds: Time spent training all replicas, over all resumptions.
-        best_epoch: The epoch whose validation ELBO was the largest.
-        seed: Of its permutations and noise.
-        weights: Which weights the program has: the "best" by validation or the "last".
-    """
-
-    program: Any
-    history: list[dict[str, Any]]
-    epochs: int
-    steps: int
-    seconds: float
-    best_epoch: int
-    seed: int
-    weights: str
+__all__ = ["Replicas", "folders"]
 
 
 class Replicas:
     """Runs that make the same number of steps, each under its own random state.
 
     Args:
-        start: Builds the run of a program from it, a seed and a folder.
+        start: Builds the run of a program from it and its settings.
         given: The programs.
-        seed: Of the first; the others take those that follow.
-        out: The folder; with several replicas, each has one in it.
-        device: Where they are trained.
-        engine: How a step is run, see ``SVI``.
+        settings: Of the first; the others take the seeds that follow, and each has a folder in
+            its folder.
 
     Raises:
         ValueError: If the programs differ in structure, share a parameter or do not fit in memory.
@@ -74,25 +50,26 @@ class Replicas:
 
     def __init__(
         self,
-        start: Callable[[Given, int, Path | None], Training],
+        start: Callable[[Given, Settings], Training],
         given: Sequence[Given],
-        seed: int,
-        out: Path | None,
-        device: torch.device,
-        engine: str,
+        settings: Settings,
     ) -> None:
-        self.given, self._out, self._engine = given, out, engine
+        self.given, self._out, self._engine = given, settings.out, settings.engine
         self._together: JointStep | None = None
-        self._gave_up = engine == "eager"
+        self._gave_up = settings.engine == "eager"
         self.runs: list[Training] = []
         self._states: list[RandomState] = []
         with self._within_memory():
             for number, (each, folder) in enumerate(
-                zip(given, folders(out, len(given)), strict=True)
+                zip(given, folders(settings.out, len(given)), strict=True)
             ):
-                seed_everything(seed + number)
-                self.runs.append(start(each, seed + number, folder))
-                self._states.append(RandomState(device))
+                own = replace(
+                    settings, objective=each.objective, seed=settings.seed + number, out=folder,
+                    turns=copy.deepcopy(settings.turns),
+                )  # fmt: skip
+                seed_everything(own.seed)
+                self.runs.append(start(each, own))
+                self._states.append(RandomState(self.first.device))
                 _share_rows(self.runs[0], self.runs[-1])
         for number, run in enumerate(self.runs):
             check_structure(self.runs[0], run, number)
@@ -112,22 +89,11 @@ class Replicas:
         """Whether no replica has anything left to train."""
         return not self._active
 
-    def taken(self, weights: str) -> list[Replica]:
-        """Leave the "best" or the "last" weights in the programs; return what was done to each."""
-        found = []
-        for each, run in zip(self.given, self.runs, strict=True):
-            done = run.progress
-            seconds = self.first.progress.seconds
-            counts = (done.history, done.epoch, done.step, seconds, done.best_epoch)
-            found.append(Replica(each.program, *counts, run.seed, run.take(weights)))
-        return found
-
     @contextmanager
     def stepping(self) -> Iterator[None]:
         """Take steps without validation; of what keeps them apart, only one warning is left."""
         with self.first.stepping(), warnings.catch_warnings():
-            if len(self.runs) > 1:
-                warnings.filterwarnings("ignore", message=_RUNNING_EAGERLY)
+            warnings.filterwarnings("ignore", message=_RUNNING_EAGERLY)
             yield
 
     def draws(self) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
@@ -137,9 +103,6 @@ class Replicas:
     def step(self, draws: Sequence[tuple[Tensor, ...]]) -> None:
         """Take one gradient step for each replica that is not finished."""
         runs = [self.runs[number] for number in self._active]
-        if len(self.runs) == 1:
-            runs[0].step(draws[0])
-            return
         for run in runs:
             run.before_step()
         losses = self._jointly(runs, draws) or [
@@ -173,7 +136,7 @@ class Replicas:
         Raises:
             ValueError: If there is no folder, or one replica has no checkpoint, but others have.
         """
-        if len(self.runs) > 1 and self._out is not None:
+        if self._out is not None:
             _undo_half_a_first_save(self.runs)
         for number in self._active:
             with self._alone(number) as run:
@@ -186,11 +149,11 @@ class Replicas:
                     _go_back(run, slowest)
         self._part_with_finished()
 
-    def begin(self, data: Dataset, observation: Observation) -> None:
+    def begin(self, data: Dataset) -> None:
         """Let each program meet the training data before its first step."""
         for number in self._active:
             with self._alone(number) as run:
-                run.begin(data, observation)
+                run.begin(data)
 
     def finish(self) -> None:
         """Write the last states."""
@@ -205,8 +168,6 @@ class Replicas:
 
     def goodbye(self) -> str:
         """Say where interrupted runs stand."""
-        if len(self.runs) == 1:
-            return self.first.goodbye()
         state = self.runs[self._active[0]].progress
         where = f"{len(self.runs)} replicas stopped in epoch {state.epoch + 1} at step {state.step}"
         if self._out is None:
@@ -270,9 +231,6 @@ class Replicas:
     def _alone(self, number: int) -> Iterator[Training]:
         """Let one run go on under its own random state; its errors say whose they are."""
         run = self.runs[number]
-        if len(self.runs) == 1:
-            yield run
-            return
         run.progress.seconds = self.first.progress.seconds
         with self._states[number].taken_up(), warnings.catch_warnings():
             if number > 0 or self._gave_up:  # one warning says it for all
@@ -288,7 +246,7 @@ class Replicas:
             yield
         except RuntimeError as error:
             full = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-            if not full or len(self.given) == 1 or not self.runs:
+            if not full or not self.runs:
                 raise
             each = _num_bytes(self.first) / 2**20
             raise ValueError(
@@ -302,8 +260,8 @@ _RUNNING_EAGERLY = "running eagerly, since"
 
 
 def folders(out: Path | None, num_replicas: int) -> list[Path | None]:
-    """Return the folder of each replica, made where it is missing: ``out`` itself for one."""
-    if out is None or num_replicas == 1:
+    """Return the folder of each replica, made where it is missing."""
+    if out is None:
         return [out] * num_replicas
     found = [out / f"replica-{number}" for number in range(num_replicas)]
     for folder in found:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from pyro.infer import ELBO
@@ -12,66 +11,14 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pyro_vae import memory
-from pyro_vae.arguments import shown
+from pyro_vae.engine.given import Given
 from pyro_vae.engine.training import Training
 from pyro_vae.files import reason
 from pyro_vae.inference.program import Program
 
-__all__ = ["Given", "check_apart", "check_structure", "program_and_data", "replicated"]
+__all__ = ["check_apart", "check_structure", "replicated"]
 
 _OF_A_COPY = 2**16  # bytes of the objects of a small program
-
-
-@dataclass(frozen=True)
-class Given:
-    """What one replica is made of: a program, and an objective that no other replica changes."""
-
-    program: Any
-    objective: ELBO | None
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """Declares p(x, z)."""
-        whole = not isinstance(self.program, tuple)
-        return getattr(self.program, "model", self.program) if whole else self.program[0]
-
-    @property
-    def guide(self) -> Any:
-        """Declares q(z | x)."""
-        whole = not isinstance(self.program, tuple)
-        return getattr(self.program, "guide", None) if whole else self.program[1]
-
-
-def program_and_data(model: Any, guide: Any, data: Any) -> tuple[Any, Any]:
-    """Return the program, as an object or a pair, and the data, from what ``fit`` was given.
-
-    Raises:
-        TypeError: If there is no such program, or there are no data.
-    """
-    if data is not None:
-        for role, function in (("model", model), ("guide", guide)):
-            if isinstance(function, type) or not callable(function):
-                raise TypeError(
-                    f"{role}={shown(function)}: expected a function, a module or a method of one, "
-                    "as in fit(vae.model, vae.guide, data)"
-                )
-        return (model, guide), data
-    if guide is None:
-        raise TypeError("there are no data: fit(vae, data) or fit(model, guide, data)")
-    for each in model if isinstance(model, list) else [model]:
-        if isinstance(each, type):
-            raise TypeError(f"{shown(each)} is no program yet: build one, {each.__name__}(...)")
-        pair = each if isinstance(each, tuple) and len(each) == 2 else _parts(each)
-        if not all(map(callable, pair)):
-            raise TypeError(
-                f"{shown(each)} is no program: expected an object with methods model and guide, as "
-                "in fit(vae, data), or fit(model, guide, data)"
-            )
-    return model, guide
-
-
-def _parts(program: Any) -> tuple[Any, Any]:
-    return getattr(program, "model", None), getattr(program, "guide", None)
 
 
 def replicated(program: Any, objective: ELBO | None, num_replicas: int) -> list[Given]:
@@ -94,8 +41,6 @@ def replicated(program: Any, objective: ELBO | None, num_replicas: int) -> list[
         given = (program, objective)
         copies = [_copied(given, num_replicas) for _ in range(1, num_replicas)]
         return [Given(*each) for each in (given, *copies)]
-    if not program:
-        raise ValueError("the list of programs is empty: give one or more")
     if num_replicas not in (1, len(program)):
         raise ValueError(
             f"num_replicas={num_replicas} with a list of {len(program)} programs: leave it out"
