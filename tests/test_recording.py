@@ -125,7 +125,7 @@ def test_bits_are_those_of_the_eager_step(name: str, objective: str, whole: bool
     found = both(build, OBJECTIVES[objective], sizes=sizes, whole=whole)
     assert found.replayed == [False] + [True] * (len(sizes) - 1)
     assert len(set(found.losses)) == len(found.losses)
-    steps = found.svi._recorded
+    steps = found.svi
     recorder = (steps._whole if whole else steps._gradients)._recorder
     assert len(recorder._recordings) == len(set(sizes))
     assert not steps._whole.gave_up
@@ -186,13 +186,13 @@ def test_whole_steps_under_every_optimiser(name: str) -> None:
     options = {"whole": True, "sizes": [6] * 4, **WHOLE_STEPS[name]}
     found = both(partial(small, Constrained), Trace_ELBO, **options)
     assert found.replayed == [False] + [True] * 3
-    assert len(found.svi._recorded._whole._recorder._recordings) == 1
+    assert len(found.svi._whole._recorder._recordings) == 1
 
 
 def test_other_optimisers_step_after_recorded_gradients() -> None:
     found = both(partial(small, Small), Trace_ELBO, whole=True, optim=torch.optim.Rprop)
     assert found.replayed == [False] + [True] * 3
-    assert not found.svi._recorded._whole._recorder._recordings
+    assert not found.svi._whole._recorder._recordings
 
 
 def test_state_loaded_on_the_way_counts() -> None:
@@ -255,14 +255,14 @@ def test_batches_are_gathered_within_the_step() -> None:
 def test_after_a_loss_that_is_not_finite_nothing_is_updated(engine: str) -> None:
     found = run(partial(small, Small), Trace_ELBO(), engine, whole=True, guarded=True)
     svi, before = found.svi, found.state
-    assert (svi.failed.item(), svi.num_made.item()) == (0, len(SIZES))
+    assert (svi.updates.failed.item(), svi.updates.num_made.item()) == (0, len(SIZES))
     bad = torch.full((6, DIMS), float("nan"))
     with warnings.catch_warnings(), pyro.validation_enabled(False):
         warnings.filterwarnings("ignore", message="Encountered NaN")
         losses = [svi.step(batch) for batch in (bad, torch.ones(6, DIMS))]
     assert math.isnan(losses[0])
     assert math.isfinite(losses[1])
-    assert (svi.failed.item(), svi.num_made.item()) == (1, len(SIZES))
+    assert (svi.updates.failed.item(), svi.updates.num_made.item()) == (1, len(SIZES))
     assert same(copies(svi.parameters), before["parameters"])
     assert same(copies(of_optimizer(svi)), before["optimizer"])
 
@@ -430,7 +430,7 @@ def test_recording_leaves_no_trace(name: str) -> None:
     svi.step(*pair.args)
     before = snapshot(svi)
     with contextlib.suppress(NotRecordable):
-        svi._recorded._gradients._recorder._record(svi.parameters, pair.args)
+        svi._gradients._recorder._record(svi.parameters, pair.args)
     assert identical(snapshot(svi), before)
 
 

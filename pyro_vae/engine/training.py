@@ -48,8 +48,9 @@ from pyro_vae.engine.restoring import cuda_index
 from pyro_vae.engine.resume_checks import check_settings, described, environment, warn_if_other
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.single_rows import settle_single_rows
-from pyro_vae.engine.svi import SVI
+from pyro_vae.engine.step import Step
 from pyro_vae.engine.turns import part_in_turns
+from pyro_vae.engine.updates import Updates
 from pyro_vae.engine.weights import cloned, put_weights, refuse_foreign, weights_of
 from pyro_vae.files import as_word, show
 from pyro_vae.inference.dependence import ignores_data
@@ -108,17 +109,20 @@ class Training:
             self.batches, program, objective, batch_size,
             *self._observed_rows(data.train, observation, slice(3)),
         )  # fmt: skip
-        self.svi = SVI(
-            followed.model, followed.guide, settings.optim, objective,
-            clip_norm=settings.clip_norm
-            and settings.clip_norm * (self.layout.full_size or batch_size),
-            engine=engine, prepare=self.batches, guarded=True,
+        clip_norm = settings.clip_norm
+        if clip_norm is not None:
+            clip_norm *= self.layout.full_size or batch_size
+        self.gradient_step = Step(
+            followed, objective, Updates(settings.optim, clip_norm, guarded=True),
+            prepare=self.batches, engine=engine,
             num_steps=self.epochs * self.batches.num_batches,
             rare=lambda *draw: len(draw[0]) != batch_size,
         )  # fmt: skip
         self._find_parameters(data.train, observation)
         self._unbounded = {
-            name for name, p in self.svi.parameters.items() if not bool(p.isfinite().all())
+            name
+            for name, p in self.gradient_step.parameters.items()
+            if not bool(p.isfinite().all())
         }
         check_constant_rate(settings.optim, self._optimizer)
         self._warn_of_blind_guide(self._observed_rows(data.train, observation, slice(3)))
@@ -203,12 +207,12 @@ class Training:
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
-        if self.svi.optimizer is None:
+        if self.gradient_step.optimizer is None:
             raise ProgramError(
                 "the program has no trainable parameters: nothing can be fitted; hold its modules "
                 "as attributes (of a list, in nn.ModuleList), or name them by pyro.module"
             )
-        return self.svi.optimizer
+        return self.gradient_step.optimizer
 
     @property
     def finished(self) -> bool:
@@ -267,18 +271,18 @@ class Training:
             # The program has not met the units of its data yet.
             warnings.filterwarnings("ignore", message="Encountered NaN")
             check_step(
-                lambda: self.svi.parameters,
-                lambda: self.svi.optimizer,
-                lambda count: self.svi.meet_parameters(
+                lambda: self.gradient_step.parameters,
+                lambda: self.gradient_step.optimizer,
+                lambda count: self.gradient_step.meet_parameters(
                     *(rows[torch.arange(count, device=rows.device) % len(rows)] for rows in met)
                 ),
                 self.batches.batch_size,
             )
             if self.turns is not None:
-                parameters = [*self.svi.parameters.values()]
+                parameters = [*self.gradient_step.parameters.values()]
                 part_in_turns(self._optimizer, parameters, self.program, self.layout, *batch)
                 self.turns.check(self.program, *batch)
-                self.svi.turns, self.svi.full_size = self.turns, self.layout.full_size
+                self.gradient_step.take_turns(self.turns, self.layout.full_size)
         for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state, strict=False)
 
@@ -306,7 +310,7 @@ class Training:
     def step(self, draw: tuple[Tensor, ...]) -> None:
         """Take one gradient step, unless a loss was not finite; ``look`` finds out."""
         self.before_step()
-        self.after_step(self.svi.update(*draw), len(draw[0]))
+        self.after_step(self.gradient_step.update(*draw), len(draw[0]))
 
     def before_step(self) -> None:
         """Set what depends on how far the run is."""
@@ -334,13 +338,13 @@ class Training:
         Raises:
             TrainingError: If one was not; no step was taken since.
         """
-        assert self.svi.failed is not None
-        assert self.svi.num_made is not None
-        if not self.svi.failed.item():
+        assert self.gradient_step.updates.failed is not None
+        assert self.gradient_step.updates.num_made is not None
+        if not self.gradient_step.updates.failed.item():
             self._check_weights()
             return
         state = self.progress
-        failed = self.first_step + int(self.svi.num_made.item())
+        failed = self.first_step + int(self.gradient_step.updates.num_made.item())
         epoch, position = divmod(failed, self.batches.num_batches)
         batch = next(self.batches.epoch(epoch, start=position))[: len(self.validation)]
         state.step, state.epoch, state.position = failed, epoch, position
@@ -376,7 +380,7 @@ class Training:
         state.waited += 1
         if elbo_nats > state.best_nats:
             state.best_nats, state.best_epoch, state.waited = elbo_nats, state.epoch, 0
-            self.best = cloned(weights_of(self.svi))
+            self.best = cloned(weights_of(self.gradient_step))
 
     def validate(self) -> dict[str, float]:
         """Return the ELBO on the validation set, split into rate and distortion."""
@@ -410,7 +414,7 @@ class Training:
         taken = "last" if self.best is None else weights
         if taken == "best":
             assert self.best is not None
-            put_weights(self.svi, self.best)
+            put_weights(self.gradient_step, self.best)
         called("end", self)
         return taken
 
@@ -423,7 +427,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
         return {
-            "weights": weights_of(self.svi),
+            "weights": weights_of(self.gradient_step),
             "beside": [module.state_dict() for module in self.beside],
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
@@ -446,7 +450,7 @@ class Training:
         state = checkpoint.load(path)
         self._check(state, path)
         restoring.set_random_state(state["random"])
-        put_weights(self.svi, state["weights"])
+        put_weights(self.gradient_step, state["weights"])
         for module, saved in zip(self.beside, state["beside"], strict=True):
             module.load_state_dict(saved)
         self.best = state["best"]
@@ -455,8 +459,8 @@ class Training:
         groups = [o | {"lr": s["lr"]} for o, s in zip(own, saved, strict=True)]
         self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         self.progress = Progress(**state["progress"])
-        self.first_step = self.svi.num_updates = self.progress.step
-        self.svi.forget()
+        self.first_step = self.progress.step
+        self.gradient_step.go_on(self.progress.step)
         self.train_nats.load(state["train_nats"])
         self._rewrite_metrics()
 
@@ -465,10 +469,10 @@ class Training:
         check_progress(state, path)
         for weights in (state["weights"], state.get("best")):
             if weights is not None:
-                refuse_foreign(self.svi, weights)
+                refuse_foreign(self.gradient_step, weights)
         check_settings(state.get("settings"), self.shared, path)
         steps = Steps(self.batches.num_batches, self.batches.rows_before)
-        check_state(state, self.state(), steps, self._optimizer, self.svi.reached, path)
+        check_state(state, self.state(), steps, self._optimizer, self.gradient_step.reached, path)
         done = state["progress"]
         if (done["epoch"], done["position"]) > (self.epochs, 0):
             raise ValueError(
@@ -494,7 +498,7 @@ class Training:
         return f"{where}; go on with: {command('train', 'resume', as_word(self.out), python=there)}"
 
     def _explain(self, batch: tuple[Tensor, ...], value: float) -> str:
-        state, parameters = self.progress, self.svi.parameters
+        state, parameters = self.progress, self.gradient_step.parameters
         kept = checkpoint.latest(self.out / "checkpoints") if self.out else None
         good = f"; the last good checkpoint is {kept}" if kept else ""
         at = f"at step {state.step + 1} (epoch {state.epoch + 1})"
@@ -510,13 +514,13 @@ class Training:
 
     def _bad_gradients(self) -> list[str]:
         """Return whose gradient was not finite where the loss was."""
-        assert self.svi.faults is not None
-        of_loss, *of_parameters = self.svi.faults.tolist()
-        named = zip(self.svi.parameters, of_parameters, strict=True)
+        assert self.gradient_step.updates.faults is not None
+        of_loss, *of_parameters = self.gradient_step.updates.faults.tolist()
+        named = zip(self.gradient_step.parameters, of_parameters, strict=True)
         return [] if of_loss else [name for name, fault in named if fault]
 
     def _check_weights(self) -> None:
-        for name, parameter in self.svi.parameters.items():
+        for name, parameter in self.gradient_step.parameters.items():
             if name not in self._unbounded and not bool(parameter.isfinite().all()):
                 raise TrainingError(
                     f"the update before step {self.progress.step + 1} left the parameter {name!r} "

@@ -17,6 +17,7 @@ from pyro_vae.engine.agreement import check_progress
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.resume_checks import check_program
+from pyro_vae.engine.step import Step
 from pyro_vae.engine.svi import SVI
 from pyro_vae.files import show
 
@@ -41,11 +42,11 @@ def check_weights(weights: str) -> None:
         raise ValueError(f"weights={weights!r}: choose from {', '.join(map(repr, WEIGHTS))}")
 
 
-def weights_of(svi: SVI) -> dict[str, Any]:
+def weights_of(step: Step) -> dict[str, Any]:
     """Return the tensors of a program's modules, and its parameters outside of them by name."""
     return {
-        "modules": [module.state_dict() for module in svi.program.modules],
-        "parameters": {name: p.detach() for name, p in _outside(svi).items()},
+        "modules": [module.state_dict() for module in step.program.modules],
+        "parameters": {name: p.detach() for name, p in _outside(step).items()},
     }
 
 
@@ -116,10 +117,10 @@ def _newest(run: Path) -> tuple[Path, dict[str, Any]]:
     return path, state
 
 
-def _put_chosen(svi: SVI, state: dict[str, Any], weights: str) -> str:
+def _put_chosen(step: Step, state: dict[str, Any], weights: str) -> str:
     check_weights(weights)
     chosen = "last" if state.get("best") is None else weights
-    put_weights(svi, state["best" if chosen == "best" else "weights"])
+    put_weights(step, state["best" if chosen == "best" else "weights"])
     return chosen
 
 
@@ -133,7 +134,7 @@ def cloned(weights: Any) -> Any:
     return weights.clone() if isinstance(weights, Tensor) else copy.deepcopy(weights)
 
 
-def refuse_foreign(svi: SVI, weights: Any) -> None:
+def refuse_foreign(step: Step, weights: Any) -> None:
     """Refuse what is not such as ``weights_of`` returns of this program; nothing is changed.
 
     Raises:
@@ -142,14 +143,14 @@ def refuse_foreign(svi: SVI, weights: Any) -> None:
     kinds = {"modules": schema.each(schema.anything), "parameters": schema.anything}
     if faults := schema.summary(schema.record(kinds)("weights", weights)):
         raise checkpoint.CheckpointError(f"{faults}: resume from another checkpoint")
-    modules = svi.program.modules
+    modules = step.program.modules
     if len(modules) != len(weights["modules"]):
         raise checkpoint.CheckpointError(
             f"the checkpoint holds {len(weights['modules'])} module(s), the program {len(modules)}"
         )
     for module, state in zip(modules, weights["modules"], strict=True):
         restoring.check_strictly(module, state)
-    check = schema.record({name: schema.tensor(p) for name, p in _outside(svi).items()})
+    check = schema.record({name: schema.tensor(p) for name, p in _outside(step).items()})
     if faults := schema.summary(check("the parameters", weights["parameters"])):
         raise checkpoint.CheckpointError(
             f"the checkpoint does not fit this program: {faults}; build it with the options of "
@@ -157,25 +158,25 @@ def refuse_foreign(svi: SVI, weights: Any) -> None:
         )
 
 
-def put_weights(svi: SVI, weights: dict[str, Any]) -> None:
+def put_weights(step: Step, weights: dict[str, Any]) -> None:
     """Put back what ``weights_of`` returned, all of it or nothing.
 
     Raises:
         CheckpointError: If they are of another program, or malformed.
     """
-    refuse_foreign(svi, weights)
-    for module, state in zip(svi.program.modules, weights["modules"], strict=True):
+    refuse_foreign(step, weights)
+    for module, state in zip(step.program.modules, weights["modules"], strict=True):
         module.load_state_dict(state)
     with torch.no_grad():
-        for name, parameter in _outside(svi).items():
+        for name, parameter in _outside(step).items():
             parameter.copy_(weights["parameters"][name])
 
 
-def _outside(svi: SVI) -> dict[str, Tensor]:
+def _outside(step: Step) -> dict[str, Tensor]:
     """Return the parameters that neither the program's modules nor the objective's hold."""
-    inside = {id(p) for p in svi.program.parameters().values()}
-    inside |= {id(p) for module in svi.modules_of_loss.values() for p in module.parameters()}
-    outside = {name: p for name, p in svi.parameters.items() if id(p) not in inside}
+    inside = {id(p) for p in step.program.parameters().values()}
+    inside |= {id(p) for module in step.modules_of_loss.values() for p in module.parameters()}
+    outside = {name: p for name, p in step.parameters.items() if id(p) not in inside}
     return dict(zip(_without_others(outside), outside.values(), strict=True))
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.engine.gradients import laid_out
 from pyro_vae.engine.optimizers import TensorRates
-from pyro_vae.engine.step import laid_out
-from pyro_vae.engine.svi import SVI
+from pyro_vae.engine.step import Step
 from pyro_vae.recording.recorder import NotRecordable, Recorder
 from pyro_vae.replicas.noise import RandomState
 from pyro_vae.replicas.vectorizing import Form, Stacks
@@ -28,25 +28,25 @@ class JointStep:
     """The steps of several inferences of one structure, taken together.
 
     Args:
-        svis: The inferences; each has made one update by itself.
+        steps: The inferences; each has made one update by itself.
         states: Their random states.
         engine: Whether the step is compiled, see ``SVI``.
         num_steps: How many steps are planned.
     """
 
     def __init__(
-        self, svis: Sequence[SVI], states: Sequence[RandomState], engine: str, num_steps: int
+        self, steps: Sequence[Step], states: Sequence[RandomState], engine: str, num_steps: int
     ) -> None:
-        self._svis, self._states = svis, states
+        self._steps, self._states = steps, states
         self._changing: dict[str, Any] = {}
         watched: dict[str, Any] = {"what a step changes": self._changing}
-        for place, svi in enumerate(svis):
-            program = (*svi.program.reachable, svi.program.model, svi.program.guide)
-            objective = (type(svi.loss), getattr(svi.loss, "__dict__", {}))
-            observation = getattr(svi.prepare, "watched", None)
+        for place, step in enumerate(steps):
+            program = (*step.program.reachable, step.program.model, step.program.guide)
+            objective = (type(step.loss), getattr(step.loss, "__dict__", {}))
+            observation = getattr(step.prepare, "watched", None)
             watched[f"replica {place}"] = (*program, *objective, observation)
         self._recorder = Recorder(
-            svis[0].program, self._step, watched=watched, engine=engine, num_calls=num_steps
+            steps[0].program, self._step, watched=watched, engine=engine, num_calls=num_steps
         )
         self._start_anew()
 
@@ -60,9 +60,9 @@ class JointStep:
             NotRecordable: If there is no such graph; nothing has been changed.
             ValueError: If the replicas share what a step changes.
         """
-        if not all(svi._recorded.ready for svi in self._svis):
-            if self._svis[0]._recorded.obstacle:
-                raise NotRecordable(self._svis[0]._recorded.obstacle)
+        if not all(step.ready for step in self._steps):
+            if self._steps[0].obstacle:
+                raise NotRecordable(self._steps[0].obstacle)
             self.separate()
             return None
         if self._recorder.forget_if_changed() or not self._stacks.are_whole():
@@ -74,8 +74,8 @@ class JointStep:
             losses = self._replay(self._forms[key], args)
         else:
             losses = self._first(key, batches, args)
-        for svi in self._svis:
-            svi.num_updates += 1
+        for step in self._steps:
+            step.num_updates += 1
         return list(losses.unbind(0))
 
     def settle(self) -> None:
@@ -89,8 +89,8 @@ class JointStep:
         self.settle()
         self._stacks.separate()
         self._recorder.forget()
-        for svi in self._svis:
-            svi.forget()
+        for step in self._steps:
+            step.forget()
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -103,7 +103,7 @@ class JointStep:
 
     def _first(self, key: Any, batches: Sequence[_Batch], args: list[Tensor]) -> Tensor:
         with torch.no_grad():
-            form = Form(self._svis, self._states, batches, self._stacks)
+            form = Form(self._steps, self._states, batches, self._stacks)
             if self._optimizer is None:
                 self._build_optimizer(form)
             if form.trained != self._trained:
@@ -120,7 +120,7 @@ class JointStep:
 
     def _replay(self, form: Form, args: list[Tensor]) -> Tensor:
         assert self._optimizer is not None
-        own = self._svis[0].optimizer
+        own = self._steps[0].optimizer
         assert own is not None
         for group, its in zip(self._optimizer.param_groups, own.param_groups, strict=True):
             group["lr"] = its["lr"]
@@ -163,7 +163,7 @@ class JointStep:
 
     def _clip(self, gradients: Sequence[Tensor]) -> None:
         # The arithmetic of torch.nn.utils.clip_grad_norm_, for each replica.
-        largest = self._svis[0].clip_norm
+        largest = self._steps[0].updates.clip_norm
         if largest is None:
             return
         norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
@@ -173,9 +173,9 @@ class JointStep:
             gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)).to(gradient.dtype))
 
     def _build_optimizer(self, form: Form) -> None:
-        optimizers = _optimizers(self._svis)
+        optimizers = _optimizers(self._steps)
         first: Any = optimizers[0]
-        members = list(zip(*(svi.parameters.values() for svi in self._svis), strict=True))
+        members = list(zip(*(step.parameters.values() for step in self._steps), strict=True))
         self._trained = form.trained
         self._parameters = {place: self._stacks.of(members[place]) for place in form.trained}
         stacks = {id(members[place][0]): stack for place, stack in self._parameters.items()}
@@ -191,9 +191,9 @@ class JointStep:
             ]
             self._optimizer.state[stack] = self._joined(its)
         self._rates = TensorRates(self._optimizer, next(iter(self._parameters.values())).device)
-        self._failed = self._stacks.of(tuple(svi.failed for svi in self._svis))  # type: ignore[misc]
-        self._num_made = self._stacks.of(tuple(svi.num_made for svi in self._svis))  # type: ignore[misc]
-        self._faults = self._stacks.of(tuple(svi.faults for svi in self._svis))  # type: ignore[misc]
+        self._failed = self._stacks.of(tuple(step.updates.failed for step in self._steps))  # type: ignore[misc]
+        self._num_made = self._stacks.of(tuple(step.updates.num_made for step in self._steps))  # type: ignore[misc]
+        self._faults = self._stacks.of(tuple(step.updates.faults for step in self._steps))  # type: ignore[misc]
         self._changing["tensors"] = [*self._stacks.all(), *self._rates.states]
 
     def _joined(self, its: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -211,15 +211,15 @@ class JointStep:
         return joined
 
 
-def _optimizers(svis: Sequence[SVI]) -> list[torch.optim.Optimizer]:
+def _optimizers(steps: Sequence[Step]) -> list[torch.optim.Optimizer]:
     """Return the optimisers, if one kernel can step for all of them."""
-    found = [svi.optimizer for svi in svis if TensorRates.readable(svi.optimizer)]
+    found = [step.optimizer for step in steps if TensorRates.readable(step.optimizer)]
     optimizers = [optimizer for optimizer in found if optimizer is not None]
-    if len(optimizers) < len(svis):
-        raise NotRecordable(f"{type(svis[0].optimizer).__name__} has no kernel for a joint step")
-    if svis[0].turns is not None:
+    if len(optimizers) < len(steps):
+        raise NotRecordable(f"{type(steps[0].optimizer).__name__} has no kernel for a joint step")
+    if steps[0].updates.turns is not None:
         raise NotRecordable("guide and model of each take turns of their own")
-    if getattr(svis[0]._optim, "pt_clip_args", None):
+    if getattr(steps[0].updates.optim, "pt_clip_args", None):
         raise NotRecordable("the optimiser clips each parameter by itself")
     settings = [
         [{n: v for n, v in group.items() if n != "params"} for group in optimizer.param_groups]

@@ -73,7 +73,11 @@ def _copied(given: tuple[Any, ...], num_replicas: int) -> tuple[Any, ...]:
 def check_structure(first: Training, other: Training, number: int) -> None:
     """Refuse a program whose parameters, tensors or latents are not shaped as the first's."""
     for what, one, its in (
-        ("parameters", _shapes(first.svi.parameters), _shapes(other.svi.parameters)),
+        (
+            "parameters",
+            _shapes(first.gradient_step.parameters),
+            _shapes(other.gradient_step.parameters),
+        ),
         ("tensors", _shapes(_state(first)), _shapes(_state(other))),
         ("sites", {"latent": str(first.layout)}, {"latent": str(other.layout)}),
     ):
@@ -85,6 +89,10 @@ def check_structure(first: Training, other: Training, number: int) -> None:
                 f"{one.get(name, 'missing')} in one and {its.get(name, 'missing')} in the other; "
                 "replicas differ only in what their tensors hold"
             )
+
+
+def _parameters(run: Training) -> dict[str, str]:
+    return _shapes(run.gradient_step.parameters)
 
 
 def _state(run: Training) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def check_apart(runs: Sequence[Training]) -> None:
     """Refuse programs that share a parameter."""
     owners: dict[int, int] = {}
     for number, run in enumerate(runs):
-        for name, parameter in run.svi.parameters.items():
+        for name, parameter in run.gradient_step.parameters.items():
             owner = owners.setdefault(parameter.untyped_storage()._cdata, number)
             if owner != number:
                 raise ValueError(

@@ -178,13 +178,13 @@ class Replicas:
         self, runs: Sequence[Training], draws: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor] | None:
         waits = EAGER_CALLS if self._engine == "auto" else 1
-        if self._gave_up or len(runs) < 2 or runs[0].svi.num_updates < waits:
+        if self._gave_up or len(runs) < 2 or runs[0].gradient_step.num_updates < waits:
             return None
         try:
             with self._within_memory():
                 if self._together is None:
                     self._together = JointStep(
-                        [run.svi for run in runs],
+                        [run.gradient_step for run in runs],
                         [self._states[number] for number in self._active],
                         self._engine,
                         runs[0].num_steps,
@@ -200,13 +200,13 @@ class Replicas:
 
     def _update(self, number: int, draw: tuple[Tensor, ...]) -> Any:
         with self._states[number].taken_up():
-            return self.runs[number].svi.update(*draw)
+            return self.runs[number].gradient_step.update(*draw)
 
     def _pause(self) -> None:
         # Its own recording would only serve the steps that are not taken together.
         together = len(self._active) > 1 and not self._gave_up
         for run in self.runs:
-            run.svi._recorded.paused = together
+            run.gradient_step.paused = together
 
     def _part_with_finished(self) -> list[int]:
         gone = [number for number in self._active if self.runs[number].finished]
@@ -276,8 +276,12 @@ def _share_rows(first: Training, run: Training) -> None:
 
 
 def _num_bytes(run: Training) -> int:
-    parameters = list(run.svi.parameters.values())
-    states = run.svi.optimizer.state.values() if run.svi.optimizer is not None else ()
+    parameters = list(run.gradient_step.parameters.values())
+    states = (
+        run.gradient_step.optimizer.state.values()
+        if run.gradient_step.optimizer is not None
+        else ()
+    )
     held = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     return sum(tensor.nbytes for tensor in [*parameters, *parameters, *held])
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.engine.svi import SVI
+from pyro_vae.engine.step import Step
 from pyro_vae.recording.compiling import lift
 from pyro_vae.recording.recorder import NotRecordable
 from pyro_vae.replicas.noise import RandomState, strided_empty, take_out_draws, unmoved
@@ -73,7 +73,7 @@ class Form:
     """A step up to the gradients, of stacked batches, random numbers and tensors that it holds.
 
     Args:
-        svis: Whose step it is.
+        steps: Whose step it is.
         states: Their random states.
         batches: What each step is called with.
         stacks: Where tensors are joined.
@@ -84,7 +84,7 @@ class Form:
 
     def __init__(
         self,
-        svis: Sequence[SVI],
+        steps: Sequence[Step],
         states: Sequence[RandomState],
         batches: Sequence[_Batch],
         stacks: Stacks,
@@ -92,9 +92,9 @@ class Form:
         self._states, self._batches = states, batches
         self._singles = []
         held = []
-        for svi, state, batch in zip(svis, states, batches, strict=True):
+        for step, state, batch in zip(steps, states, batches, strict=True):
             with unmoved(state), state.taken_up():
-                graph = svi._recorded.graph(*batch)
+                graph = step.graph(*batch)
             held.append(lift(graph))
             self._singles.append(graph)
         for place, graph in enumerate(self._singles):
@@ -104,7 +104,7 @@ class Form:
         self._shapes = [arg.shape for arg in batches[0]]
         self._draws = take_out_draws(graph.graph, states)
         self._own = [tuple(members) for members in zip(*held, strict=True)]
-        changing = {id(t) for svi in svis for t in svi._recorded.tensors}
+        changing = {id(t) for step in steps for t in step.tensors}
         self._held = _joined(self._own, changing, stacks)
         _check_changes(graph.graph, len(self._shapes), self._held)
         self._rows = _take_out_gathers(graph.graph, len(self._shapes), self._held)
