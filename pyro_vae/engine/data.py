@@ -350,6 +350,10 @@ class Batches:
         self.joins_single = False
         self.resident = data.x.nbytes <= memory_budget and self._move()
 
+    def share(self, other: Batches) -> None:
+        """Keep the same copy of the same data as other batches do."""
+        self._tensors = other._tensors
+
     def rows_before(self, position: int) -> int:
         """Return how many rows the batches of an epoch before ``position`` hold."""
         num_rows = len(self._tensors[0])

@@ -272,7 +272,8 @@ def folders(out: Path | None, num_replicas: int) -> list[Path | None]:
 def _share_rows(first: Training, run: Training) -> None:
     """Let runs on the same data keep one copy of them on the device."""
     if run is not first and run.with_labels == first.with_labels:
-        run.batches._tensors, run.validation = first.batches._tensors, first.validation
+        run.batches.share(first.batches)
+        run.validation = first.validation
 
 
 def _num_bytes(run: Training) -> int:

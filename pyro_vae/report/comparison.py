@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_vae.laboratory.comparison_record import Comparison, Row
 from pyro_vae.laboratory.gradients import Estimate
-from pyro_vae.report.plots import CLASSES, INK, LINE, SOFT, _figure, _panel
+from pyro_vae.report.plots import CLASSES, INK, LINE, SOFT, new_figure, panel
 
 __all__ = ["compared"]
 
@@ -28,7 +28,7 @@ def compared(found: Comparison) -> Any:
     }
     trained = [row for row in found.rows if row.curve]
     measured = [row for row in found.rows if row.model is not None]
-    figure = _figure(14, 2 * max(3.8, 1.2 + 0.4 * len(measured)))
+    figure = new_figure(14, 2 * max(3.8, 1.2 + 0.4 * len(measured)))
     nats = "nats per held-out datum"
     lines = (
         ("The ELBO by steps", "gradient steps", "step", "elbo_nats"),
@@ -36,12 +36,12 @@ def compared(found: Comparison) -> Any:
         ("log p(x) by time", "seconds of steps", "seconds", "log_p_nats"),
     )
     for place, (title, unit, x, y) in enumerate(lines, start=1):
-        axes = _panel(figure, (2, 3, place), title, unit, nats if place == 1 else "")
+        axes = panel(figure, (2, 3, place), title, unit, nats if place == 1 else "")
         _draw_curves(axes, trained, colours, x, y)
         if place == 1 and trained:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     for place, (title, unit, of) in enumerate(_BARS, start=4):
-        axes = _panel(figure, (2, 3, place), title, unit, "")
+        axes = panel(figure, (2, 3, place), title, unit, "")
         _draw_dots(axes, measured, colours, of)
     figure.axes[4].axvline(found.settings["snr_floor"], color=SOFT, linestyle=":", linewidth=1)
     return figure

@@ -47,6 +47,8 @@ __all__ = [
     "latent_scatter",
     "layer_bars",
     "manifold",
+    "new_figure",
+    "panel",
     "png",
     "rate_distortion",
     "reconstructions",
@@ -116,9 +118,9 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         panels.append(("Its two terms, on validation data", "nats per datum", terms))
     if len(np.unique(learning_rate[np.isfinite(learning_rate)])) > 1:
         panels.append(("Learning rate", "step size of the optimiser", [("", learning_rate, SOFT)]))
-    figure = _figure(1.0 + 4.4 * len(panels), 3.8)
+    figure = new_figure(1.0 + 4.4 * len(panels), 3.8)
     for n, (title, unit, lines) in enumerate(panels):
-        axes = _panel(figure, (1, len(panels), n + 1), title, "epoch", unit)
+        axes = panel(figure, (1, len(panels), n + 1), title, "epoch", unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _draw_lines(axes, epochs, lines)
     _focus(figure.axes[0], np.stack([train, validation]))
@@ -190,8 +192,8 @@ def latent_scatter(
         raise ValueError(f"{tuple(labels.shape)} labels for {len(points)} points; give one each")
     finite = points.isfinite().all(1).cpu()
     positions = points.detach().cpu()[finite].double().numpy()
-    figure = _figure(6.6, 5.4)
-    axes = _panel(figure, (1, 1, 1), title, *axis_labels)
+    figure = new_figure(6.6, 5.4)
+    axes = panel(figure, (1, 1, 1), title, *axis_labels)
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(axis="x", color=LINE, linewidth=0.6)
     if not any(axis_labels):
@@ -259,7 +261,7 @@ def unit_bars(
     Reference: Yuri Burda, Roger Grosse, Ruslan Salakhutdinov, "Importance Weighted Autoencoders"
     (2016).
     """
-    figure = _figure(9, 3.8)
+    figure = new_figure(9, 3.8)
     _draw_units(figure, (1, 1, 1), kl, activity, threshold, title)
     return figure
 
@@ -276,7 +278,7 @@ def layer_bars(layers: Mapping[str, tuple[Tensor, Tensor]], *, threshold: float 
     """
     if not layers:
         raise ValueError("there is no layer to draw; give at least one")
-    figure = _figure(9, 0.6 + 2.6 * len(layers))
+    figure = new_figure(9, 0.6 + 2.6 * len(layers))
     for number, (name, (kl, activity)) in enumerate(layers.items(), start=1):
         _draw_units(
             figure, (len(layers), 1, number), kl, activity, threshold, f"KL per unit of {name}"
@@ -302,7 +304,7 @@ def _draw_units(
     total = heights[np.isfinite(heights)].sum()
     heading = f"{title}: {active.sum()} of {len(active)} active, {total:,.2f} nats in all"
     part = f", largest {MAX_BARS} of {len(active)}" if len(active) > MAX_BARS else ""
-    axes = _panel(figure, place, heading, f"unit (sorted by KL{part})", "KL (nats per datum)")
+    axes = panel(figure, place, heading, f"unit (sorted by KL{part})", "KL (nats per datum)")
     axes.bar(range(len(order)), shown, color=colours, width=0.8 if len(order) <= 60 else 1.0)
     axes.set_xlim(-0.8, len(order) - 0.2)
     if len(order) <= 50:
@@ -339,8 +341,8 @@ def rate_distortion(
     """
     if not points:
         raise ValueError("there is no point to draw; give at least one rate and distortion")
-    figure = _figure(6.6, 4.8)
-    axes = _panel(
+    figure = new_figure(6.6, 4.8)
+    axes = panel(
         figure,
         (1, 1, 1),
         title,
@@ -390,12 +392,12 @@ def rows(x: Tensor, others: Mapping[str, Tensor] | None = None, *, title: str) -
     }
     loc, scale = _column_statistics(flat["data"])
     colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad=SOFT)
-    figure = _figure(1.2 + 3.6 * len(flat), 4.6)
+    figure = new_figure(1.2 + 3.6 * len(flat), 4.6)
     figure.suptitle(
         title, x=0.01, ha="left", fontsize=12, weight="bold", color=INK, parse_math=False
     )
     for n, (name, part) in enumerate(flat.items()):
-        axes = _panel(figure, (1, len(flat), n + 1), name, "feature", "" if n else "datum")
+        axes = panel(figure, (1, len(flat), n + 1), name, "feature", "" if n else "datum")
         axes.grid(visible=False)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -419,14 +421,15 @@ def _column_statistics(values: Tensor) -> tuple[Tensor, Tensor]:
 # Panels ----------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure, in inches, that lays out its panels when it is drawn."""
     figure = Figure((width, height), dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     return figure
 
 
-def _panel(figure: Figure, place: tuple[int, int, int], title: str, x: str, y: str) -> Axes:
+def panel(figure: Figure, place: tuple[int, int, int], title: str, x: str, y: str) -> Axes:
+    """Add axes to a figure at a place ``(rows, columns, number)``, with a title and labels."""
     axes = figure.add_subplot(*place, facecolor="white")
     axes.set_title(title, loc="left", fontsize=11.5, weight="bold", color=INK, parse_math=False)
     axes.set_xlabel(x, fontsize=9.5, color=SOFT, parse_math=False)
