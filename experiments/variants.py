@@ -5,6 +5,8 @@ They are apart from the command, so that a contender's own process can import th
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +20,7 @@ from torch import Tensor
 import pyro_vae.components as components
 import pyro_vae.inference as inference
 from pyro_vae import SVI, VAE
+from pyro_vae.cli.names import offered, stated
 from pyro_vae.engine.optimizers import adam
 
 __all__ = ["GROUPS", "Group", "Member", "trained"]
@@ -75,27 +78,30 @@ def trained(engine: str, member: Member, program: Perceptrons) -> Epochs:
     return in_turn(svi.update, list(data.split(program.batch)), program)
 
 
+# With other arguments than their own.
+_SPECIAL = {
+    "MIWAE": partial(inference.MIWAE, 8, 2),
+    "PIWAE": partial(inference.PIWAE, 8, 2),
+    "BetaVAE": partial(inference.BetaVAE, 4.0, 8),
+    "FreeBits": partial(inference.FreeBits, 0.5, num_particles=8),
+    "BetaTCVAE": partial(inference.BetaTCVAE, num_data=50_000, num_particles=8),
+}
+
+
+def _of_particles() -> dict[str, Callable[[], Any]]:
+    """Return the library's objectives that take particles of any latents, with eight of them."""
+    return {
+        name: partial(part, **{**stated(part, "example", {}), "num_particles": 8})
+        for name, part in offered("objective").items()
+        if part.__module__.startswith("pyro_vae.")
+        and "num_particles" in inspect.signature(part).parameters
+        and part is not inference.DisARM
+    }
+
+
 def _objectives() -> Iterator[tuple[str, Group]]:
     bits = {"prior": components.Bernoulli, "posterior": components.Bernoulli}
-    normal = {
-        "ELBO": partial(inference.ELBO, 8),
-        "AnalyticELBO": partial(inference.AnalyticELBO, 8),
-        "IWAE": partial(inference.IWAE, 8),
-        "Renyi": partial(inference.Renyi, 0.5, 8),
-        "MIWAE": partial(inference.MIWAE, 8, 2),
-        "CIWAE": partial(inference.CIWAE, 0.5, 8),
-        "PIWAE": partial(inference.PIWAE, 8, 2),
-        "DReG": partial(inference.DReG, 8),
-        "RWS": partial(inference.RWS, 8),
-        "RWSDReG": partial(inference.RWSDReG, 8),
-        "TVO": partial(inference.TVO, 8),
-        "BetaVAE": partial(inference.BetaVAE, 4.0, 8),
-        "Capacity": partial(inference.Capacity, 25.0, num_particles=8),
-        "FreeBits": partial(inference.FreeBits, 0.5, num_particles=8),
-        "InfoVAE": partial(inference.InfoVAE, num_particles=8),
-        "BetaTCVAE": partial(inference.BetaTCVAE, num_data=50_000, num_particles=8),
-        "DIPVAE": partial(inference.DIPVAE, num_particles=8),
-    }
+    normal = {"ELBO": partial(inference.ELBO, 8), **_of_particles(), **_SPECIAL}
     scored = {
         "ELBO": partial(inference.ELBO, 8),
         "RLOO": partial(inference.RLOO, 8),
@@ -133,19 +139,28 @@ _POSTERIORS = {
     "AffineCoupling": components.AffineCoupling,
     "NeuralSpline": components.NeuralSpline,
 }
+
+
+def _of_images() -> dict[str, Callable[..., Any]]:
+    """Return the parts that are at home as likelihoods and take images, with their defaults."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name, part in offered("likelihood").items():
+        build = partial(part, **stated(part, "example", {}))
+        if stated(part, "roles", ("prior",))[0] == "likelihood":
+            with contextlib.suppress(ValueError):  # it is of vectors alone
+                build((1, 2, 2))
+                found[name] = build
+    return found
+
+
 _LIKELIHOODS = {
     "Bernoulli": components.Bernoulli,
-    "ContinuousBernoulli": components.ContinuousBernoulli,
-    "Normal": components.Normal,
-    "LogitNormal": components.LogitNormal,
+    **_of_images(),
     "Laplace": partial(components.Automatic, distribution="Laplace"),
     "StudentT": partial(components.Automatic, distribution="StudentT"),
     "Poisson": partial(components.Automatic, distribution="Poisson"),
     "NegativeBinomial": partial(components.Automatic, distribution="NegativeBinomial"),
-    "Binomial": components.Binomial,
-    "DiscretizedLogistic": components.DiscretizedLogistic,
-    "DiscretizedLogisticMixture": components.DiscretizedLogisticMixture,
-    "Categorical, 16 levels": partial(components.Categorical, num_categories=16),
+    "Categorical": partial(components.Categorical, num_categories=16),
     "AutoregressiveBernoulli": components.AutoregressiveBernoulli,
 }
 _LATENTS = {

@@ -36,7 +36,8 @@ from runs import final
 
 from pyro_vae import evaluation
 from pyro_vae.cli import main
-from pyro_vae.cli.names import PARTS, offered
+from pyro_vae.cli.combinations import matching_posterior, matching_prior, small_parts
+from pyro_vae.cli.names import PARTS, offered, stated
 from pyro_vae.cli.parser import training_parser
 
 FLAGS = (
@@ -178,48 +179,13 @@ def test_options_are_not_abbreviated(capsys):
 
 # Every part by its name ---------------------------------------------------------------------------
 
-# What a part needs beside its own name; most need nothing.
+# What a part needs beside its own name and what it states of itself; most need nothing.
 COMPANIONS = {
     ("model", "TopDownVAE"): "--data bytes.npy",
     ("model", "ConditionalVAE"): "--data binary.npz",
-    ("prior", "AutoregressiveBernoulli"): "--posterior Bernoulli",
-    ("prior", "UniformSphere"): "--posterior VonMisesFisher",
-    ("prior", "VonMisesFisher"): "--posterior VonMisesFisher",
-    ("posterior", "VonMisesFisher"): "--prior UniformSphere",
-    ("posterior", "AutoregressiveBernoulli"): "--prior Bernoulli",
-    ("likelihood", "AutoregressiveBernoulli"): "--data binary.npz",
-    ("prior", "Automatic"): "--prior.distribution Laplace",
-    ("prior", "Bernoulli"): "--posterior Bernoulli",
-    ("prior", "Binomial"): "--posterior Binomial",
-    ("posterior", "Automatic"): "--posterior.distribution Laplace",
-    ("posterior", "Bernoulli"): "--prior Bernoulli",
-    ("posterior", "Binomial"): "--prior Binomial",
-    ("likelihood", "Automatic"): "--likelihood.distribution Laplace",
-    ("likelihood", "Bernoulli"): "--data binary.npz",
-    ("likelihood", "Binomial"): "--data counts.npy",
-    ("likelihood", "Categorical"): "--data counts.npy",
-    ("likelihood", "CategoricalSequence"): "--data sequences.npy",
-    ("likelihood", "Columns"): "--data table.npy",
-    ("likelihood", "ContinuousBernoulli"): "--data bytes.npy",
-    ("likelihood", "DiscretizedLogistic"): "--data bytes.npy",
-    ("likelihood", "DiscretizedLogisticMixture"): "--data bytes.npy",
     ("likelihood", "Incomplete"): "--data holes.npy",
-    ("likelihood", "LogitNormal"): "--data bytes.npy",
-    ("likelihood", "Multinomial"): "--data counts.npy",
-    ("prior", "Concrete"): "--posterior Concrete",
-    ("prior", "RelaxedBernoulli"): "--posterior RelaxedBernoulli",
-    ("prior", "StraightThroughBernoulli"): "--posterior StraightThroughBernoulli",
-    ("prior", "StraightThroughCategorical"): "--posterior StraightThroughCategorical",
-    ("posterior", "Concrete"): "--prior Concrete",
-    ("posterior", "StraightThroughBernoulli"): "--prior Bernoulli",
-    ("posterior", "StraightThroughCategorical"): "--prior StraightThroughCategorical",
-    ("likelihood", "Concrete"): "--data simplex.npy",
-    ("likelihood", "RelaxedBernoulli"): "--data unit.npy",
-    ("likelihood", "StraightThroughBernoulli"): "--data binary.npz",
-    ("likelihood", "StraightThroughCategorical"): "--data onehot.npy",
-    ("likelihood", "VonMisesFisher"): "--data directions.npy",
     ("objective", "DisARM"): "--prior Bernoulli --posterior Bernoulli",
-    ("objective", "InChunks"): "--objective.objective IWAE --objective.particles_at_once 20",
+    ("objective", "InChunks"): "--objective.objective IWAE",
     ("network", "Convolutional"): "--data bytes.npy --network.channels [2]",
     ("network", "ConvolutionalResidual"): "--data bytes.npy --network.channels [2]",
     ("network", "Recurrent"): "--data counts.npy --network.num_symbols 17 --decoder MLP",
@@ -230,6 +196,35 @@ COMPANIONS = {
     ("observation", "Dequantize"): "--data counts.npy --likelihood Normal",
     ("observation", "Rescale"): "--data counts.npy --likelihood Normal",
 }
+FILES_OF_KIND = {
+    "bits": "binary.npz",
+    "counts": "counts.npy",
+    "levels and categories": "bytes.npy",
+    "numbers between 0 and 1": "unit.npy",
+    "words and sequences": "sequences.npy",
+    "tables": "table.npy",
+    "shares that sum to one": "simplex.npy",
+    "one-hot vectors": "onehot.npy",
+    "directions": "directions.npy",
+}
+
+
+def companions_of(option: str, name: str) -> list[str]:
+    """Return the other options that a part needs, from what it states where it does."""
+    part = offered(option)[name]
+    words = []
+    if option == "likelihood":
+        words += ["--data", FILES_OF_KIND.get(stated(part, "data", ""), "real.npy")]
+    if option == "prior":
+        words += ["--posterior", matching_posterior(small_parts(), name)]
+    if option == "posterior":
+        words += ["--prior", matching_prior(small_parts(), name)]
+    for argument, value in stated(part, "example", {}).items():
+        if isinstance(value, (int, str)):
+            words += [f"--{option}.{argument}", str(value)]
+    return words + COMPANIONS.get((option, name), "").split()
+
+
 # Latents that pictures have to cope with: without a mean, without a density, on a sphere.
 DRAWN = ("AffineCoupling", "Bernoulli", "VonMisesFisher", "Concrete", "Sylvester")
 # Each role once, several in one command.
@@ -272,7 +267,7 @@ def test_each_role_is_among_them():
 
 def trains(option, name, folder, out, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    companions = COMPANIONS.get((option, name), "").split()
+    companions = companions_of(option, name)
     # The last --network wins, and MLP's argument goes with it.
     tiny = [f"--{option}", name, *companions, "--out", out]
     if option == "network":

@@ -31,6 +31,7 @@ class Bernoulli(Family):
     Raw numbers are logits. For data in {0, 1}: grey values have to be binarised first.
     """
 
+    roles = ("likelihood", "prior", "posterior")
     data = "bits"
     synonyms = ("BCE",)
 
@@ -59,6 +60,7 @@ class Binomial(Family):
         total_count: The largest value, n.
     """
 
+    roles = ("likelihood", "prior", "posterior")
     data = "counts"
 
     def __init__(self, event_shape: Shape, *, total_count: int = 16) -> None:
