@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command import TINY, draw_none, write_data
+from command import TINY, write_data
 
 import pyro_vae.components
 import pyro_vae.inference
-from pyro_vae.cli import commands, main
+from pyro_vae.cli import main
 from pyro_vae.cli.combinations import Combination, matching_posterior, small_parts
 from pyro_vae.cli.names import PARTS, by_data, hints, known_as, offered, plain, stated
 from pyro_vae.cli.parts import named
@@ -196,7 +196,6 @@ def test_a_new_part_is_listed_named_run_judged_and_missed_in_the_readme(added, m
 
     write_data(added)
     monkeypatch.chdir(added)
-    monkeypatch.setattr(commands.pictures, "draw", draw_none)
     parts = ["--likelihood", "soft-peak(tails=2.0)", "--objective", "Worrier"]
     assert main(["train", "--data", "real.npy", *TINY, *parts, "--out", "run"]) == 0
     stored = yaml.safe_load(Path("run/config.yaml").read_text())
