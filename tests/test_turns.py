@@ -7,9 +7,11 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from pyro_vae import VAE, fit
+from pyro_vae.cli.stored import check_config
 from pyro_vae.components import MLP, DiagonalNormal, Normal, Sylvester, VampPrior
 from pyro_vae.engine import Turns
 from pyro_vae.inference import IWAE, Constant, ProgramError
@@ -259,3 +261,11 @@ def test_a_guide_that_scores_its_own_draws_alone_is_refused_before_the_first_ste
 def test_unusable_numbers_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Aggressive(**options)
+
+
+def test_a_configuration_of_an_older_version_finds_the_turns_where_they_are_now(tmp_path):
+    old = "turns:\n  class_path: pyro_vae.evaluation.aggressive.Aggressive\n"
+    (tmp_path / "config.yaml").write_text(old)
+    read = check_config(tmp_path / "config.yaml", set())
+    home = f"{Aggressive.__module__}.{Aggressive.__qualname__}"
+    assert yaml.safe_load(read) == {"turns": {"class_path": home}}

@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 CONFIG = "config.yaml"
+_MOVED = {
+    "pyro_vae.evaluation.aggressive.Aggressive": "pyro_vae.laboratory.aggressive.Aggressive",
+}
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
 # What may differ when a run goes on: the checkpoint knows the data by their fingerprint.
@@ -68,10 +71,11 @@ def check_config(path: Path, modules: set[str]) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: there is no such file; give a YAML file")
     try:
-        held = _read(path)
+        written = _read(path)
+        held = _moved(written)
         check_trusted(held, modules)
         read = with_calls(held, modules)
-        return str(path) if read == held else yaml.safe_dump(read)
+        return str(path) if read == written else yaml.safe_dump(read)
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         tagged = isinstance(error, yaml.constructor.ConstructorError)
@@ -94,6 +98,13 @@ def with_checked(arguments: list[str], modules: set[str]) -> list[str]:
         elif option == "--config" and place + 1 < len(arguments):
             result[place + 1] = check_config(Path(arguments[place + 1]), modules)
     return result
+
+
+def _moved(held: Any) -> Any:
+    """Return a configuration of an older version with the import paths of today."""
+    if isinstance(held, dict):
+        return {name: _moved(value) for name, value in held.items()}
+    return _MOVED.get(held, held) if isinstance(held, str) else held
 
 
 def _read(path: Path) -> Any:
