@@ -199,7 +199,14 @@ def test_an_objective_is_left_as_it_was():
     assert objective.baseline.center == 0
 
 
-@pytest.mark.parametrize("name", ["functions, pyro.param", "functions, pyro.module", "two latents"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "functions, pyro.param",
+        pytest.param("functions, pyro.module", marks=pytest.mark.slow),
+        pytest.param("two latents", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_program_is_compared_and_put_back(name):
     pair = PROGRAMS[name]()
     pair.model(*pair.args), pair.guide(*pair.args)

@@ -11,6 +11,7 @@ import torch
 from exact import Bed, Bits, Chain, Gaussian, expected
 from laws import PROGRAMS
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
+from quick import some
 from torch import nn
 
 from pyro_vae.inference import (
@@ -84,8 +85,11 @@ def log_mean(log_w):
 
 @pytest.mark.parametrize(
     ("objective", "num_particles", "bound"),
-    [(ELBO(1), 1, mean), (ELBO(2), 2, mean), (IWAE(2), 2, log_mean)],
-    ids=["ELBO 1", "ELBO 2", "IWAE 2"],
+    [
+        pytest.param(ELBO(1), 1, mean, id="ELBO 1"),
+        pytest.param(ELBO(2), 2, mean, id="ELBO 2", marks=pytest.mark.slow),
+        pytest.param(IWAE(2), 2, log_mean, id="IWAE 2"),
+    ],
 )
 def test_mean_variance_and_signal_are_those_of_quadrature(objective, num_particles, bound):
     bed = Gaussian(num_nodes=24 if num_particles == 1 else 16)
@@ -131,6 +135,7 @@ def test_the_standard_errors_are_those_of_repetition(name):
     assert told / found[:, 0].std() == pytest.approx(1, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_signal_of_the_guide_fades_with_particles_and_the_models_grows():
     # Rainforth et al. (2018): as 1 / sqrt(S) and as sqrt(S); under DReG the guide's grows, too.
     def slope(build, part):
@@ -198,8 +203,9 @@ def biases(objective, bed, **options):
     return {part: found.of(part).relative_bias(against.of(part)) for part in ("model", "guide")}
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bias_is_none_within_its_error_and_seen_where_there_is_one(case):
+@pytest.mark.parametrize("name", some(CASES, "AnalyticELBO", "DReG", "VIMCO, bits", "RWS, bits"))
+def test_bias_is_none_within_its_error_and_seen_where_there_is_one(name):
+    case = CASES[name]
     for part, bias in biases(case.build(), away(case.bed), num_repeats=100).items():
         assert bias.standard_error < 0.2
         if part in case.unbiased:

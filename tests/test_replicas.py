@@ -19,6 +19,7 @@ import torch
 from bits import same
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
+from quick import some
 from recorded import (
     DIMS,
     LATENTS,
@@ -118,11 +119,6 @@ def assert_equal_single_runs(program: Any, data: Any = X, engine="recorded", **o
     assert curves[0] != curves[1]
     assert found.history is found.replicas[0].history
     return found
-
-
-def some(table: dict[str, Any], *names: str) -> list[Any]:
-    """Return all names of a table, of which those that are not given are slow."""
-    return [pytest.param(n, marks=() if n in names else pytest.mark.slow) for n in table]
 
 
 def mlp() -> VAE:

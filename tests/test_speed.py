@@ -13,6 +13,7 @@ from pathlib import Path
 import pyro.distributions as dist
 import pytest
 import torch
+from quick import some
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
@@ -162,8 +163,9 @@ def agree(one: float, other: float) -> bool:
     return abs(one - other) < 0.04 * other
 
 
-@tiny
-def test_all_contenders_come_to_the_same_loss(program):
+@pytest.mark.parametrize("name", some(TINY, "IWAE"))
+def test_all_contenders_come_to_the_same_loss(name):
+    program = TINY[name]
     losses = {
         name: loss_after(contender, program)
         for name, contender in contenders.CONTENDERS.items()
