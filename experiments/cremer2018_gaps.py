@@ -169,7 +169,7 @@ def measure(program: Any, x: Tensor, scale: Scale) -> tuple[Gaps, dict[str, Any]
             for key, value in _told(f"{kind}_gap_nats", of_each(gaps, kind)).items()
         },
         "bracket_nats": bracket.width_nats,
-        "bracket_nats_standard_error": bracket.standard_error,
+        "bracket_nats_standard_error": bracket.width_nats.standard_error,
     }
 
 

@@ -203,11 +203,11 @@ def run(row: Row, images: datasets.Dataset, x: Tensor, study: Study[Scale]) -> d
         progress=sys.stderr.isatty(),
     )
     x = x.to(next(vae.parameters()).device)
-    information = evaluation.mutual_information(vae.model, vae.guide, x)
+    information = evaluation.mutual_information(vae, x)
     return {
         **judge(vae, x, num_samples=scale.num_samples),
         "mutual_information_nats": information.nats,
-        "mutual_information_nats_standard_error": information.standard_error,
+        "mutual_information_nats_standard_error": information.nats.standard_error,
         "mutual_information_ceiling_nats": information.ceiling,
         "training_seconds": done.seconds,
     }

@@ -42,12 +42,12 @@ def accuracy(
     trained_mib = _peak_mib()
     x = observe_once(data.test, Binarize(255), seed=OBSERVATION_SEED + 2, device="cpu").x
     start = time.perf_counter()
-    bound = evaluation.elbo(vae.model, vae.guide, x)
+    bound = evaluation.elbo(vae, x)
     estimate = evaluation.importance_sampling(
-        vae.model, vae.guide, x, num_samples=num_samples, progress=sys.stderr.isatty()
+        vae, x, num_samples=num_samples, progress=sys.stderr.isatty()
     )
     seconds = time.perf_counter() - start
-    activity = evaluation.unit_activity(vae.model, vae.guide, x)["z"]
+    activity = evaluation.unit_activity(vae, x)["z"]
     path = record.write(
         name,
         {
@@ -56,16 +56,14 @@ def accuracy(
             "epochs": epochs,
             "seed": seed,
             "test_elbo_nats": bound.elbo_nats,
-            "test_elbo_standard_error": bound.standard_error,
+            "test_elbo_standard_error": bound.elbo_nats.standard_error,
             "test_rate_nats": bound.rate_nats,
             "test_distortion_nats": bound.distortion_nats,
             "test_log_likelihood_nats": estimate.mean,
-            "test_log_likelihood_standard_error": estimate.standard_error,
+            "test_log_likelihood_standard_error": estimate.mean.standard_error,
             "num_importance_samples": num_samples,
             "first_1000_log_likelihood_nats": float(estimate.log_p[:1000].double().mean()),
-            "first_1000_elbo_nats": evaluation.elbo(
-                vae.model, vae.guide, x[:1000], num_particles=20
-            ).elbo_nats,
+            "first_1000_elbo_nats": evaluation.elbo(vae, x[:1000], num_particles=20).elbo_nats,
             "active_units": activity.num_active,
             "training_seconds": done.seconds,
             "evaluation_seconds": seconds,
@@ -82,9 +80,9 @@ def _draw(vae: VAE, x: torch.Tensor, path: Path) -> None:
     few = x[:10]
     rows = [
         few,
-        evaluation.reconstruct(vae.model, vae.guide, few),
-        evaluation.reconstruct(vae.model, vae.guide, few, stochastic=True),
-        *evaluation.prior_samples(vae.model, few, 20).split(10),
+        evaluation.reconstruct(vae, few),
+        evaluation.reconstruct(vae, few, stochastic=True),
+        *evaluation.prior_samples(vae, few, 20).split(10),
     ]
     names = ["test data", "mean", "sample", "from the", "prior"]
     figure = plots.image_grid(

@@ -305,11 +305,11 @@ def judge(
     several = len(active) > 1
     return {
         "nll_nats": -estimate.mean,
-        f"nll_nats{_ERROR}": estimate.standard_error,
+        f"nll_nats{_ERROR}": estimate.mean.standard_error,
         "bits_per_dim": estimate.bits_per_dim,
         "effective_sample_size": statistics.median(estimate.effective_sample_size.tolist()),
         "elbo_nats": bound.elbo_nats,
-        f"elbo_nats{_ERROR}": bound.standard_error,
+        f"elbo_nats{_ERROR}": bound.elbo_nats.standard_error,
         "rate_nats": bound.rate_nats,
         "distortion_nats": bound.distortion_nats,
         "active_units": sum(active.values()),

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LARGEST_COUNT", "at_the_door", "built", "shown"]
+__all__ = ["LARGEST_COUNT", "at_the_door", "built", "door_of", "shown"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -48,15 +48,35 @@ def at_the_door(function: Callable[_P, _R]) -> Callable[_P, _R]:
         TypeError: If an argument is missing, unknown, or of another kind than expected.
         ValueError: If a number is NaN, or a count larger than anything can be.
     """
-    signature = inspect.signature(function)
+    bound = door_of(function, inspect.signature(function))
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        taken = bound(args, kwargs)
+        return function(*taken.args, **taken.kwargs)
+
+    return checked
+
+
+def door_of(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    hints: dict[str, Any] | None = None,
+) -> Callable[[tuple[Any, ...], dict[str, Any]], inspect.BoundArguments]:
+    """Return what binds and checks arguments, as ``at_the_door`` does.
+
+    Args:
+        function: Whose they are.
+        signature: As its callers see it.
+        hints: Of parameters that have no annotation in the function.
+    """
     own = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.cache
     def expected() -> dict[str, Any]:
-        return typing.get_type_hints(function)
+        return {**typing.get_type_hints(function), **(hints or {})}
 
-    @functools.wraps(function)
-    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def checked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
         bound = _bound(own, signature, args, kwargs)
         for name, value in bound.arguments.items():
             hint, kind = expected().get(name, Any), signature.parameters[name].kind
@@ -64,7 +84,7 @@ def at_the_door(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 bound.arguments[name] = tuple(_taken(own, name, each, hint) for each in value)
             elif kind is not inspect.Parameter.VAR_KEYWORD and name not in ("self", "cls"):
                 bound.arguments[name] = _taken(own, name, value, hint)
-        return function(*bound.args, **bound.kwargs)
+        return bound
 
     return checked
 

@@ -33,9 +33,8 @@ from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.training import Training
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.weights import start_from
-from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.explaining import explaining
-from pyro_vae.inference.program import Program
+from pyro_vae.inference.program import Program, exclusively
 from pyro_vae.inference.schedules import Cosine
 from pyro_vae.replicas.replication import replicated
 from pyro_vae.replicas.runs import Replicas

@@ -31,7 +31,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import normal
 
-from pyro_vae.inference import Program
+from pyro_vae.inference import Probe, Program
 
 Expectation = tuple[Tensor, dict[str, Tensor]]
 
@@ -222,7 +222,7 @@ def expected(objective: Any, bed: Bed) -> Expectation:
         log_q = bed.log_q(bed.draw(noise, bed.x), bed.x)  # [S, T, N]
         weights = weigh(log_q).expand(num_tuples, num_data) / num_data
     program = Program(bed.model, bed.guide)
-    layout = program.check(x)
+    layout = Probe(program, x).layout
     with program.running(), injected(noise.repeat_interleave(num_data, 1)):
         terms = objective.table(program, layout, x)
         value = (weights.flatten() * objective.value(terms)).sum()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from pyro_vae.components import MLP, Conditional, Normal, StandardNormal
-from pyro_vae.inference import Program
+from pyro_vae.inference import Probe, Program
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
 X = torch.tensor([[0.7, -0.4, 0.1, 1.2], [-0.3, 1.1, 0.9, -0.8]], dtype=torch.float64)
@@ -88,6 +88,6 @@ def table(vae: nn.Module, x: Tensor = X) -> SiteTerms:
     signs = itertools.product([-1.0, 1.0], repeat=NUM_1 + NUM_2)
     noise = torch.tensor(list(signs), dtype=torch.float64)
     program = Program(vae.model, vae.guide)
-    layout = program.check(x)
+    layout = Probe(program, x).layout
     with program.running(), injected(noise.unsqueeze(1).expand(-1, len(x), -1)):
         return site_terms(program, layout, x, num_particles=len(noise))

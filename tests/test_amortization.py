@@ -25,7 +25,7 @@ from pyro_vae.components import (
 )
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.fitting import fit
-from pyro_vae.inference import Program, site_terms
+from pyro_vae.inference import Probe, Program, site_terms
 from pyro_vae.models import VAE, SemiAmortizedVAE, UnamortizedVAE
 
 NETWORK = partial(MLP, hidden=(5,))
@@ -168,7 +168,7 @@ def log_weights(vae: SemiAmortizedVAE, x: Tensor, num_samples: int) -> Tensor:
     """Return log-weights, ``[num_samples, B]``: data are refined apart, so repeat them."""
     program = Program(vae.model, vae.guide)
     repeated = x.repeat(num_samples, 1)
-    layout = program.check(repeated)
+    layout = Probe(program, repeated).layout
     with program.evaluating(seed=2):
         return site_terms(program, layout, repeated).log_w.reshape(num_samples, len(x))
 
@@ -199,7 +199,7 @@ def test_gradients_pass_through_the_steps() -> None:
     vae = semi_amortized(posterior=DiagonalNormal).double()
     x = binary().double()
     program = Program(vae.model, vae.guide)
-    layout = program.check(x)
+    layout = Probe(program, x).layout
 
     def bound() -> Tensor:
         torch.manual_seed(5)

@@ -25,7 +25,7 @@ from pyro_vae.components import (
 )
 from pyro_vae.components.labelled import beside
 from pyro_vae.datasets import from_arrays
-from pyro_vae.inference import Program
+from pyro_vae.inference import Probe, Program
 from pyro_vae.models import ConditionalVAE
 
 X, Y = binary(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -100,7 +100,7 @@ class _MeanSamples(dist.Normal):
 
 def test_the_program_keeps_the_convention_and_takes_particles() -> None:
     vae = built()
-    layout = Program(vae.model, vae.guide).check(X, Y)
+    layout = Probe(Program(vae.model, vae.guide), X, Y).layout
     assert layout.latents == ("z",)
     assert layout.vectorizes
     estimate = evaluation.importance_sampling(vae.model, vae.guide, X, Y, num_samples=3)
@@ -131,7 +131,7 @@ def test_images_and_likelihoods_of_several_numbers() -> None:
     network = partial(Convolutional, channels=(2,), hidden=4)
     vae = built((1, 5, 4), network=network, likelihood=Normal, data=torch.rand(6, 1, 5, 4))
     x = torch.rand(6, 1, 5, 4).double()
-    assert Program(vae.model, vae.guide).check(x, Y).vectorizes
+    assert Probe(Program(vae.model, vae.guide), x, Y).layout.vectorizes
 
 
 def test_pseudo_inputs_are_data_with_their_labels() -> None:
@@ -141,7 +141,7 @@ def test_pseudo_inputs_are_data_with_their_labels() -> None:
     assert inputs.shape == (5, 7)
     rows = beside(X, vae.one_hot[Y], event_dim=1)
     assert torch.cdist(inputs, rows, p=float("inf")).amin(1).max() < 0.1
-    assert Program(vae.model, vae.guide).check(X, Y).latents == ("z",)
+    assert Probe(Program(vae.model, vae.guide), X, Y).layout.latents == ("z",)
     with pytest.raises(ValueError, match="data=None"):
         built(prior=prior, data=X.float())
 

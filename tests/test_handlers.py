@@ -19,7 +19,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_vae import SVI, fit
-from pyro_vae.inference import ELBO, IWAE, Program, ProgramError, site_terms
+from pyro_vae.inference import ELBO, IWAE, Probe, Program, ProgramError, site_terms
 from pyro_vae.inference.handlers import Frozen, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.objectives import AnalyticELBO
 from pyro_vae.inference.schedules import Controlled, Linear, Scheduled
@@ -94,7 +94,7 @@ def test_weights_multiply_and_may_be_for_some_sites_only():
     both = KLWeight(0.5)(KLWeight(0.2, sites=["z2"])(bed.model))
     program = Program(both, KLWeight(0.5)(bed.guide))
     with program.running():
-        terms = site_terms(program, program.check(bed.x), bed.x)
+        terms = site_terms(program, Probe(program, bed.x).layout, bed.x)
     assert {n: float(s) for n, s in terms.scale_p.items()} == {"z2": 0.1, "z1": 0.5, "x": 1.0}
     assert {n: float(s) for n, s in terms.scale_q.items()} == {"z1": 0.5, "z2": 0.5}
 
@@ -490,7 +490,7 @@ def test_a_temperature_needs_a_relaxed_site():
     with pytest.raises(ValueError, match="the program has no relaxed latent site"):
         Temperature(0.5)(bed.guide)(bed.x)
     with pytest.raises(ProgramError, match="site 'z' has a Independent, which has no temperature"):
-        Program(bed.model, Temperature(0.5, sites=["z"])(bed.guide)).check(bed.x)
+        Probe(Program(bed.model, Temperature(0.5, sites=["z"])(bed.guide)), bed.x)
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match=f"temperature={wrong:g}"):
             Temperature(wrong)

@@ -57,6 +57,7 @@ from pyro_vae.inference import (
     DReG,
     FreeBits,
     KLWeight,
+    Probe,
     Program,
     Units,
 )
@@ -379,7 +380,7 @@ def test_every_parameter_of_every_layer_gets_a_gradient(name: str) -> None:
         assert value.grad is not None, parameter
         assert bool(value.grad.isfinite().all()), parameter
         assert bool((value.grad != 0).any()), parameter
-    assert program.check(*pair.args).vectorizes
+    assert Probe(program, *pair.args).layout.vectorizes
 
 
 def test_only_the_layer_beside_the_data_needs_a_network_for_images() -> None:
@@ -450,7 +451,7 @@ def test_a_ladder_of_other_layers_than_normal_ones_is_refused(name: str) -> None
     parts, said = LADDERS[name]
     vae = LadderVAE.assemble((4,), [(3,), (2,)], **parts)
     with pytest.raises(ValueError, match=said) as caught:
-        Program(vae.model, vae.guide).check(torch.zeros(3, 4))
+        Probe(Program(vae.model, vae.guide), torch.zeros(3, 4))
     assert "\n" not in str(caught.value)
 
 

@@ -36,7 +36,7 @@ from pyro.nn import AutoRegressiveNN
 from torch import nn
 
 from pyro_vae import SVI
-from pyro_vae.inference import ELBO, IWAE, Program, ProgramError, SiteTerms, site_terms
+from pyro_vae.inference import ELBO, IWAE, Probe, Program, ProgramError, SiteTerms, site_terms
 from pyro_vae.inference.detached import detached, split_terms, through_samples
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
 from pyro_vae.inference.objectives import data_scale, log_mean_exp, weighed
@@ -425,7 +425,7 @@ every = pytest.mark.parametrize("objective", EVERY.values(), ids=EVERY)
 def run(objective, bed, x, noise):
     """Return the loss and the gradient over the batch."""
     program = Program(bed.model, bed.guide)
-    layout = program.check(x)
+    layout = Probe(program, x).layout
     with program.running(), injected(noise):
         terms = objective.table(program, layout, x)
         loss = -data_scale(terms) * objective.value(terms).sum()
@@ -468,7 +468,7 @@ def test_a_kl_weight_moves_the_gradient_but_not_the_reported_bound(objective):
     noise = torch.randn(3, 2, 1, dtype=torch.float64)
     loss, _ = run(objective, bed, bed.x, noise)
     program = Program(model, guide)
-    layout = program.check(bed.x)
+    layout = Probe(program, bed.x).layout
     with program.running(), injected(noise):
         terms = objective.table(program, layout, bed.x)
         value, total = objective.value(terms).sum(), objective.surrogate(terms).sum()

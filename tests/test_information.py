@@ -10,6 +10,7 @@ from laws import PROGRAMS
 from pyro.distributions.transforms import Planar
 
 from pyro_vae.evaluation import (
+    Estimate,
     Information,
     UnitActivity,
     elbo,
@@ -43,9 +44,9 @@ def test_a_gaussian_channel_has_its_closed_form():
     x = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)).double()
     found = mutual_information(model, guide, x)
     capacity = 0.5 * math.log(1 + (1.5 / 0.8) ** 2)
-    assert abs(found.nats - capacity) < 5 * found.standard_error < 0.2
+    assert abs(found.nats - capacity) < 5 * found.nats.standard_error < 0.2
     units = found.layers["z"].unit_nats
-    assert units[0].item() == pytest.approx(capacity, abs=5 * found.standard_error)
+    assert units[0].item() == pytest.approx(capacity, abs=5 * found.nats.standard_error)
     assert abs(units[1].item()) < 1e-10
     assert found.layers["z"].nats == pytest.approx(found.nats)
     # The aggregate posterior is normal, too: KL(N(0, g^2 + s^2) | N(0, 1)) of the first unit.
@@ -185,7 +186,8 @@ def test_the_verdict_on_what_is_used_gives_no_advice():
 
 
 def told(nats, *, ceiling=7.0):
-    return Information(nats, 0.01, ceiling, 0.0, {"z": LayerInformation(nats, None)})
+    nats = Estimate(nats, 0.01)
+    return Information(nats, ceiling, Estimate(0.0), {"z": LayerInformation(nats, None)})
 
 
 # Active and all units, KL in nats, information, and what is said of the layer.

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vae.evaluation import elbo, importance_sampling, likelihood, log_likelihood
 from pyro_vae.evaluation.batching import pairs_at_once
-from pyro_vae.inference import Program, ProgramError
+from pyro_vae.inference import Probe, Program, ProgramError
 
 
 class OneAtATime(LinearGaussian):
@@ -42,7 +42,9 @@ def test_importance_sampling_finds_the_exact_log_p_within_its_stated_error(progr
     exact = vae.log_p(x)
     assert found.monte_carlo_error < 0.01
     assert abs(found.mean - exact.mean().item()) < 5 * found.monte_carlo_error
-    assert found.standard_error == pytest.approx((exact.std() / math.sqrt(40)).item(), rel=0.05)
+    assert found.mean.standard_error == pytest.approx(
+        (exact.std() / math.sqrt(40)).item(), rel=0.05
+    )
     per_datum = (1 / found.effective_sample_size - 1 / 2000).sqrt()
     assert ((found.log_p - exact).abs() < 5 * per_datum).all()
     assert found.log_p.dtype == torch.float64
@@ -154,7 +156,7 @@ def test_bound_splits_into_the_closed_forms(x):
     assert found.elbo_nats == pytest.approx(-found.rate_nats - found.distortion_nats, abs=1e-10)
     assert found.kl_nats == {"z": pytest.approx(found.rate_nats, abs=1e-10)}
     one = elbo(vae.model, vae.guide, x)
-    error = 5 * one.standard_error / math.sqrt(num_particles)
+    error = 5 * one.elbo_nats.standard_error / math.sqrt(num_particles)
     assert abs(found.rate_nats - vae.rate(x).mean().item()) < error
     assert abs(found.distortion_nats - vae.distortion(x).mean().item()) < error
     assert found.elbo_nats < vae.log_p(x).mean().item()
@@ -204,7 +206,7 @@ def test_one_datum_has_a_number_but_no_spread(x):
     vae = LinearGaussian(num_latents=1, exact=True)
     found = importance_sampling(vae.model, vae.guide, x[:1], num_samples=4)
     assert found.mean == pytest.approx(vae.log_p(x[:1]).item(), abs=1e-10)
-    assert math.isnan(found.standard_error)
+    assert math.isnan(found.mean.standard_error)
     assert math.isfinite(elbo(vae.model, vae.guide, x[:1]).elbo_nats)
 
 
@@ -246,7 +248,7 @@ def test_memory_is_counted_by_the_largest_tensor_that_grows():
             pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
 
     program, x = Program(model, guide), torch.zeros(3, 4)
-    assert pairs_at_once(program, program.check(x), x) == 2**22 // wide
+    assert pairs_at_once(program, Probe(program, x).layout, x) == 2**22 // wide
 
 
 def test_progress_is_shown_on_the_error_stream_only_when_asked(x, capsys):

@@ -29,7 +29,7 @@ from pyro_vae.engine import (
     resolve_device,
 )
 from pyro_vae.engine.defaults import default_objective
-from pyro_vae.inference import AnalyticELBO, Constant, Cosine, Program, ProgramError
+from pyro_vae.inference import AnalyticELBO, Constant, Cosine, Probe, Program, ProgramError
 
 NETWORK = partial(MLP, hidden=(8,))
 
@@ -154,7 +154,7 @@ class ScaledModel(NoClosedForm):
 def test_the_kl_is_in_closed_form_by_default_only_where_it_has_one(program, expected):
     program = program()
     both = Program(program.model, program.guide)
-    objective = default_objective(both, both.check(normal_data()), normal_data())
+    objective = default_objective(Probe(both, normal_data()))
     assert type(objective) is expected
     assert fit(program, normal_data(), epochs=1, batch_size=16).epochs == 1
 

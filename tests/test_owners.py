@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae import SVI, evaluation, fit
-from pyro_vae.inference import ELBO, KLWeight, Program, StickingTheLanding
+from pyro_vae.inference import ELBO, KLWeight, Probe, Program, StickingTheLanding
 
 
 def made(width: int = 2):
@@ -177,7 +177,7 @@ def test_a_function_made_anew_starts_anew_whether_the_old_one_was_collected_or_n
 def test_a_parameter_that_was_only_looked_at_before_is_owned_once_it_is_trained():
     model, guide = made()
     for _ in range(3):
-        Program(model, guide).check(X)
+        Probe(Program(model, guide), X)
     trained = param_of(model, guide)
     assert len(Program(model, guide).stored_parameters()) == 2
     assert param_of(*made()) is not trained

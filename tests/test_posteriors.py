@@ -35,7 +35,7 @@ from pyro_vae.components import (
     Sylvester,
 )
 from pyro_vae.distributions import below_diagonal
-from pyro_vae.inference import ELBO, IWAE, RLOO, RWS, Program, site_terms
+from pyro_vae.inference import ELBO, IWAE, RLOO, RWS, Probe, Program, site_terms
 from pyro_vae.inference.detached import detached
 from pyro_vae.models import VAE
 
@@ -239,7 +239,7 @@ def test_a_full_normal_reaches_the_exact_posterior() -> None:
     covariance = weight.T @ weight + 0.25 * torch.eye(5).double()
     log_p = dist.MultivariateNormal(torch.zeros(5).double(), covariance).log_prob(x)
     program = Program(vae.model, vae.guide)
-    layout = program.check(x)
+    layout = Probe(program, x).layout
     with program.evaluating(seed=1):
         terms = site_terms(program, layout, x, num_particles=3)
     torch.testing.assert_close(terms.log_w, log_p.expand(3, 4), rtol=0, atol=1e-8)
@@ -266,7 +266,7 @@ def test_many_particles_are_drawn_at_once_and_scored_rightly(build) -> None:
     wide = small_vae(partial(Normal, scale=1.0), prior=StandardNormal).double()
     wide.likelihood = vae.likelihood
     reference = evaluation.log_likelihood(wide.model, wide.guide, x, num_samples=4000)
-    assert Program(vae.model, vae.guide).check(x).vectorizes
+    assert Probe(Program(vae.model, vae.guide), x).layout.vectorizes
     torch.testing.assert_close(log_p, reference, rtol=0, atol=0.2)
 
 

@@ -14,7 +14,7 @@ from laws import NUM_DIMS, NUM_LATENTS, NUM_ROWS, PROGRAMS, X, functions_with_pa
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-from pyro_vae.inference import Layout, Program, ProgramError
+from pyro_vae.inference import Layout, Probe, Program, ProgramError
 from pyro_vae.models import VAE
 
 programs = pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys())
@@ -23,7 +23,7 @@ programs = pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys
 @programs
 def test_layout(build) -> None:
     pair = build()
-    layout = Program(pair.model, pair.guide).check(*pair.args)
+    layout = Probe(Program(pair.model, pair.guide), *pair.args).layout
     assert layout == Layout(pair.latents, ("x",), pair.nesting, pair.vectorizes)
 
 
@@ -47,12 +47,12 @@ def test_check_changes_nothing(build) -> None:
     pair = build()
     program = Program(pair.model, pair.guide)
     before = snapshot(program.modules)
-    program.check(*pair.args)
+    Probe(program, *pair.args)
     assert_equal(before, snapshot(program.modules))
     with program.running():
         program.traces(*pair.args)
     trained = snapshot(program.modules)
-    program.check(*pair.args)
+    Probe(program, *pair.args)
     assert_equal(trained, snapshot(program.modules))
 
 
@@ -85,7 +85,7 @@ def model_of_floats(x):
 def test_check_leaves_buffers_modes_and_lazy_parameters() -> None:
     guide = WithNorm()
     before = snapshot([guide])
-    Program(model_of_floats, guide).check(X().float())
+    Probe(Program(model_of_floats, guide), X().float())
     after = snapshot([guide])
     assert_equal(before, after)
     assert not guide.frozen.training
@@ -272,13 +272,13 @@ BROKEN = {
 @pytest.mark.parametrize(("model", "guide", "said"), BROKEN.values(), ids=BROKEN.keys())
 def test_broken_programs(model, guide, said: str) -> None:
     with pytest.raises(ProgramError, match=said) as caught:
-        Program(model, guide).check(X())
+        Probe(Program(model, guide), X())
     assert "\n" not in str(caught.value)
 
 
 def test_the_line_is_the_sites_line() -> None:
     with pytest.raises(ProgramError) as caught:
-        Program(model, guide_with_two).check(X())
+        Probe(Program(model, guide_with_two), X())
     number = int(str(caught.value).split("test_program.py:")[1].split(")")[0])
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     assert 'pyro.sample("w", fn)' in lines[number - 1]
@@ -294,7 +294,7 @@ def test_missing_to_event_is_seen_whatever_the_width() -> None:
                 pyro.sample("x", dist.Bernoulli(logits=logits), obs=x)
 
         with pytest.raises(ProgramError, match="to_event"):
-            Program(narrow, z_of).check(torch.zeros(NUM_ROWS, width))
+            Probe(Program(narrow, z_of), torch.zeros(NUM_ROWS, width))
 
 
 def test_auxiliary_sites_of_the_guide_are_allowed() -> None:
@@ -304,7 +304,7 @@ def test_auxiliary_sites_of_the_guide_are_allowed() -> None:
             a = pyro.sample("a", fn, infer={"is_auxiliary": True})
             pyro.sample("z", dist.Delta(a, event_dim=1))
 
-    assert Program(model, guide).check(X()).latents == ("a", "z")
+    assert Probe(Program(model, guide), X()).layout.latents == ("a", "z")
 
 
 def test_subsampled_plate_of_all_data_is_allowed() -> None:
@@ -318,7 +318,7 @@ def test_subsampled_plate_of_all_data_is_allowed() -> None:
         with pyro.plate("data", 1000, subsample_size=len(x)):
             pyro.sample("z", dist.Normal(x.new_zeros(NUM_LATENTS), 1.0).to_event(1))
 
-    assert Program(wide, guide).check(X()).vectorizes
+    assert Probe(Program(wide, guide), X()).layout.vectorizes
 
 
 # ---------------------------------------------------------------------------- names in the store
@@ -387,4 +387,4 @@ def test_a_parameter_as_initial_value_is_made_once() -> None:
 
 def test_a_vae_without_data_checks_too() -> None:
     vae = VAE.assemble((NUM_DIMS,), (NUM_LATENTS,))
-    assert Program(vae.model, vae.guide).check(X().float()).observed == ("x",)
+    assert Probe(Program(vae.model, vae.guide), X().float()).layout.observed == ("x",)

@@ -26,7 +26,7 @@ from pyro.infer import (
 from torch import nn
 
 from pyro_vae import SVI, fit
-from pyro_vae.inference import ELBO, IWAE, Program
+from pyro_vae.inference import ELBO, IWAE, Probe, Program
 from pyro_vae.inference.handlers import KLWeight
 from pyro_vae.inference.objectives import AnalyticELBO
 from pyro_vae.inference.refusals import check_objective
@@ -112,7 +112,7 @@ REFUSED = {
 
 def checked(objective, program):
     found = Program(program.model, program.guide)
-    check_objective(objective, found, found.check(program.x), program.x)
+    check_objective(objective, Probe(found, program.x))
 
 
 @pytest.mark.parametrize(("objective", "build", "message"), REFUSED.values(), ids=REFUSED)
@@ -185,12 +185,11 @@ def test_svi_refuses_programs_without_a_plate_of_data_too():
 @pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS)
 def test_refusals_over_all_programs_are_those_expected(build):
     pair = build()
-    program = Program(pair.model, pair.guide)
-    layout = program.check(*pair.args)
+    probe = Probe(Program(pair.model, pair.guide), *pair.args)
     refused = []
     for name, objective in {**ELBOS, "ours": ELBO, "analytic": AnalyticELBO, "IWAE": IWAE}.items():
         try:
-            check_objective(objective(), program, layout, *pair.args)
+            check_objective(objective(), probe)
         except ValueError:
             refused.append(name)
     assert refused == (["TraceMeanField_ELBO"] if pair.latents == ("z1", "z2") else [])

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_vae import SVI
-from pyro_vae.inference import ELBO, Program, site_terms
+from pyro_vae.inference import ELBO, Probe, Program, site_terms
 from pyro_vae.inference.aggregate import (
     DIPVAE,
     BetaTCVAE,
@@ -95,7 +95,7 @@ def table(program, num_particles=1, seed=0):
     torch.manual_seed(seed)
     found = Program(program.model, program.guide)
     with found.running():
-        layout = found.check(program.x)
+        layout = Probe(found, program.x).layout
         torch.manual_seed(seed)
         return site_terms(found, layout, program.x, num_particles=num_particles)
 
@@ -184,7 +184,9 @@ def test_which_sites_have_a_closed_form():
         pair = build()
         program = Program(pair.model, pair.guide)
         with program.running():
-            terms = site_terms(program, program.check(*pair.args), *pair.args, num_particles=2)
+            terms = site_terms(
+                program, Probe(program, *pair.args).layout, *pair.args, num_particles=2
+            )
         closed[name] = [site for site in terms.log_q if terms.closed_kl(site) is not None]
         for site in closed[name]:
             assert terms.kl(site).shape == terms.log_q[site].shape

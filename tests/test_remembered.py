@@ -16,8 +16,7 @@ from torch import nn
 from pyro_vae import SVI, fit
 from pyro_vae.evaluation import elbo, log_likelihood, prior_samples
 from pyro_vae.inference import ELBO, KLWeight
-from pyro_vae.inference.objectives import _LAYOUTS
-from pyro_vae.inference.remembered import Remembered
+from pyro_vae.inference.objectives import _LAYOUTS, Remembered
 
 X = torch.randn(24, 2)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)

@@ -35,7 +35,7 @@ from pyro_vae.components.relaxed import (
     StraightThroughCategorical,
 )
 from pyro_vae.distributions.relaxed import _keeping
-from pyro_vae.inference import ELBO, IWAE, Program, objectives, score_function
+from pyro_vae.inference import ELBO, IWAE, Probe, Program, objectives, score_function
 from pyro_vae.inference.score_function import NVIL, RLOO, VIMCO, DisARM
 
 
@@ -185,7 +185,7 @@ def of_each_tuple(objective, bed: Bed) -> tuple[Tensor, Tensor]:
     x = bed.x.repeat(noise.shape[1], 1)
     weights = weigh(bed.log_q(bed.draw(noise, bed.x), bed.x)).detach()
     program = Program(bed.model, bed.guide)
-    layout = program.check(x)
+    layout = Probe(program, x).layout
     with program.running(), injected(noise.repeat_interleave(len(bed.x), 1)):
         surrogate = objective.surrogate(objective.table(program, layout, x))
     return surrogate.unflatten(0, weights.shape), weights
@@ -236,7 +236,7 @@ def disarm_of_each_row(bed: Bed, num_pairs: int, monkeypatch) -> tuple[Tensor, T
     objective = DisARM(2 * num_pairs)
     x, mass = regions(bed, num_pairs, monkeypatch)
     program = Program(bed.model, bed.guide)
-    layout = program.check(x)
+    layout = Probe(program, x).layout
     with program.running():
         terms = objective.table(program, layout, x)
         return objective.value(terms), objective.surrogate(terms), mass
@@ -265,7 +265,7 @@ def test_pairs_are_antithetic(vectorized: bool, monkeypatch) -> None:
         bed.a.zero_()
         bed.c.zero_()  # at p = 1/2 the samples of a pair differ in every bit
     program = Program(bed.model, bed.guide)
-    layout = program.check(bed.x)
+    layout = Probe(program, bed.x).layout
     object.__setattr__(layout, "vectorizes", vectorized)
     torch.manual_seed(0)
     with program.running():
@@ -293,7 +293,7 @@ def test_a_pairs_samples_follow_the_guide() -> None:
     program, x = Program(One().model, One().guide), torch.zeros(10_000)
     torch.manual_seed(3)
     with program.running():
-        z = DisARM(2).table(program, program.check(x), x).values["z"]
+        z = DisARM(2).table(program, Probe(program, x).layout, x).values["z"]
     p = logits.sigmoid()
     error = (p * (1 - p) / 10_000).sqrt()
     for half in z:
@@ -366,7 +366,7 @@ def test_a_center_of_the_steps_own_is_caught() -> None:
     bed = Bits()
     bed.x = bed.x[:1]
     program = Program(bed.model, bed.guide)
-    layout = program.check(bed.x)
+    layout = Probe(program, bed.x).layout
     noise, weigh = bed.tuples(1)
     weights = weigh(bed.log_q(bed.draw(noise, bed.x), bed.x)).detach()
     total = torch.zeros(())
@@ -380,7 +380,7 @@ def test_a_center_of_the_steps_own_is_caught() -> None:
 
 
 def program_layout(bed: Bed):
-    return Program(bed.model, bed.guide).check(bed.x)
+    return Probe(Program(bed.model, bed.guide), bed.x).layout
 
 
 DISARM_MUTANTS = {
@@ -740,7 +740,7 @@ def test_straight_through_values_are_hard_and_weighed_by_their_mass(name: str) -
     program = Program(vae.model, vae.guide)
     torch.manual_seed(2)
     with program.running():
-        terms = ELBO(50).table(program, program.check(x), x)
+        terms = ELBO(50).table(program, Probe(program, x).layout, x)
     z = terms.values["z"].detach()
     assert set(z.unique().tolist()) == {0.0, 1.0}
     logits = vae.posterior.network(x).squeeze(1)

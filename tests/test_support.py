@@ -30,7 +30,7 @@ from pyro_vae.components import (
     VampPrior,
 )
 from pyro_vae.engine.optimizers import adam
-from pyro_vae.inference import ELBO, Program, check_support
+from pyro_vae.inference import ELBO, Probe, Program, check_support
 from pyro_vae.inference import support as support_module
 from pyro_vae.models import VAE
 
@@ -39,7 +39,7 @@ def check(likelihood, x: torch.Tensor) -> None:
     network = partial(MLP, hidden=(4,))
     vae = VAE.assemble(tuple(x.shape[1:]), (2,), likelihood=likelihood, network=network)
     program = Program(vae.model, vae.guide)
-    check_support(program, program.check(x), x)
+    check_support(Probe(program, x), x)
 
 
 def with_value(x: torch.Tensor, value: float) -> torch.Tensor:
@@ -203,7 +203,7 @@ def test_latents_that_fit_the_prior_by_chance_are_refused(seed: int) -> None:
     vae = VAE.assemble((4,), (4,), network=partial(MLP, hidden=(4,)), **parts)
     program = Program(vae.model, vae.guide)
     with pytest.raises(ValueError, match="whose values a StraightThroughCategorical"):
-        check_support(program, program.check(binary(30, 4).float()), binary(30, 4).float())
+        check_support(Probe(program, binary(30, 4).float()), binary(30, 4).float())
 
 
 def test_a_prior_of_components_with_bounds_of_their_own_passes() -> None:
@@ -211,7 +211,7 @@ def test_a_prior_of_components_with_bounds_of_their_own_passes() -> None:
     prior, network = partial(VampPrior, num_pseudo_inputs=3), partial(MLP, hidden=(4,))
     vae = VAE.assemble((4,), (4,), prior=prior, posterior=Binomial, network=network, data=x)
     program = Program(vae.model, vae.guide)
-    check_support(program, program.check(x), x)
+    check_support(Probe(program, x), x)
 
 
 @pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys())
@@ -219,5 +219,5 @@ def test_every_program_of_the_table_passes(build) -> None:
     pair = build()
     program = Program(pair.model, pair.guide)
     state = torch.get_rng_state()
-    check_support(program, program.check(*pair.args), *pair.args)
+    check_support(Probe(program, *pair.args), *pair.args)
     assert torch.equal(state, torch.get_rng_state())

@@ -11,7 +11,7 @@ import torch
 
 from pyro_vae import fit
 from pyro_vae.datasets import Data, Dataset, from_arrays
-from pyro_vae.inference import Program, check_support
+from pyro_vae.inference import Probe, Program, check_support
 from pyro_vae.inference import support as support_module
 from pyro_vae.inference.support import Part
 
@@ -81,7 +81,7 @@ BAD = {
 
 def checked(program, x: torch.Tensor, **options) -> None:
     pair = Program(program.model, program.guide)
-    check_support(pair, pair.check(x), x, **options)
+    check_support(Probe(pair, x), x, **options)
 
 
 @pytest.mark.parametrize("case", GOOD)

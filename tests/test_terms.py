@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor
 
-from pyro_vae.inference import Program, site_terms
+from pyro_vae.inference import Probe, Program, site_terms
 
 programs = pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys())
 
@@ -36,7 +36,7 @@ def value_and_gradients(pair: Pair, evaluate) -> tuple[float, dict[str, Tensor]]
 
 def of_table(pair: Pair, reduce, **options):
     def evaluate(program):
-        layout = program.check(*pair.args)
+        layout = Probe(program, *pair.args).layout
         torch.manual_seed(5)
         loss = -reduce(site_terms(program, layout, *pair.args, **options).log_w).sum()
         loss.backward()
@@ -97,7 +97,7 @@ def test_importance_weighted_bound_equals_pyros(build) -> None:
 
 def table_of(pair: Pair, **options):
     program = Program(pair.model, pair.guide)
-    layout = program.check(*pair.args)
+    layout = Probe(program, *pair.args).layout
     with program.evaluating(seed=9):
         return site_terms(program, layout, *pair.args, **options)
 
@@ -182,7 +182,7 @@ def test_particles_at_once_have_the_law_of_one_by_one(name: str) -> None:
     # Means of 300 weights for each of 6 data differ by 5 standard errors with p < 1e-5.
     pair = PROGRAMS[name]()
     program = Program(pair.model, pair.guide)
-    layout = program.check(*pair.args)
+    layout = Probe(program, *pair.args).layout
     with program.evaluating(seed=1):
         at_once = site_terms(program, layout, *pair.args, num_particles=300).log_w
         apart = [site_terms(program, layout, *pair.args).log_w for _ in range(300)]

@@ -13,7 +13,7 @@ from recorded import both
 
 from pyro_vae.components import Automatic, Bernoulli, Binomial, DiagonalNormal, FullNormal
 from pyro_vae.components.top_down import SubPixel, image_shapes
-from pyro_vae.inference import ELBO, AnalyticELBO, FreeBits, Groups, Program
+from pyro_vae.inference import ELBO, AnalyticELBO, FreeBits, Groups, Probe, Program
 from pyro_vae.inference.terms import site_terms
 from pyro_vae.models import TopDownVAE
 
@@ -39,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def test_every_parameter_gets_a_gradient_and_particles_are_drawn_at_once(name: str) -> None:
     pair = built(**FAMILIES[name])
     program = Program(pair.model, pair.guide)
-    layout = program.check(*pair.args)
+    layout = Probe(program, *pair.args).layout
     assert layout.latents == ("z3", "z2", "z1")
     assert layout.vectorizes
     with program.running():
@@ -56,7 +56,7 @@ def test_every_parameter_gets_a_gradient_and_particles_are_drawn_at_once(name: s
 def test_every_layer_has_a_closed_kl_and_free_bits_of_channels() -> None:
     pair = built()
     program = Program(pair.model, pair.guide)
-    layout = program.check(*pair.args)
+    layout = Probe(program, *pair.args).layout
     with program.running():
         terms = site_terms(program, layout, *pair.args)
         each = {name: terms.closed_kl(name).mean() for name in terms.log_q}

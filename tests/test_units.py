@@ -41,7 +41,7 @@ from pyro_vae.datasets import from_arrays
 from pyro_vae.distributions import InUnits, in_units
 from pyro_vae.engine import Dequantize
 from pyro_vae.engine.meeting import meet_data
-from pyro_vae.inference import Program
+from pyro_vae.inference import Probe, Program
 from pyro_vae.models import ConditionalVAE, HierarchicalVAE, LadderVAE, SemiAmortizedVAE
 
 NET = partial(MLP, hidden=(6,))
@@ -62,8 +62,7 @@ class Own(Family):
 def meet(vae, *rows: Tensor) -> None:
     """Let a program meet data as ``fit`` does before its first step."""
     program = Program(vae.model, vae.guide)
-    layout = program.check(*rows)
-    meet_data(program, layout, *rows)
+    meet_data(Probe(program, *rows), *rows)
 
 
 def table(num: int = 60, dims: int = 3) -> Tensor:

@@ -47,6 +47,7 @@ from pyro_vae.inference import (
     InChunks,
     InfoVAE,
     Objective,
+    Probe,
     Program,
     Renyi,
     RWSDReG,
@@ -252,7 +253,7 @@ def test_disarm_weighs_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(score_function._AntitheticPairs, "_uniform", uniform)
         program, x, objective = Program(bed.model, bed.guide), bed.x[rows], DisARM(2)
-        layout = program.check(x)
+        layout = Probe(program, x).layout
         with program.running():
             total = objective.surrogate(objective.table(program, layout, x)).sum()
         return torch.autograd.grad(total, [getattr(bed, n) for n in bed.of_guide + bed.of_model])

@@ -11,7 +11,7 @@ from pyro_vae.cli.parser import Parser
 from pyro_vae.cli.runs import Run
 from pyro_vae.evaluation.gaps import best_estimate
 from pyro_vae.evaluation.latent_space import LatentSpace
-from pyro_vae.inference import Program
+from pyro_vae.inference import Probe, Program
 
 __all__ = ["add_diagnosis", "diagnose"]
 
@@ -49,10 +49,10 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
     )
     results: dict[str, Any] = {
         "num_diagnosed": len(args[0]),
-        "annealed_log_likelihood_nats": annealed.mean,
-        "annealed_log_likelihood_standard_error": annealed.standard_error,
-        "sampled_log_likelihood_nats": sampled.mean,
-        "sampled_log_likelihood_standard_error": sampled.standard_error,
+        "annealed_log_likelihood_nats": annealed.mean.value,
+        "annealed_log_likelihood_standard_error": annealed.mean.standard_error,
+        "sampled_log_likelihood_nats": sampled.mean.value,
+        "sampled_log_likelihood_standard_error": sampled.mean.standard_error,
     }
     if options.ais:
         results |= _bracket(model, start, args, annealing) | {
@@ -72,8 +72,8 @@ def _bracket(model: Any, start: Any, args: tuple[Any, ...], annealing: Any) -> d
     num_simulated = max(1, len(args[0]) // _SIMULATED_SHARE)
     bracket = evaluation.bidirectional(model, start, *args, num_data=num_simulated, **annealing)
     return {
-        "bracket_nats": bracket.width_nats,
-        "bracket_standard_error": bracket.standard_error,
+        "bracket_nats": bracket.width_nats.value,
+        "bracket_standard_error": bracket.width_nats.standard_error,
         "num_simulated": num_simulated,
     }
 
@@ -82,8 +82,9 @@ def _gaps(model: Any, guide: Any, args: tuple[Any, ...], **options: Any) -> dict
     gaps = evaluation.inference_gaps(model, guide, *args, **options)
     results: dict[str, Any] = {}
     for name in ("inference", "approximation", "amortization"):
-        mean, error = getattr(gaps, name)
-        results |= {f"{name}_gap_nats": mean, f"{name}_gap_standard_error": error}
+        gap = getattr(gaps, name)
+        results[f"{name}_gap_nats"] = gap.value
+        results[f"{name}_gap_standard_error"] = gap.standard_error
     return results
 
 
@@ -92,7 +93,7 @@ def _start(run: Run, args: tuple[Any, ...]) -> Any:
     program = Program(run.program.model, run.program.guide)
     few = tuple(argument[:2] for argument in args)
     try:
-        LatentSpace(program, program.check(*few), *few).check_guide(*few)
+        LatentSpace(program, Probe(program, *few).layout, *few).check_guide(*few)
     except ValueError:
         return None
     return run.program.guide

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -23,8 +22,8 @@ from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.defaults import takes_labels
 from pyro_vae.files import show
+from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.terms import site_terms
 
 __all__ = [
     "KnownData",
@@ -284,10 +283,8 @@ def opens_alone(known: KnownData, program: Any, rebuilt: Any, x: Tensor) -> bool
 
 
 def _terms(program: Any, *args: Any) -> dict[str, Tensor]:
-    looked = Program(program.model, program.guide)
     # Values outside the support, and missing ones, are told before training, not here.
-    with looked.evaluating(seed=0), pyro.validation_enabled(False):
-        terms = site_terms(looked, looked.check(*args), *args)
+    terms = Probe(Program(program.model, program.guide), *args).terms
     tables: Mapping[str, Mapping[str, Tensor]] = {"p": terms.log_p, "q": terms.log_q}
     return {f"{kind} {name}": t for kind, table in tables.items() for name, t in table.items()}
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 from torch import Tensor
 
-from pyro_vae.inference import Program
-from pyro_vae.inference.observed import observed_places, view_of
+from pyro_vae.inference import Probe, Program
+from pyro_vae.inference.sites import observed_places, view_of
 from pyro_vae.inference.support import family_name
 
 __all__ = ["likelihoods", "observed_support"]
@@ -43,8 +42,5 @@ def observed_support(model: Callable[..., Any], guide: Callable[..., Any], *few:
 def _sites(
     model: Callable[..., Any], guide: Callable[..., Any], few: tuple[Tensor, ...]
 ) -> dict[str, Any]:
-    program = Program(model, guide)
-    layout = program.check(*few)
-    with program.evaluating(seed=0), pyro.validation_enabled(False):
-        model_trace, _ = program.traces(*few)
-    return {name: model_trace.nodes[name] for name in layout.observed}
+    probe = Probe(Program(model, guide), *few)
+    return {name: probe.model_trace.nodes[name] for name in probe.layout.observed}

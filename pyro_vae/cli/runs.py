@@ -43,7 +43,7 @@ from pyro_vae.engine.weights import load_weights
 from pyro_vae.evaluation.verdict import beyond_storage
 from pyro_vae.files import replace_file
 from pyro_vae.fitting import Fit, fit_as_set
-from pyro_vae.inference import Program
+from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
 
 __all__ = ["Run", "judge", "load", "open_run", "store", "tell", "train"]
@@ -203,21 +203,21 @@ def load(run: Run, folder: Path, *, weights: str) -> Fit:
 
 def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     """Return the numbers of the run on its test data, nats per datum, as a plain record."""
-    model, guide = run.program.model, run.program.guide
     x, *labels = run.test()
-    bound = evaluation.elbo(model, guide, x, *labels)
-    estimate = optional("log p(x)", lambda: _estimate(run, num_samples))
+    program = Probe(Program(run.program.model, run.program.guide), x, *labels)
+    bound = evaluation.elbo(program, x, *labels)
+    estimate = optional("log p(x)", lambda: _estimate(program, (x, *labels), num_samples))
     activity = optional(
-        "the activity of units", lambda: evaluation.unit_activity(model, guide, x, *labels)
+        "the activity of units", lambda: evaluation.unit_activity(program, x, *labels)
     )
     information = optional("the mutual information", lambda: _information(run))
     bits_per_dim = optional("bits per dimension", lambda: _bits_per_dim(run, bound))
     return {
-        "test_elbo_nats": bound.elbo_nats,
-        "test_elbo_standard_error": bound.standard_error,
+        "test_elbo_nats": bound.elbo_nats.value,
+        "test_elbo_standard_error": bound.elbo_nats.standard_error,
         **_sampled(estimate, num_samples),
-        "test_rate_nats": bound.rate_nats,
-        "test_distortion_nats": bound.distortion_nats,
+        "test_rate_nats": bound.rate_nats.value,
+        "test_distortion_nats": bound.distortion_nats.value,
         **_by_site(bound),
         "bits_per_dim": bits_per_dim,
         **_units(activity),
@@ -253,10 +253,11 @@ def diverged(done: Fit) -> bool:
     return wrong is not None and not wrong.came_back
 
 
-def _estimate(run: Run, num_samples: int) -> evaluation.ImportanceEstimate:
-    model, guide = run.program.model, run.program.guide
+def _estimate(
+    program: Probe, rows: tuple[Tensor, ...], num_samples: int
+) -> evaluation.ImportanceEstimate:
     return evaluation.importance_sampling(
-        model, guide, *run.test(), num_samples=num_samples, progress=sys.stderr.isatty()
+        program, *rows, num_samples=num_samples, progress=sys.stderr.isatty()
     )
 
 
@@ -264,8 +265,8 @@ def _sampled(estimate: evaluation.ImportanceEstimate | None, num_samples: int) -
     if estimate is None:
         return {}
     return {
-        "test_log_likelihood_nats": estimate.mean,
-        "test_log_likelihood_standard_error": estimate.standard_error,
+        "test_log_likelihood_nats": estimate.mean.value,
+        "test_log_likelihood_standard_error": estimate.mean.standard_error,
         "num_importance_samples": num_samples,
         "effective_sample_size": float(estimate.effective_sample_size.median()),
     }
@@ -283,7 +284,7 @@ def _course(done: Fit) -> list[str]:
 
 def _by_site(bound: evaluation.Bound) -> dict[str, Any]:
     """Return the distortion of each observed site, where there are several."""
-    by_site = bound.site_distortion_nats
+    by_site = {name: nats.value for name, nats in bound.site_distortion_nats.items()}
     return {"test_site_distortion_nats": by_site} if len(by_site) > 1 else {}
 
 
@@ -309,9 +310,9 @@ def _told(found: evaluation.Information | None) -> dict[str, Any]:
     if found is None:
         return {}
     return {
-        "mutual_information_nats": found.nats,
+        "mutual_information_nats": found.nats.value,
         "mutual_information_ceiling": found.ceiling,
-        "aggregate_kl_nats": found.aggregate_kl,
+        "aggregate_kl_nats": found.aggregate_kl.value,
     }
 
 

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.inference.objectives import AnalyticELBO, Objective
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
 from pyro_vae.inference.refusals import check_objective
-from pyro_vae.inference.terms import site_terms
+from pyro_vae.inference.sites import Layout
 from pyro_vae.wording import warn
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "check_reported",
     "default_objective",
     "fitted_objective",
-    "is_weighted",
     "resolve_device",
     "takes_labels",
     "with_channel",
@@ -37,7 +36,7 @@ __all__ = [
 BATCH_SIZE = 128
 
 
-def default_objective(program: Program, layout: Layout, *args: Tensor) -> ELBO:
+def default_objective(probe: Probe, *, weighted: bool = False) -> ELBO:
     """Return ``Trace_ELBO``, with its KL in closed form where the program's has one.
 
     Both have the same expectation; without the noise of a sampled KL, training is faster. With
@@ -45,21 +44,20 @@ def default_objective(program: Program, layout: Layout, *args: Tensor) -> ELBO:
     Where handlers weigh data or sites, ``AnalyticELBO``: what Pyro's report is then no bound.
 
     Args:
-        program: The model and the guide.
-        layout: What ``program.check`` found.
-        args: A batch.
+        probe: Of the program.
+        weighted: Whether the data have weights.
     """
-    if is_weighted(program, layout, *args):
+    if weighted or probe.is_weighted:
         return AnalyticELBO()
-    if len(layout.latents) > 1:
+    if len(probe.layout.latents) > 1:
         return Trace_ELBO()
-    with program.evaluating(seed=0):
-        sites = [t.nodes[layout.latents[0]] for t in program.traces(*(arg[:3] for arg in args))]
-    model_site, guide_site = sites
+    (name,) = probe.layout.latents
+    model_site, guide_site = (t.nodes[name] for t in (probe.model_trace, probe.guide_trace))
     if not (model_site["mask"] is guide_site["mask"] and guide_site["fn"].has_rsample):
         return Trace_ELBO()
     try:
-        torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
+        with probe.looking():
+            torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
     except NotImplementedError:
         return Trace_ELBO()
     return TraceMeanField_ELBO()
@@ -81,35 +79,19 @@ def with_channel(program: Program, data: Dataset) -> Dataset:
     return replace(data, train=train, validation=validation, test=test)
 
 
-def is_weighted(program: Program, layout: Layout, *args: Tensor) -> bool:
-    """Whether handlers weigh some data or sites: Pyro's losses are then no bounds.
-
-    Args:
-        program: The model and the guide.
-        layout: What ``program.check`` found.
-        args: A batch.
-    """
-    with program.evaluating(seed=0), pyro.validation_enabled(False):
-        terms = site_terms(program, layout, *(arg[:3] for arg in args))
-    weights = [terms.weight, *terms.scale_p.values(), *terms.scale_q.values()]
-    return any(bool((torch.as_tensor(weight) != 1).any()) for weight in weights)
-
-
-def check_reported(objective: ELBO, program: Program, layout: Layout, *args: Tensor) -> None:
+def check_reported(objective: ELBO, probe: Probe) -> None:
     """Say where a loss of Pyro's is no bound, since handlers or the data's weights are in it.
 
     Args:
-        objective: What is followed.
-        program: The model and the guide, with all that weighs them.
-        layout: What ``program.check`` found.
-        args: A batch.
+        objective: What is followed, of Pyro's.
+        probe: Of the program with all that weighs it.
 
     Raises:
         ValueError: If it cannot be followed where there are weights.
     """
-    if isinstance(objective, Objective) or not is_weighted(program, layout, *args):
+    if not probe.is_weighted:
         return
-    check_objective(objective, program, layout, *args)
+    check_objective(objective, probe)
     warn(
         f"{type(objective).__name__} counts what handlers or the data's weights weigh in its loss: "
         "train_nats is no bound, validation_elbo_nats is; pyro_vae's ELBO() reports the bound of "
@@ -181,7 +163,7 @@ def fitted_objective(objective: ELBO, layout: Layout, num_data: int) -> ELBO:
 
     Args:
         objective: As it was given; it is left as it is.
-        layout: What ``program.check`` found.
+        layout: Of the program.
         num_data: How many data the batches are taken from.
     """
     objective = copy.copy(objective)

@@ -14,8 +14,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.inference.parameters import unchanged_parameters
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.program import Program, unchanged_parameters
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
 __all__ = ["not_finite", "rehearsing", "why_gradient", "why_loss"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.engine.failure import rehearsing
 from pyro_vae.inference.dependence import cut_off
-from pyro_vae.inference.named import Named
+from pyro_vae.inference.handlers import Named
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.refusals import check_loss
 from pyro_vae.wording import warn

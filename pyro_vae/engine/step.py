@@ -21,9 +21,8 @@ from pyro_vae.engine.gradients import (
 from pyro_vae.engine.optimizers import TensorRates, rate_factors
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.updates import Updates
-from pyro_vae.inference.exclusive import exclusively
 from pyro_vae.inference.objectives import Objective
-from pyro_vae.inference.program import Program
+from pyro_vae.inference.program import Program, exclusively
 from pyro_vae.recording.recorder import NotRecordable, Recorder
 from pyro_vae.recording.replaying import ENGINES, Replayed
 
@@ -83,7 +82,7 @@ class Step:
         self.num_updates = 0
         self.paused = False
         self.reached: set[int] = set()
-        self._model = announcing(program)
+        self.model = announcing(program)
         self._engine, self._num_steps, self._rare = engine, num_steps, rare
         self._was_replayed = False
         self.loss = loss
@@ -211,7 +210,7 @@ class Step:
     def _eagerly(self, *args: Any, **kwargs: Any) -> Any:
         is_first = self.optimizer is None
         loss, found = run_and_find(
-            self.program, self._model, self._loss, args, kwargs,
+            self.program, self.model, self._loss, args, kwargs,
             is_first=is_first, beside=self.modules_of_loss,
         )  # fmt: skip
         modules = [*self.program.reachable, *self.modules_of_loss.values()]
@@ -276,7 +275,7 @@ class Step:
         parameters = list(self.updates.parameters.values())
         with torch.enable_grad(), self.program.running():
             batch = self.prepare(*args)
-            return gradients(self.program, self._model, self._loss, parameters, batch)
+            return gradients(self.program, self.model, self._loss, parameters, batch)
 
     def _step_of(self, *args: Tensor) -> tuple[Tensor]:
         """Return the loss, and change all that a step changes: the same as one function."""

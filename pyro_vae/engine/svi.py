@@ -14,8 +14,7 @@ from pyro_vae.arguments import at_the_door
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.step import Step, to_float
 from pyro_vae.engine.updates import Updates
-from pyro_vae.inference.exclusive import exclusively
-from pyro_vae.inference.program import Program
+from pyro_vae.inference.program import Program, exclusively
 
 __all__ = ["SVI"]
 

@@ -54,6 +54,8 @@ from pyro_vae.engine.updates import Updates
 from pyro_vae.engine.weights import cloned, put_weights, refuse_foreign, weights_of
 from pyro_vae.files import as_word, show
 from pyro_vae.inference.dependence import ignores_data
+from pyro_vae.inference.objectives import Objective
+from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.rows_apart import mixed_rows
@@ -99,12 +101,11 @@ class Training:
         self._built = program_settings(program)
         self._meet_data(data, observation, batch_size)
         followed = self._weighted(program, data.train)
-        batch = self._observed_rows(data.train, observation, slice(3))
-        if data.train.weights is not None:  # the first weights may be 1 by chance
-            batch = (*batch, torch.full((len(batch[0]),), 2.0, device=self.device))
-        objective = settings.objective or default_objective(followed, self.layout, *batch)
+        weighted = followed is not self.program
+        objective = settings.objective or default_objective(self._probe, weighted=weighted)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
-        check_reported(objective, followed, self.layout, *batch)
+        if not isinstance(objective, Objective):
+            check_reported(objective, self._weighted_probe(followed) if weighted else self._probe)
         settle_single_rows(
             self.batches, program, objective, batch_size,
             *self._observed_rows(data.train, observation, slice(3)),
@@ -118,6 +119,8 @@ class Training:
             num_steps=self.epochs * self.batches.num_batches,
             rare=lambda *draw: len(draw[0]) != batch_size,
         )  # fmt: skip
+        if isinstance(objective, Objective):
+            objective.accept(self.gradient_step.model, followed.guide, self.layout)
         self._find_parameters(data.train, observation)
         self._unbounded = {
             name
@@ -148,11 +151,12 @@ class Training:
         if not self.progress.start:
             if self.epochs > 0:
                 rows = representative(data.train, self.settings.observation, device=self.device)
-                meet_data(self.program, self.layout, *arguments(rows, self.with_labels))
+                meet_data(self._probe, *arguments(rows, self.with_labels))
             few = self._observed_rows(data.train, self.settings.observation, slice(3))
             if (mixed := mixed_rows(self.program, *few)) is not None:
                 warn(mixed)
             self.progress.start = self.validate()
+        del self._probe
         called("start", self)
 
     def _meet_data(self, data: Dataset, observation: Observation, batch_size: int) -> None:
@@ -166,7 +170,8 @@ class Training:
         seed = OBSERVATION_SEED + 1
         observed = observe_once(data.validation, observation, seed=seed, device=self.device)
         self.validation = arguments(observed, self.with_labels)
-        self.layout = self.program.check(*self.validation)
+        self._probe = Probe(self.program, *self.validation)
+        self.layout = self._probe.layout
         for name in ("validation", "train", "test"):
             self._check_rows(name, getattr(data, name), observation)
 
@@ -194,7 +199,7 @@ class Training:
         for module in self.beside:
             module.to(self.device)
         with Budget():
-            check_objective(objective, program, self.layout, *self.validation)
+            check_objective(objective, self._probe)
         return objective
 
     def _recorded_judge(self, engine: str) -> Replayed:
@@ -224,19 +229,18 @@ class Training:
     def _check_rows(self, name: str, part: Data, observation: Observation) -> None:
         """Hold all rows of a part against what the program observes, some at a time."""
         levelled = isinstance(observation, (Binarize, Dequantize, Rescale))
-        few = tuple(argument[:3] for argument in self.validation)
         if (
             name != "validation"
             and levelled
             and not part.x.is_floating_point()
-            and observes_arguments(self.program, self.layout, *few)
+            and observes_arguments(self._probe)
         ):
             return  # whatever the integers, the result has the range of the validation rows
         step = max(1, _CHECKED_ELEMENTS // max(1, part.x[0].numel()))
         for begin in range(0, len(part), step):
             rows = self._observed_rows(part, observation, slice(begin, begin + step))
             named = Part(name, part.rows, begin)
-            check_support(self.program, self.layout, *rows, part=named)
+            check_support(self._probe, *rows, part=named)
 
     def _observed_rows(
         self, train: Data, observation: Observation, rows: slice
@@ -249,6 +253,11 @@ class Training:
         if train.weights is None:
             return program
         return Program(weighted(program.model), weighted(program.guide))
+
+    def _weighted_probe(self, followed: Program) -> Probe:
+        """Look at what is trained where the data have weights: the first may be 1 by chance."""
+        rows = self._probe.rows
+        return Probe(followed, *rows, torch.full((len(rows[0]),), 2.0, device=self.device))
 
     def _rows_to_train(
         self, train: Data, observation: Observation, rows: slice

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.inference.detached import reached
-from pyro_vae.inference.program import Layout, Program, ProgramError
+from pyro_vae.inference.program import Program, ProgramError
+from pyro_vae.inference.sites import Layout
 
 __all__ = ["Turns", "part_in_turns"]
 

@@ -6,6 +6,7 @@ from pyro_vae.evaluation.annealing import (
     annealed_importance_sampling,
     bidirectional,
 )
+from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.gaps import Gaps, inference_gaps
 from pyro_vae.evaluation.information import (
     Information,
@@ -48,6 +49,7 @@ __all__ = [
     "AnnealedEstimate",
     "Bound",
     "Bracket",
+    "Estimate",
     "Gaps",
     "ImportanceEstimate",
     "Information",

@@ -13,7 +13,7 @@ densities on the path invariant, and their weights would no longer have p(x) as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,19 +28,19 @@ from pyro_vae.evaluation.batching import (
     CHUNK_ELEMENTS,
     batches,
     check_counts,
-    checked,
     cycled,
     double,
     pairs_at_once,
     refuse_sampled,
 )
-from pyro_vae.evaluation.doors import judges
+from pyro_vae.evaluation.estimates import NATS, Estimate, Result
 from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
+from pyro_vae.evaluation.judging import Prior, judges_from_prior
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.likelihood import importance_estimate
-from pyro_vae.evaluation.substitution import alone, substituted
-from pyro_vae.inference.observed import dreamt
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.evaluation.substitution import substituted
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.sites import dreamt
 from pyro_vae.inference.support import check_support
 from pyro_vae.wording import option, warn
 
@@ -60,8 +60,8 @@ _PILOT_SHARE, _FEWEST_PILOT, _PILOT_RATE = 5, 30, 0.5
 _WIDE = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class AnnealedEstimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class AnnealedEstimate(Result):
     r"""log p(x) of each datum from the weights of annealed chains.
 
     Attributes:
@@ -72,9 +72,7 @@ class AnnealedEstimate:
         acceptance: The average probability that a transition was accepted, ``[N]``.
         num_chains: K, for each datum.
         num_temperatures: T, the steps from the start to p(x, z).
-        mean: The average of ``log_p``, nats per datum.
-        standard_error: Of ``mean`` as the average over the population the data come from. NaN for
-            one datum.
+        mean: The average of ``log_p``, as that over the population the data come from.
         monte_carlo_error: Of ``mean`` as the average over these very data. NaN for one chain.
     """
 
@@ -83,34 +81,30 @@ class AnnealedEstimate:
     acceptance: Tensor
     num_chains: int
     num_temperatures: int
-    mean: float
-    standard_error: float
+    mean: Estimate
     monte_carlo_error: float
 
 
-@dataclass(frozen=True, eq=False)
-class Bracket:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bracket(Result):
     r"""log p(x) of data that the model has simulated, from below and from above.
 
     Attributes:
         x: The data, ``[N, *event_shape]``.
         lower: From chains that run from the start to p(x, z).
         upper: From chains that run back from z, which was drawn together with x.
-        width_nats: How far the upper mean lies above the lower one, nats per datum.
-        standard_error: Of ``width_nats``. NaN for one datum.
+        width_nats: How far the upper mean lies above the lower one.
     """
 
     x: Tensor
     lower: AnnealedEstimate
     upper: AnnealedEstimate
-    width_nats: float
-    standard_error: float
+    width_nats: Estimate
 
 
-@judges
+@judges_from_prior
 def annealed_importance_sampling(
-    model: Callable[..., Any],
-    guide: Callable[..., Any] | None,
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     num_temperatures: int = 1000,
@@ -131,8 +125,8 @@ def annealed_importance_sampling(
     :math:`f_{\beta_t}` invariant. One temperature would be importance sampling.
 
     Args:
-        model: Declares p(x, z), with continuous latents.
-        guide: Where the path starts, q(z | x); None starts at the prior.
+        probe: The program, with continuous latents: ``vae``, or ``model, guide``. The path starts
+            at q(z | x), or, where the guide is None, at the prior.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         num_temperatures: T, at least 2; a sigmoid schedule, dense at both ends.
@@ -156,18 +150,17 @@ def annealed_importance_sampling(
         (Wu, Burda, Salakhutdinov & Grosse, 2017)
     """
     settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
-    args = checked(x, *labels)
-    annealing = _Annealing(model, guide, args, settings, max_pairs)
+    args = (x, *labels)
+    annealing = _Annealing(probe, args, settings, max_pairs)
     title = f"AIS: {len(x):,} data x {num_chains:,} chains x {num_temperatures:,} temperatures"
     with annealing.running(seed, title if progress else None, num_ways=1):
         runs = [annealing.forward(batch) for batch in batches(args, annealing.num_data)]
     return _estimate(runs, x, settings)
 
 
-@judges
+@judges_from_prior
 def bidirectional(
-    model: Callable[..., Any],
-    guide: Callable[..., Any] | None,
+    probe: Probe,
     x_like: Tensor,
     *labels: Tensor,
     num_data: int = 100,
@@ -194,9 +187,8 @@ def bidirectional(
     is warned of.
 
     Args:
-        model: Declares p(x, z), with continuous latents, and looks at x in no other way than by
+        probe: As in ``annealed_importance_sampling``; the model looks at x in no other way than by
             observing it.
-        guide: Where the path starts, q(z | x); None starts at the prior.
         x_like: Data, ``[M, *event_shape]``: only shape, type and device count.
         labels: ``[M, ...]`` each, where the model takes them; repeated in turn.
         num_data: How many to simulate.
@@ -218,8 +210,8 @@ def bidirectional(
     """
     settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
     check_counts(num_data=num_data)
-    args, values = _simulated(model, checked(x_like, *labels), num_data, seed)
-    annealing = _Annealing(model, guide, args, settings, max_pairs)
+    args, values = _simulated(probe, (x_like, *labels), num_data, seed)
+    annealing = _Annealing(probe, args, settings, max_pairs)
     title = (
         f"bracket: {num_data:,} data x {num_chains:,} chains x {num_temperatures:,} temperatures"
     )
@@ -289,18 +281,20 @@ class _Annealing:
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any] | None,
+        probe: Probe,
         args: tuple[Tensor, ...],
         settings: _Settings,
         max_pairs: int | None,
     ) -> None:
         check_counts(max_pairs=max_pairs)
-        program, layout = _program(model, guide, args)
+        refuse_sampled(probe.layout, "annealing")
+        check_support(probe, *args)
+        program, layout = probe.program, probe.layout
+        at_guide = not isinstance(program, Prior)
         self.settings, self._program = settings, program
         few = tuple(arg[:2] for arg in args)
         self.space = LatentSpace(program, layout, *few)
-        if guide is not None:
+        if at_guide:
             self.space.check_guide(*few)
         pairs = max_pairs or pairs_at_once(program, layout, *args)
         _refuse_chains(settings.num_chains, pairs)
@@ -313,7 +307,7 @@ class _Annealing:
         self._pilot_betas = temperatures(num_pilot)
         self._num_moves = _WARM_UP + num_pilot + settings.num_temperatures
         self._path = Path(
-            self.space, with_guide=guide is not None, engine=settings.engine,
+            self.space, with_guide=at_guide, engine=settings.engine,
             num_calls=num_batches * self._num_moves * (settings.num_steps + 1),
             num_rows=self.num_data * settings.num_chains,
         )  # fmt: skip
@@ -394,24 +388,13 @@ class _Annealing:
         return _Run(log_w.unflatten(0, by_chain).T, acceptance)
 
 
-def _program(
-    model: Callable[..., Any], guide: Callable[..., Any] | None, args: tuple[Tensor, ...]
-) -> tuple[Program, Layout]:
-    if guide is None:
-        program, layout = alone(model, args)
-    else:
-        program = Program(model, guide)
-        layout = program.check(*args)
-    refuse_sampled(layout, "annealing")
-    check_support(program, layout, *args)
-    return program, layout
-
-
 def _simulated(
-    model: Callable[..., Any], args: tuple[Tensor, ...], num_data: int, seed: int
+    probe: Probe, args: tuple[Tensor, ...], num_data: int, seed: int
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Draw data (beside labels that are repeated in turn), and the latents that they came from."""
-    program, layout = alone(model, args)
+    # The order of latents is the model's here, as with its prior for a guide.
+    program = Prior(probe.program.model)
+    layout = Probe(program, *args).layout
     rows = cycled(args, num_data)
     with program.evaluating(seed=seed):
         trace = substituted(program.model, {}, layout, rows, stochastic=True)
@@ -441,18 +424,16 @@ def _estimate(
         acceptance=torch.cat([run.acceptance for run in runs]),
         num_chains=settings.num_chains,
         num_temperatures=settings.num_temperatures,
-        mean=sign * of_weights.mean,
-        standard_error=of_weights.standard_error,
+        mean=of_weights.mean.times(sign, NATS),
         monte_carlo_error=of_weights.monte_carlo_error,
     )
 
 
 def _bracket(x: Tensor, lower: AnnealedEstimate, upper: AnnealedEstimate) -> Bracket:
-    widths = double(upper.log_p - lower.log_p)
-    error = widths.std().item() / math.sqrt(len(widths)) if len(widths) > 1 else math.nan
-    if widths.mean() > _WIDE:
+    width = Estimate.of(double(upper.log_p - lower.log_p))
+    if width > _WIDE:
         warn(
-            f"the bracket of log p(x) is {widths.mean():.2f} nats wide: annealing is that far off; "
+            f"the bracket of log p(x) is {width:.2f} nats wide: annealing is that far off; "
             f"more temperatures than {lower.num_temperatures} narrow it"
         )
-    return Bracket(x, lower, upper, widths.mean().item(), error)
+    return Bracket(x, lower, upper, width)

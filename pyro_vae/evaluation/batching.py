@@ -1,4 +1,4 @@
-"""Evaluate data in batches that fit into memory, and check the data."""
+"""Split data into batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae import memory
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import site_terms
 
 __all__ = [
     "CHUNK_ELEMENTS",
     "batches",
     "check_counts",
-    "checked",
     "cycled",
     "double",
     "pairs_at_once",
@@ -27,26 +27,6 @@ __all__ = [
 
 CHUNK_ELEMENTS = 2**22
 """Of the largest tensor of a chunk: 16 MB of float32, past which larger ones are no faster."""
-
-
-def checked(x: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-    """Return the arguments of a program, held against each other.
-
-    Raises:
-        ValueError: If ``x`` is no tensor of at least one row, or labels have another length.
-    """
-    for name, arg in (("x", x), *(("labels", label) for label in labels)):
-        if not isinstance(arg, Tensor) or arg.dim() == 0:
-            raise ValueError(
-                f"{name} is {type(arg).__name__}: expected a tensor with one row for each datum "
-                "(torch.as_tensor makes one)"
-            )
-    if len(x) == 0:
-        raise ValueError(f"x is empty, of shape {tuple(x.shape)}: give at least one datum")
-    for label in labels:
-        if len(label) != len(x):
-            raise ValueError(f"there are {len(label)} labels for {len(x)} data: give one for each")
-    return (x, *labels)
 
 
 def check_counts(**counts: int | None) -> None:

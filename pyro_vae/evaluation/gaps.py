@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +9,11 @@ from torch import Tensor
 
 from pyro_vae.evaluation.annealing import AnnealedEstimate, annealed_importance_sampling
 from pyro_vae.evaluation.batching import double
-from pyro_vae.evaluation.doors import judges
+from pyro_vae.evaluation.estimates import Estimate
+from pyro_vae.evaluation.judging import judges
 from pyro_vae.evaluation.likelihood import ImportanceEstimate, importance_sampling
 from pyro_vae.evaluation.refinement import refine
+from pyro_vae.inference.probe import Probe
 
 __all__ = ["Gaps", "best_estimate", "inference_gaps"]
 
@@ -37,25 +37,30 @@ class Gaps:
     elbo: Tensor
 
     @property
-    def approximation(self) -> tuple[float, float]:
-        """Return the mean of what the best q of the family lacks, and its standard error."""
-        return _mean_and_error(self.log_p - self.refined_elbo)
+    def approximation(self) -> Estimate:
+        """What the best q of the family lacks, averaged over the data."""
+        return Estimate.of(self.log_p - self.refined_elbo)
 
     @property
-    def amortization(self) -> tuple[float, float]:
-        """Return the mean of what the encoder lacks of that, and its standard error."""
-        return _mean_and_error(self.refined_elbo - self.elbo)
+    def amortization(self) -> Estimate:
+        """What the encoder lacks of that, averaged over the data."""
+        return Estimate.of(self.refined_elbo - self.elbo)
 
     @property
-    def inference(self) -> tuple[float, float]:
-        """Return the mean of both together, and its standard error."""
-        return _mean_and_error(self.log_p - self.elbo)
+    def inference(self) -> Estimate:
+        """Both together, averaged over the data."""
+        return Estimate.of(self.log_p - self.elbo)
+
+    def __repr__(self) -> str:
+        return (
+            f"Gaps(inference={self.inference}, approximation={self.approximation}, "
+            f"amortization={self.amortization}, {len(self.elbo):,} data)"
+        )
 
 
 @judges
 def inference_gaps(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     log_p: Tensor | None = None,
@@ -70,8 +75,7 @@ def inference_gaps(
     """Measure both parts of the inference gap.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x), reparameterised.
+        probe: The program: ``vae``, or ``model, guide``; its latents are reparameterised.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         log_p: log p(x) in nats, ``[N]``; None: the larger of importance sampling with 5,000
@@ -92,13 +96,14 @@ def inference_gaps(
     """
     if log_p is None:
         chosen: dict[str, Any] = {"seed": seed, "progress": progress, "engine": engine}
-        sampled = importance_sampling(model, guide, x, *labels, num_samples=5000, **chosen)
-        annealed = annealed_importance_sampling(model, None, x, *labels, **chosen)
+        sampled = importance_sampling(probe, x, *labels, num_samples=5000, **chosen)
+        from_prior = (probe.program.model, None)
+        annealed = annealed_importance_sampling(*from_prior, x, *labels, **chosen)
         log_p = best_estimate(sampled, annealed).log_p
     if log_p.shape != x.shape[:1]:
         raise ValueError(f"log_p has shape {tuple(log_p.shape)} for {len(x)} data: give one each")
     refined = refine(
-        model, guide, x, *labels,
+        probe, x, *labels,
         num_updates=num_updates, num_particles=num_particles, learning_rate=learning_rate,
         num_samples=num_samples, seed=seed, progress=progress, engine=engine,
     )  # fmt: skip
@@ -113,8 +118,3 @@ def best_estimate(
     Of each datum by itself the larger one would be no lower bound, but the larger of two errors.
     """
     return max(estimates, key=lambda estimate: estimate.mean)
-
-
-def _mean_and_error(per_datum: Tensor) -> tuple[float, float]:
-    error = per_datum.std().item() / math.sqrt(len(per_datum)) if len(per_datum) > 1 else math.nan
-    return per_datum.mean().item(), error

@@ -7,27 +7,28 @@ N^2 densities :math:`q(z_i \mid x_j)` are computed, block by block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.batching import batches, check_counts, checked, double
-from pyro_vae.evaluation.doors import judges
-from pyro_vae.evaluation.latents import independent_units, rows_first
+from pyro_vae.evaluation.batching import batches, check_counts, double
+from pyro_vae.evaluation.estimates import Estimate, Result
+from pyro_vae.evaluation.judging import judges
 from pyro_vae.evaluation.substitution import substituted
-from pyro_vae.inference.program import Layout, Program, is_invertible
-from pyro_vae.inference.terms import log_densities
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout, is_invertible
+from pyro_vae.inference.terms import log_densities, rows_first, units_of
 
 __all__ = ["Information", "LayerInformation", "mutual_information"]
 
 _BLOCK_ELEMENTS = 2**22
 
 
-@dataclass(frozen=True, eq=False)
-class LayerInformation:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerInformation(Result):
     r"""What one latent site tells of what the guide draws it from, in nats.
 
     Attributes:
@@ -37,17 +38,16 @@ class LayerInformation:
             independent given :math:`c_l`.
     """
 
-    nats: float
+    nats: Estimate
     unit_nats: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
-class Information:
+@dataclass(frozen=True, eq=False, repr=False)
+class Information(Result):
     r"""Mutual information under the guide, and the distance of its aggregate from the prior.
 
     Attributes:
         nats: :math:`I_q(x; z)` of all latents together.
-        standard_error: Of ``nats``.
         ceiling: :math:`\log N`, which an estimate from N data cannot exceed, however much more the
             latents tell.
         aggregate_kl: :math:`KL(q(z) \,\|\, p(z))` in nats; the average KL is the sum of this and
@@ -55,17 +55,15 @@ class Information:
         layers: By site.
     """
 
-    nats: float
-    standard_error: float
+    nats: Estimate
     ceiling: float
-    aggregate_kl: float
+    aggregate_kl: Estimate
     layers: dict[str, LayerInformation]
 
 
 @judges
 def mutual_information(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     batch_size: int = 1000,
@@ -81,8 +79,7 @@ def mutual_information(
     above log N.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         batch_size: How many data the guide is run on at once.
@@ -98,10 +95,9 @@ def mutual_information(
         Lagging Inference Networks and Posterior Collapse in Variational Autoencoders
         (He, Spokoyny, Neubig & Berg-Kirkpatrick, 2019)
     """
-    args = checked(x, *labels)
+    args = (x, *labels)
     check_counts(batch_size=batch_size)
-    program = Program(model, guide)
-    layout = program.check(*args)
+    program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         traces = [program.traces(*batch) for batch in batches(args, batch_size)]
         _check_sites(layout, *traces[0])
@@ -117,10 +113,9 @@ def mutual_information(
         log_prior = [_own([model.nodes[name] for model, _ in traces]) for name in sites]
     ratios = torch.stack([*own.values()]).sum(0) - aggregate
     return Information(
-        nats=ratios.mean().item(),
-        standard_error=ratios.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan,
+        nats=Estimate.of(ratios),
         ceiling=math.log(len(x)),
-        aggregate_kl=(aggregate - torch.stack(log_prior).sum(0)).mean().item(),
+        aggregate_kl=Estimate.of(aggregate - torch.stack(log_prior).sum(0)),
         layers=layers,
     )
 
@@ -152,9 +147,9 @@ def _own(sites: list[Any]) -> Tensor:
 
 def _layer(sites: list[Any], draws: Tensor, own: Tensor) -> LayerInformation:
     nats = own - _aggregate([site["fn"] for site in sites], draws)[:, 0]
-    units: list[Any] = [independent_units(site["fn"]) for site in sites]
+    units: list[Any] = [units_of(site["fn"]) for site in sites]
     if any(unit is None for unit in units):
-        return LayerInformation(nats.mean().item(), None)
+        return LayerInformation(Estimate.of(nats), None)
     of_units = [
         rows_first(unit.log_prob(site["value"]), len(site["fn"].event_shape)).reshape(
             unit.batch_shape[-1 - len(site["fn"].event_shape)], -1
@@ -163,7 +158,7 @@ def _layer(sites: list[Any], draws: Tensor, own: Tensor) -> LayerInformation:
     ]
     num_events = len(sites[0]["fn"].event_shape)
     ratios = double(torch.cat(of_units)) - _aggregate(units, draws, num_unit_dims=num_events)
-    return LayerInformation(nats.mean().item(), ratios.mean(0))
+    return LayerInformation(Estimate.of(nats), ratios.mean(0))
 
 
 def _aggregate(fns: list[Any], draws: Tensor, *, num_unit_dims: int | None = None) -> Tensor:

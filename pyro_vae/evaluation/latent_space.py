@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.evaluation.hmc import Density, Point
-from pyro_vae.inference.program import Layout, Program, is_invertible
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout, is_invertible
 from pyro_vae.inference.terms import log_densities
 from pyro_vae.recording.replaying import Replayed
 
@@ -31,7 +32,7 @@ class LatentSpace:
 
     Args:
         program: The model and the guide.
-        layout: What ``program.check`` found.
+        layout: Of the program.
         few: A few data (and labels where the program takes them).
 
     Raises:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_vae.arguments import at_the_door, shown
-from pyro_vae.evaluation.batching import batches, check_counts, checked, pairs_at_once
-from pyro_vae.evaluation.doors import judges
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.evaluation.batching import batches, check_counts, pairs_at_once
+from pyro_vae.evaluation.estimates import Result
+from pyro_vae.evaluation.judging import judges
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.terms import LatentSite, SiteTerms, site_terms
 
 __all__ = [
     "UnitActivity",
     "embed",
-    "independent_units",
     "linear_probe",
-    "mean_of",
     "posterior_means",
-    "rows_first",
     "unit_activity",
 ]
 
@@ -34,14 +31,14 @@ _LARGEST_EMBEDDING = 2000
 _PROBE_STEPS = 500
 
 
-@dataclass(frozen=True, eq=False)
-class UnitActivity:
+@dataclass(frozen=True, eq=False, repr=False)
+class UnitActivity(Result):
     r"""How much each unit of a latent site is used; units in the order of its flattened event.
 
     Attributes:
-        kl_nats: The KL of each unit, averaged over the data, ``[num_units]``: in closed form
-            where a single latent site has one, by Monte Carlo where prior and posterior are
-            independent over units; None where a unit has no KL of its own, as under a flow.
+        kl_nats: The KL of each unit, averaged over the data, ``[num_units]``: in closed form where
+            there is one, by Monte Carlo elsewhere; None where a unit has no KL of its own, as
+            under a flow.
         activity: :math:`A_u = \mathrm{Var}_x(\mathrm{E}_{q(z_u \mid x)}[z_u])`, ``[num_units]``.
         threshold: A unit above it is active.
     """
@@ -58,8 +55,7 @@ class UnitActivity:
 
 @judges
 def posterior_means(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     num_samples: int = 64,
@@ -72,8 +68,7 @@ def posterior_means(
     the conditional means where they exist, of the values elsewhere.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         num_samples: For each datum, where samples are needed.
@@ -84,21 +79,20 @@ def posterior_means(
         ValueError: If a count is less than 1, ``x`` is empty, or the program breaks the
             convention.
     """
-    args, program, layout = _start(model, guide, x, labels, num_samples, batch_size)
-    found: dict[str, list[Tensor]] = {name: [] for name in layout.latents}
-    with program.evaluating(seed=seed):
-        count = 1 if _is_exact(program, layout, args) else num_samples
-        for batch in batches(args, _rows(program, layout, args, count, batch_size)):
-            runs = _run(program, layout, batch, count, with_model=False)
+    check_counts(num_samples=num_samples, batch_size=batch_size)
+    args, count = (x, *labels), 1 if _is_exact(probe) else num_samples
+    found: dict[str, list[Tensor]] = {name: [] for name in probe.layout.latents}
+    with probe.program.evaluating(seed=seed):
+        for batch in batches(args, _rows(probe, args, count, batch_size)):
+            terms = _guide_alone(probe, batch, count)
             for name, means in found.items():
-                means.append(runs.means(name).mean(0))
+                means.append(_means(terms, name).mean(0))
     return {name: torch.cat(means) for name, means in found.items()}
 
 
 @judges
 def unit_activity(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     threshold: float = 0.01,
@@ -114,8 +108,7 @@ def unit_activity(
     by chance is subtracted: it would otherwise make every unused unit look active.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         threshold: A unit whose activity is above it is active.
@@ -129,14 +122,14 @@ def unit_activity(
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
     """
-    args, program, layout = _start(model, guide, x, labels, num_samples, batch_size)
-    found: dict[str, list[_UnitSums]] = {name: [] for name in layout.latents}
-    with program.evaluating(seed=seed):
-        count = 1 if _is_exact(program, layout, args) else num_samples
-        for batch in batches(args, _rows(program, layout, args, count, batch_size)):
-            runs = _run(program, layout, batch, count)
+    check_counts(num_samples=num_samples, batch_size=batch_size)
+    args, count = (x, *labels), 1 if _is_exact(probe) else num_samples
+    found: dict[str, list[_UnitSums]] = {name: [] for name in probe.layout.latents}
+    with probe.program.evaluating(seed=seed):
+        for batch in batches(args, _rows(probe, args, count, batch_size)):
+            terms = site_terms(probe.program, probe.layout, *batch, num_particles=count)
             for name, parts in found.items():
-                parts.append(_unit_sums(runs, name))
+                parts.append(_unit_sums(terms, name))
     return {name: _activity(parts, threshold) for name, parts in found.items()}
 
 
@@ -224,143 +217,40 @@ def embed(means: Tensor | Mapping[str, Tensor], *, seed: int = 0) -> Tensor:
     return torch.from_numpy(tsne.fit_transform(points.numpy()))
 
 
-def mean_of(fn: Any) -> Tensor | None:
-    """Return the mean of a distribution; None where it has none or the mean is not finite."""
-    try:
-        mean = fn.mean
-    except (NotImplementedError, AttributeError):
-        return None
-    return mean if bool(torch.isfinite(mean).all()) else None
+def _rows(probe: Probe, args: tuple[Tensor, ...], num_samples: int, batch_size: int) -> int:
+    pairs = pairs_at_once(probe.program, probe.layout, *args)
+    return max(1, min(batch_size, pairs // (num_samples if probe.layout.vectorizes else 1)))
 
 
-def independent_units(fn: Any) -> Any | None:
-    """Return the distribution of the single numbers; None where they are not independent."""
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return None if fn.event_shape else fn
-
-
-def rows_first(value: Tensor, event_dim: int, *, leading: int = 0) -> Tensor:
-    """Move the dimension of the data, last before the event, behind ``leading`` others."""
-    return value.movedim(-1 - event_dim, leading)
-
-
-def _start(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    labels: tuple[Tensor, ...],
-    num_samples: int,
-    batch_size: int,
-) -> tuple[tuple[Tensor, ...], Program, Layout]:
-    check_counts(num_samples=num_samples, batch_size=batch_size)
-    args = checked(x, *labels)
-    program = Program(model, guide)
-    return args, program, program.check(*args)
-
-
-def _rows(
-    program: Program, layout: Layout, args: tuple[Tensor, ...], num_samples: int, batch_size: int
-) -> int:
-    pairs = pairs_at_once(program, layout, *args)
-    return max(1, min(batch_size, pairs // (num_samples if layout.vectorizes else 1)))
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """Traces of model and guide, one for each sample.
-
-    Attributes:
-        models: Of the model; None where it was not run.
-        guides: Of the guide.
-        stacked: There is one trace, which holds all samples in its first dimension.
-        alone: There is one latent site.
-    """
-
-    models: list[Any]
-    guides: list[Any]
-    stacked: bool
-    alone: bool
-
-    def part(self, name: str, part: Callable[[int], Tensor | None]) -> Tensor | None:
-        """Return a part of the site in each run as ``[S, B, ...]``; None where it has none."""
-        parts = [part(run) for run in range(len(self.guides))]
-        event_dim = len(self.guides[0].nodes[name]["fn"].event_shape)
-        found = [
-            rows_first(p, event_dim, leading=int(self.stacked)) for p in parts if p is not None
-        ]
-        if len(found) < len(parts):
-            return None
-        return found[0] if self.stacked else torch.stack(found)
-
-    def means(self, name: str) -> Tensor:
-        """Return the conditional means of each run, the values where there are none."""
-        sites = [guide.nodes[name] for guide in self.guides]
-        means = self.part(name, lambda run: mean_of(sites[run]["fn"]))
-        if means is None:
-            means = self.part(name, lambda run: sites[run]["value"])
-        assert means is not None
-        return means if means.dtype.is_floating_point else means.to(torch.get_default_dtype())
-
-    def unit_kl(self, name: str) -> Tensor | None:
-        """Return log q - log p of each unit, or its average over this site in closed form."""
-        if any(name not in model.nodes for model in self.models):
-            return None  # an auxiliary site of the guide has no prior
-        sites = [
-            (g.nodes[name], m.nodes[name]) for g, m in zip(self.guides, self.models, strict=True)
-        ]
-        return self.part(name, lambda run: _unit_kl(*sites[run], closed=self.alone))
-
-
-def _run(
-    program: Program,
-    layout: Layout,
-    args: tuple[Tensor, ...],
-    num_samples: int,
-    *,
-    with_model: bool = True,
-) -> _Runs:
-    # Inside further plates a dimension of samples would not say whose it is.
-    stacked = num_samples > 1 and layout.vectorizes and layout.max_plate_nesting == 1
-    particles = num_samples if stacked else None
-
-    def run() -> tuple[Any, Any]:
-        if with_model:
-            return program.traces(*args, num_particles=particles)
-        with pyro.plate("particles", particles, dim=-2) if particles else nullcontext():
-            return None, poutine.trace(program.guide).get_trace(*args)
-
-    models, guides = zip(*(run() for _ in range(1 if stacked else num_samples)), strict=True)
-    return _Runs(list(models), list(guides), stacked, len(layout.latents) == 1)
-
-
-def _unit_kl(site: Any, prior_site: Any, *, closed: bool) -> Tensor | None:
-    q, p = independent_units(site["fn"]), independent_units(prior_site["fn"])
-    if q is None or p is None or site["mask"] is not None or prior_site["mask"] is not None:
-        return None
-    # In a hierarchy p may depend on a layer that was drawn given this one: KL(q | p) at those
-    # samples would average over this site twice.
-    kl = _closed_kl(q, p) if closed else None
-    return q.log_prob(site["value"]) - p.log_prob(site["value"]) if kl is None else kl
-
-
-def _closed_kl(q: Any, p: Any) -> Tensor | None:
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-
-
-def _is_exact(program: Program, layout: Layout, args: tuple[Tensor, ...]) -> bool:
+def _is_exact(probe: Probe) -> bool:
     """Say whether one run gives the posterior's exact means and, where there are any, KLs."""
-    if len(layout.latents) > 1:
+    if len(probe.layout.latents) > 1:
         return False
-    (name,) = layout.latents
-    model, guide = program.traces(*(arg[:2] for arg in args))
-    q, p = (independent_units(trace.nodes[name]["fn"]) for trace in (guide, model))
-    if mean_of(guide.nodes[name]["fn"]) is None:
-        return False
-    return q is None or p is None or _closed_kl(q, p) is not None
+    (site,) = next(iter(probe.terms.latents.values()))
+    with probe.looking():
+        return site.mean() is not None and site.has_exact_units()
+
+
+def _guide_alone(probe: Probe, args: tuple[Tensor, ...], num_samples: int) -> SiteTerms:
+    """Run the guide; return a table with its latents, and nothing of the model."""
+    layout, nesting = probe.layout, probe.layout.max_plate_nesting
+    together = num_samples > 1 and layout.vectorizes
+    size = num_samples if together else 1
+    found: dict[str, tuple[LatentSite, ...]] = dict.fromkeys(layout.latents, ())
+    for _ in range(1 if together else num_samples):
+        with pyro.plate("particles", size, dim=-1 - nesting) if together else nullcontext():
+            nodes = poutine.trace(probe.program.guide).get_trace(*args).nodes
+        for name in found:
+            found[name] += (LatentSite(nodes[name], None, (size, len(args[0])), nesting),)
+    return SiteTerms({}, {}, {}, latents=found)
+
+
+def _means(terms: SiteTerms, name: str) -> Tensor:
+    """Return each run's conditional means, ``[S, B, ...]``; the values where there are none."""
+    sites = terms.latents[name]
+    found = [mean for site in sites if (mean := site.mean()) is not None]
+    means = torch.cat(found if len(found) == len(sites) else [site.value() for site in sites])
+    return means if means.dtype.is_floating_point else means.to(torch.get_default_dtype())
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,11 +262,11 @@ class _UnitSums:
     kl: Tensor | None
 
 
-def _unit_sums(runs: _Runs, name: str) -> _UnitSums:
-    means = _flat_units(runs.means(name))
+def _unit_sums(terms: SiteTerms, name: str) -> _UnitSums:
+    means = _flat_units(_means(terms, name))
     num_samples = len(means)
     chance = means.var(0) / num_samples if num_samples > 1 else torch.zeros_like(means[0])
-    kl = runs.unit_kl(name)
+    kl = terms.unit_kl(name)
     return _UnitSums(means.mean(0), chance, None if kl is None else _flat_units(kl).mean(0))
 
 

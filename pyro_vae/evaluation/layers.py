@@ -7,24 +7,22 @@ are the mean of the likelihood, and those of several observed sites are told apa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.batching import check_counts, checked, cycled
-from pyro_vae.evaluation.doors import judges
+from pyro_vae.evaluation.batching import check_counts, cycled
+from pyro_vae.evaluation.judging import generates, judges
 from pyro_vae.evaluation.samples import Generated, codes, generate, generated
-from pyro_vae.evaluation.substitution import alone
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 
 __all__ = ["reconstruct_from_top", "resample_below"]
 
 
-@judges
+@generates
 def resample_below(
-    model: Callable[..., Any],
+    probe: Probe,
     x_like: Tensor,
     *labels: Tensor,
     num_samples: int = 8,
@@ -36,7 +34,7 @@ def resample_below(
     given them; in the last row nothing is left to draw.
 
     Args:
-        model: Declares p(x, z).
+        probe: The program: ``vae``, or ``model`` alone.
         x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
         labels: ``[N, ...]`` each, where the model takes them; those of the first datum are taken.
         num_samples: S, in each row.
@@ -47,8 +45,8 @@ def resample_below(
             convention.
     """
     check_counts(num_samples=num_samples)
-    args = checked(x_like, *labels)
-    program, layout = alone(model, args)
+    args = (x_like, *labels)
+    program, layout = probe.program, probe.layout
     first = tuple(arg[:1] for arg in args)
     rows = cycled(first, num_samples)
     with program.evaluating(seed=seed):
@@ -59,8 +57,7 @@ def resample_below(
 
 @judges
 def reconstruct_from_top(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     seed: int = 0,
@@ -71,8 +68,7 @@ def reconstruct_from_top(
     given them: what these layers know of x is what the row has in common with it.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         seed: Of the draws; the random state outside is not touched.
@@ -80,9 +76,8 @@ def reconstruct_from_top(
     Raises:
         ValueError: If ``x`` is empty or the program breaks the convention.
     """
-    args = checked(x, *labels)
-    program = Program(model, guide)
-    layout = program.check(*args)
+    args = (x, *labels)
+    program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         drawn = codes(program, layout, args, stochastic=True)
         trace, _ = program.traces(*(arg[:2] for arg in args))

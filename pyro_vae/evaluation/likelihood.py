@@ -7,7 +7,7 @@ looking: parameters, buffers, modes and random states are the same afterwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,13 +19,15 @@ from tqdm import tqdm
 from pyro_vae.evaluation.batching import (
     batches,
     check_counts,
-    checked,
     double,
     pairs_at_once,
     refuse_sampled,
 )
-from pyro_vae.evaluation.doors import judges
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.evaluation.estimates import BITS, Estimate, Result
+from pyro_vae.evaluation.judging import judges
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
 from pyro_vae.recording.replaying import Replayed
@@ -40,8 +42,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class ImportanceEstimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImportanceEstimate(Result):
     r"""Importance-sampled log p(x).
 
     Attributes:
@@ -50,10 +52,9 @@ class ImportanceEstimate:
             ``num_samples`` where q is the exact posterior, 1 where one sample carries everything.
         num_samples: S, for each datum.
         num_dims: How many numbers one datum has.
-        mean: The average of ``log_p``, nats per datum.
-        standard_error: Of ``mean`` as the average over the population the data come from: the
-            standard deviation over data / sqrt(N). Each datum has samples of its own, so it holds
-            the Monte-Carlo error too. NaN for one datum.
+        mean: The average of ``log_p``. Each datum has samples of its own, so that its standard
+            error, as the average over the population the data come from, holds the Monte-Carlo
+            error too.
         monte_carlo_error: Of ``mean`` as the average over these very data: the part from the
             finite number of samples alone, by the delta method
             :math:`\mathrm{Var}(\log \hat p) \approx \mathrm{Var}(w) / (S\, \mathrm{E}(w)^2)`.
@@ -64,19 +65,20 @@ class ImportanceEstimate:
     effective_sample_size: Tensor
     num_samples: int
     num_dims: int
-    mean: float
-    standard_error: float
+    mean: Estimate
     monte_carlo_error: float
 
     @property
-    def bits_per_dim(self) -> float:
+    def bits_per_dim(self) -> Estimate:
         """Return -mean in bits per number of a datum; for data that are counted, as pixels are."""
-        return -self.mean / (self.num_dims * math.log(2))
+        return self.mean.times(-1 / (self.num_dims * math.log(2)), BITS)
 
 
-@dataclass(frozen=True)
-class Bound:
+@dataclass(frozen=True, repr=False)
+class Bound(Result):
     """The evidence lower bound and its parts, averages over the data in nats per datum.
+
+    Their standard errors hold the Monte-Carlo error, too.
 
     Attributes:
         elbo_nats: The bound, ``-(rate_nats + distortion_nats)``.
@@ -84,31 +86,27 @@ class Bound:
         distortion_nats: Of the observed sites, the average of -log p(x | z).
         kl_nats: The part of the rate of each latent site.
         site_distortion_nats: The part of the distortion of each observed site.
-        standard_error: Of ``elbo_nats``: the standard deviation over data / sqrt(N), which holds
-            the Monte-Carlo error too. NaN for one datum.
         num_data: N.
         num_dims: How many numbers one datum has.
     """
 
-    elbo_nats: float
-    rate_nats: float
-    distortion_nats: float
-    kl_nats: dict[str, float]
-    site_distortion_nats: dict[str, float]
-    standard_error: float
+    elbo_nats: Estimate
+    rate_nats: Estimate
+    distortion_nats: Estimate
+    kl_nats: dict[str, Estimate]
+    site_distortion_nats: dict[str, Estimate]
     num_data: int
     num_dims: int
 
     @property
-    def bits_per_dim(self) -> float:
+    def bits_per_dim(self) -> Estimate:
         """Return -ELBO in bits per number of a datum; for data that are counted, as pixels are."""
-        return -self.elbo_nats / (self.num_dims * math.log(2))
+        return self.elbo_nats.times(-1 / (self.num_dims * math.log(2)), BITS)
 
 
 @judges
 def log_likelihood(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     num_samples: int = 1000,
@@ -120,22 +118,13 @@ def log_likelihood(
 
     The values of ``importance_sampling``, which has the arguments, the errors and the formula.
     """
-    return importance_sampling(
-        model,
-        guide,
-        x,
-        *labels,
-        num_samples=num_samples,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    ).log_p
+    options = {"seed": seed, "batch_size": batch_size, "progress": progress}
+    return importance_sampling(probe, x, *labels, num_samples=num_samples, **options).log_p
 
 
 @judges
 def importance_sampling(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     num_samples: int = 1000,
@@ -155,8 +144,7 @@ def importance_sampling(
     ``batch_size`` and ``max_pairs``.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         num_samples: S, the number of samples of the latents for each datum.
@@ -176,10 +164,11 @@ def importance_sampling(
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
     """
-    args = checked(x, *labels)
+    args = (x, *labels)
     check_counts(num_samples=num_samples, batch_size=batch_size, max_pairs=max_pairs)
-    program, layout = _program(model, guide, args)
-    refuse_sampled(layout, "the importance-sampled log p(x)")
+    refuse_sampled(probe.layout, "the importance-sampled log p(x)")
+    check_support(probe, *args)
+    program, layout = probe.program, probe.layout
     pairs = max_pairs or pairs_at_once(program, layout, *args)
     rows, particles = _chunk_shape(layout, len(x), num_samples, batch_size, pairs)
     weigh = _Weigh(program, layout, engine, len(x) * num_samples // (rows * particles), rows)
@@ -196,8 +185,7 @@ def importance_sampling(
 
 @judges
 def elbo(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     num_particles: int = 1,
@@ -209,8 +197,7 @@ def elbo(
     .. math:: \mathrm{E}_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \| p(z))
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         num_particles: The number of samples of the latents for each datum.
@@ -224,9 +211,10 @@ def elbo(
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
         Fixing a Broken ELBO (Alemi et al., 2018), for rate and distortion
     """
-    args = checked(x, *labels)
+    args = (x, *labels)
     check_counts(num_particles=num_particles, batch_size=batch_size)
-    program, layout = _program(model, guide, args)
+    check_support(probe, *args)
+    program, layout = probe.program, probe.layout
     pairs = pairs_at_once(program, layout, *args)
     rows, particles = _chunk_shape(layout, len(x), num_particles, batch_size, pairs)
     parts: dict[str, list[Tensor]] = {}
@@ -235,15 +223,6 @@ def elbo(
             for name, mean in _mean_parts(program, layout, batch, num_particles, particles).items():
                 parts.setdefault(name, []).append(mean)
     return _bound({name: torch.cat(means) for name, means in parts.items()}, layout, x)
-
-
-def _program(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Tensor, ...]
-) -> tuple[Program, Layout]:
-    program = Program(model, guide)
-    layout = program.check(*args)
-    check_support(program, layout, *args)
-    return program, layout
 
 
 def _chunk_shape(
@@ -329,8 +308,7 @@ def importance_estimate(
         effective_sample_size=size.to(x.device, dtype),
         num_samples=num_samples,
         num_dims=x[0].numel(),
-        mean=log_p.mean().item(),
-        standard_error=_standard_error(log_p),
+        mean=Estimate.of(log_p),
         monte_carlo_error=_monte_carlo_error(size, num_samples),
     )
 
@@ -341,12 +319,6 @@ def _monte_carlo_error(effective_sample_size: Tensor, num_samples: int) -> float
     # Var(w) / (S E(w)^2), with the unbiased variance, in terms of the effective sample size.
     relative = (num_samples / effective_sample_size - 1).clamp(min=0) / (num_samples - 1)
     return relative.sum().sqrt().item() / len(relative)
-
-
-def _standard_error(per_datum: Tensor) -> float:
-    if len(per_datum) == 1:
-        return math.nan
-    return (per_datum.std() / math.sqrt(len(per_datum))).item()
 
 
 def _mean_parts(
@@ -369,17 +341,16 @@ def _mean_parts(
 
 def _bound(parts: dict[str, Tensor], layout: Layout, x: Tensor) -> Bound:
     distortion = parts.pop("")
-    by_site = {name: parts.pop(name).mean().item() for name in layout.observed}
+    by_site = {name: Estimate.of(parts.pop(name)) for name in layout.observed}
     rate = torch.stack([torch.zeros_like(distortion), *parts.values()]).sum(0)
     per_datum = -(rate + distortion)
     _refuse_nan(per_datum)
     return Bound(
-        elbo_nats=per_datum.mean().item(),
-        rate_nats=rate.mean().item(),
-        distortion_nats=distortion.mean().item(),
-        kl_nats={name: part.mean().item() for name, part in parts.items()},
+        elbo_nats=Estimate.of(per_datum),
+        rate_nats=Estimate.of(rate),
+        distortion_nats=Estimate.of(distortion),
+        kl_nats={name: Estimate.of(part) for name, part in parts.items()},
         site_distortion_nats=by_site,
-        standard_error=_standard_error(per_datum),
         num_data=len(x),
         num_dims=x[0].numel(),
     )

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent, constraints, transform_to
 
 from pyro_vae.inference.handlers import Handler
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 
 __all__ = ["Offsets", "free_offsets"]
 
@@ -116,7 +117,7 @@ def free_offsets(
 
     Args:
         program: The model and the guide.
-        layout: What ``program.check`` found.
+        layout: Of the program.
         batch: The data (and labels where the program takes them) that the offsets are for.
 
     Raises:

@@ -20,16 +20,18 @@ from tqdm import tqdm
 from pyro_vae.evaluation.batching import (
     batches,
     check_counts,
-    checked,
     double,
     pairs_at_once,
     refuse_sampled,
 )
-from pyro_vae.evaluation.doors import judges
+from pyro_vae.evaluation.estimates import Result
 from pyro_vae.evaluation.hmc import Density, adapted, first_step_sizes, transition
+from pyro_vae.evaluation.judging import judges
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.offsets import Offsets, free_offsets
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
 from pyro_vae.recording.replaying import Replayed
@@ -39,8 +41,8 @@ __all__ = ["PosteriorSamples", "Refinement", "refine", "sample_posterior"]
 _ADAPTATION_RATE = 0.2
 
 
-@dataclass(frozen=True, eq=False)
-class Refinement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Refinement(Result):
     r"""The bound of each datum, by the encoder and by the best q of its family.
 
     Attributes:
@@ -56,8 +58,8 @@ class Refinement:
     num_samples: int
 
 
-@dataclass(frozen=True, eq=False)
-class PosteriorSamples:
+@dataclass(frozen=True, eq=False, repr=False)
+class PosteriorSamples(Result):
     """Samples of p(z | x) by HMC.
 
     Attributes:
@@ -71,8 +73,7 @@ class PosteriorSamples:
 
 @judges
 def refine(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     num_updates: int = 300,
@@ -92,8 +93,7 @@ def refine(
     form where there is one. What is moved: see ``Offsets``.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x), reparameterised.
+        probe: The program: ``vae``, or ``model, guide``; its latents are reparameterised.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         num_updates: Of every datum's numbers.
@@ -119,7 +119,7 @@ def refine(
     )  # fmt: skip
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate={learning_rate}: it is positive and finite")
-    args, program, layout = _start(model, guide, x, labels)
+    args, program, layout = _start(probe, x, labels)
     rows = batch_size or max(1, pairs_at_once(program, layout, *args) // num_particles)
     num_calls = math.ceil(len(x) / rows) * num_updates
     refiner = _Refiner(program, layout, num_particles, engine, num_calls, rows)
@@ -150,8 +150,7 @@ def refine(
 
 @judges
 def sample_posterior(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     num_chains: int = 8,
@@ -168,8 +167,8 @@ def sample_posterior(
     The first half of the transitions adapts the step sizes; the samples are where the chains end.
 
     Args:
-        model: Declares p(x, z), with continuous latents.
-        guide: Declares q(z | x): where the chains start.
+        probe: The program: ``vae``, or ``model, guide``; its latents are continuous, and
+            chains start at the guide.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         num_chains: K, for each datum; each gives one sample.
@@ -193,7 +192,7 @@ def sample_posterior(
     )  # fmt: skip
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance={target_acceptance}: a probability, such as 0.8")
-    args, program, layout = _start(model, guide, x, labels)
+    args, program, layout = _start(probe, x, labels)
     refuse_sampled(layout, "what the chains stay in")
     space = LatentSpace(program, layout, *(arg[:2] for arg in args))
     rows = max(1, (max_pairs or pairs_at_once(program, layout, *args)) // num_chains)
@@ -327,10 +326,7 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _start(
-    model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, labels: tuple[Tensor, ...]
+    probe: Probe, x: Tensor, labels: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], Program, Layout]:
-    args = checked(x, *labels)
-    program = Program(model, guide)
-    layout = program.check(*args)
-    check_support(program, layout, *args)
-    return args, program, layout
+    check_support(probe, x, *labels)
+    return (x, *labels), probe.program, probe.layout

@@ -8,17 +8,20 @@ by site; each has the event shape of its site, and a plate inside the datum come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.batching import batches, check_counts, checked, cycled, pairs_at_once
-from pyro_vae.evaluation.doors import judges
-from pyro_vae.evaluation.latents import independent_units, mean_of, rows_first, unit_activity
-from pyro_vae.evaluation.substitution import NUM_DRAWS, alone, site_rows, substituted
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.evaluation.batching import batches, check_counts, cycled, pairs_at_once
+from pyro_vae.evaluation.judging import generates, judges
+from pyro_vae.evaluation.latents import unit_activity
+from pyro_vae.evaluation.substitution import NUM_DRAWS, site_rows, substituted
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
+from pyro_vae.inference.terms import mean_of, rows_first, units_of
 
 __all__ = [
     "Generated",
@@ -39,23 +42,19 @@ Generated = Tensor | Any
 
 
 @judges
-def observed(
-    model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *labels: Tensor
-) -> Generated:
+def observed(probe: Probe, x: Tensor, *labels: Tensor) -> Generated:
     """Return what the sites observe of the data, ``[N, *event_shape]``, as the program computes it.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
 
     Raises:
         ValueError: If ``x`` is empty or the program breaks the convention.
     """
-    args = checked(x, *labels)
-    program = Program(model, guide)
-    layout = program.check(*args)
+    args = (x, *labels)
+    program, layout = probe.program, probe.layout
     found: dict[str, list[Tensor]] = {name: [] for name in layout.observed}
     with program.evaluating(seed=0):
         for batch in batches(args, pairs_at_once(program, layout, *args)):
@@ -67,8 +66,7 @@ def observed(
 
 @judges
 def reconstruct(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     stochastic: bool = False,
@@ -77,8 +75,7 @@ def reconstruct(
     """Return the data as the program sees them through its latents, ``[N, *event_shape]``.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         stochastic: Draw z from q and x from p(x | z). Otherwise each latent is its mean (its mode
@@ -88,17 +85,16 @@ def reconstruct(
     Raises:
         ValueError: If ``x`` is empty or the program breaks the convention.
     """
-    args = checked(x, *labels)
-    program = Program(model, guide)
-    layout = program.check(*args)
+    args = (x, *labels)
+    program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         values = codes(program, layout, args, stochastic=stochastic)
         return generated(generate(program, layout, values, args, stochastic=stochastic))
 
 
-@judges
+@generates
 def prior_samples(
-    model: Callable[..., Any],
+    probe: Probe,
     x_like: Tensor,
     num_samples: int,
     *labels: Tensor,
@@ -109,7 +105,7 @@ def prior_samples(
     """Return data of latents drawn from the prior, ``[num_samples, *event_shape]``.
 
     Args:
-        model: Declares p(x, z).
+        probe: The program: ``vae``, or ``model`` alone.
         x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
         num_samples: How many.
         labels: ``[N, ...]`` each, where the model takes them; repeated in turn.
@@ -126,8 +122,8 @@ def prior_samples(
     check_counts(num_samples=num_samples)
     if not 0 <= temperature <= 1:
         raise ValueError(f"temperature={temperature}: it lies between 0, all means, and 1")
-    args = checked(x_like, *labels)
-    program, layout = alone(model, args)
+    args = (x_like, *labels)
+    program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         rows = cycled(args, num_samples)
         drawn = {}
@@ -139,9 +135,9 @@ def prior_samples(
         )
 
 
-@judges
+@generates
 def decode(
-    model: Callable[..., Any],
+    probe: Probe,
     values: Mapping[str, Tensor],
     x_like: Tensor,
     *labels: Tensor,
@@ -151,7 +147,7 @@ def decode(
     """Return the data of given latents, ``[N, *event_shape]``.
 
     Args:
-        model: Declares p(x, z).
+        probe: The program: ``vae``, or ``model`` alone.
         values: Of latent sites, ``[N, *event_shape]`` each. Sites that are not given are set to
             the mean of their prior given the others, or drawn from it where ``stochastic``.
         x_like: Data, ``[M, *event_shape]``: only shape, type and device count.
@@ -162,8 +158,8 @@ def decode(
     Raises:
         ValueError: If the values are none of the model's latents, or have another shape.
     """
-    args = checked(x_like, *labels)
-    program, layout = alone(model, args)
+    args = (x_like, *labels)
+    program, layout = probe.program, probe.layout
     unknown = [name for name in values if name not in layout.latents]
     if unknown or not values:
         wrong = f"the model has no latent site {unknown[0]!r}" if unknown else "no values are given"
@@ -183,8 +179,7 @@ def decode(
 
 @judges
 def interpolate(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x_start: Tensor,
     x_end: Tensor,
     *labels: Tensor,
@@ -197,8 +192,7 @@ def interpolate(
     are the reconstructions.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x_start: Data, ``[num_pairs, *event_shape]``, on the device of the program.
         x_end: Likewise.
         labels: Of the pairs, ``[num_pairs, ...]`` each, where the program takes them.
@@ -210,11 +204,10 @@ def interpolate(
             empty, or the program breaks the convention.
     """
     check_counts(num_steps=num_steps)
-    start, end = checked(x_start, *labels), checked(x_end, *labels)
+    start, end = (x_start, *labels), (x_end, *labels)
     if x_start.shape != x_end.shape:
         raise ValueError(f"x_start has shape {tuple(x_start.shape)}, x_end {tuple(x_end.shape)}")
-    program = Program(model, guide)
-    layout = program.check(*start)
+    program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         both = [codes(program, layout, args) for args in (start, end)]
         values = {name: _line(both[0][name], both[1][name], num_steps) for name in both[0]}
@@ -225,8 +218,7 @@ def interpolate(
 
 @judges
 def traverse(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     x: Tensor,
     *labels: Tensor,
     units: list[int] | None = None,
@@ -242,8 +234,7 @@ def traverse(
     prior's mean; everything else stays at the posterior mean of ``x[0]``.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
         labels: ``[N, ...]`` each, where the program takes them.
         units: Indices into the flattened latent; None: the ``num_units`` most active over ``x``,
@@ -259,15 +250,14 @@ def traverse(
             program breaks the convention.
     """
     check_counts(num_steps=num_steps, num_units=num_units)
-    args = checked(x, *labels)
-    program = Program(model, guide)
-    layout = program.check(*args)
+    args = (x, *labels)
+    program, layout = probe.program, probe.layout
     site = layout.latents[0] if site is None else site
     if site not in layout.latents:
         known = ", ".join(map(repr, layout.latents))
         raise ValueError(f"there is no latent site {site!r}: the latent sites are {known}")
     if units is None:
-        activity = unit_activity(model, guide, *args, seed=seed)[site].activity
+        activity = unit_activity(probe, *args, seed=seed)[site].activity
         units = activity.argsort(descending=True, stable=True)[:num_units].tolist()
     with program.evaluating(seed=seed):
         first = tuple(arg[:1] for arg in args)
@@ -281,10 +271,8 @@ def traverse(
     return generated(path, (len(units), num_steps))
 
 
-@judges
-def manifold(
-    model: Callable[..., Any], x_like: Tensor, *labels: Tensor, num_steps: int = 20
-) -> Generated:
+@generates
+def manifold(probe: Probe, x_like: Tensor, *labels: Tensor, num_steps: int = 20) -> Generated:
     """Return the plane of a two-dimensional latent, ``[num_steps, num_steps, *event_shape]``.
 
     The centres of a grid of equal squares on the unit square, mapped through the inverse
@@ -293,7 +281,7 @@ def manifold(
     it rises upwards.
 
     Args:
-        model: Declares p(x, z), with one latent site of two independent units.
+        probe: The program, with one latent site of two independent units: ``vae``, or ``model``.
         x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
         labels: ``[N, ...]`` each, where the model takes them; repeated in turn.
         num_steps: Pictures on each side.
@@ -306,8 +294,8 @@ def manifold(
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix A
     """
     check_counts(num_steps=num_steps)
-    args = checked(x_like, *labels)
-    program, layout = alone(model, args)
+    args = (x_like, *labels)
+    program, layout = probe.program, probe.layout
     with program.evaluating(seed=0):
         first = tuple(arg[:1] for arg in args)
         nodes = substituted(program.model, {}, layout, first, center=True).nodes
@@ -403,7 +391,7 @@ def _inverse_cdf(sites: Mapping[str, Any], grid: Tensor) -> dict[str, Tensor]:
     """Return the latent at each point of the unit square, ``[len(grid), *event_shape]``."""
     name, site = next(iter(sites.items()))
     fn = site["fn"]
-    units = independent_units(fn)
+    units = units_of(fn)
     num_units = fn.event_shape.numel()
     if len(sites) > 1 or num_units != 2 or units is None or len(fn.batch_shape) > 1:
         found = ", ".join(f"{n!r} of {s['fn'].event_shape.numel()}" for n, s in sites.items())

@@ -11,10 +11,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.evaluation.latents import mean_of, rows_first
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.sites import Layout
+from pyro_vae.inference.terms import mean_of, rows_first
 
-__all__ = ["NUM_DRAWS", "alone", "site_rows", "substituted"]
+__all__ = ["NUM_DRAWS", "site_rows", "substituted"]
 
 # Of a latent that has no mean of its own, and of a prior that has no variance.
 NUM_DRAWS = 256
@@ -36,17 +36,6 @@ def substituted(
     )
     with handler:
         return poutine.trace(function).get_trace(*args)
-
-
-def alone(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Program, Layout]:
-    """Return the program of a model without a guide: its own prior is one; and its layout."""
-
-    def prior(*args: Any) -> None:
-        with poutine.block(hide_fn=lambda msg: msg["is_observed"] and msg["type"] == "sample"):
-            model(*args)
-
-    program = Program(model, prior)
-    return program, program.check(*args)
 
 
 def site_rows(site: Any) -> Tensor:

@@ -5,7 +5,8 @@ from pyro_vae.inference.detached import detached
 from pyro_vae.inference.handlers import Frozen, Handler, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
 from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Bound, Objective
-from pyro_vae.inference.program import Layout, Program, ProgramError
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.refusals import check_objective, refusal, refusals
 from pyro_vae.inference.regularized import BetaVAE, Capacity, FreeBits, Groups, Layers, Units
 from pyro_vae.inference.schedules import (
@@ -21,6 +22,7 @@ from pyro_vae.inference.schedules import (
     moving_in,
 )
 from pyro_vae.inference.score_function import NVIL, RLOO, VIMCO, Baseline, DisARM
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, site_terms
 from pyro_vae.inference.wake_sleep import RWS, TVO, RWSDReG
@@ -63,6 +65,7 @@ __all__ = [
     "Objective",
     "OfMeans",
     "OfSamples",
+    "Probe",
     "Program",
     "ProgramError",
     "RWSDReG",

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.inference.program import Program, _latent_sites, _observed_sites
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import latent_sites, observed_sites
 
 __all__ = ["cut_off", "ignores_data"]
 
@@ -77,7 +78,7 @@ def ignores_data(program: Program, *args: Any) -> bool:
 def _latents(program: Program, args: tuple[Any, ...]) -> list[Tensor]:
     torch.manual_seed(0)
     trace = poutine.trace(program.guide).get_trace(*args)
-    return [site["value"] for _, site in _latent_sites(trace)]
+    return [site["value"] for _, site in latent_sites(trace)]
 
 
 def _is_zero(slope: Tensor | None) -> bool:
@@ -149,7 +150,7 @@ def _followed(
 def _of_sites(model_trace: Trace, guide_trace: Trace) -> Iterator[tuple[str, Tensor]]:
     """Give the log-densities of all sites, and the values of the latents, as float64."""
     for trace in (guide_trace, model_trace):
-        for name, site in (*_latent_sites(trace), *_observed_sites(trace)):
+        for name, site in (*latent_sites(trace), *observed_sites(trace)):
             yield name, site["fn"].log_prob(site["value"]).double()
             if trace is guide_trace and site["value"].is_floating_point():
                 yield name, site["value"].double()

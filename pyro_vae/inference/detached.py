@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, Independent, Transform, TransformedDistribution
 from torch.distributions.transforms import _InverseTransform
 
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import LatentSite, SiteTerms, _per_datum, site_terms
 
 __all__ = ["Detached", "detached", "reached", "split_terms", "through_samples"]

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.objectives import IWAE, Bound, Objective, data_weight, log_mean_exp, weighed
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
 __all__ = ["CIWAE", "MIWAE", "PIWAE", "DReG", "InChunks", "Renyi"]

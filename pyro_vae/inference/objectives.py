@@ -7,20 +7,74 @@ work in ``pyro.infer.SVI``, too. All particles are drawn at once where the progr
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar
+from types import MethodType
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
-from pyro_vae.inference.exclusive import exclusively
-from pyro_vae.inference.program import Layout, Program
-from pyro_vae.inference.remembered import Remembered
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program, exclusively
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
-__all__ = ["ELBO", "IWAE", "AnalyticELBO", "Bound", "Objective"]
+__all__ = ["ELBO", "IWAE", "AnalyticELBO", "Bound", "Objective", "Remembered"]
+
+_T = TypeVar("_T")
+
+
+class Remembered(Generic[_T]):
+    """A table by objects' identity that keeps none of them alive.
+
+    A method is its object and its function. Of objects that have no weak references nothing is
+    remembered.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, ...], tuple[list[Any], _T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def of(self, *objects: Any) -> _T | None:
+        """Return what was noted of these objects; None if nothing was."""
+        parts = _parts(objects)
+        references, value = self._found.get(_key(parts), ([], None))
+        known = len(references) == len(parts)
+        return value if known and all(map(_is_of, references, parts)) else None
+
+    def note(self, value: _T, *objects: Any) -> None:
+        """Remember something of these objects together."""
+        parts = _parts(objects)
+        key, found = _key(parts), self._found
+
+        def forget(_: Any) -> None:
+            found.pop(key, None)
+
+        try:
+            found[key] = ([weakref.ref(part, forget) for part in parts], value)
+        except TypeError:
+            return
+
+
+def _parts(objects: tuple[Any, ...]) -> list[Any]:
+    parts: list[Any] = []
+    for each in objects:
+        parts += [each.__self__, each.__func__] if isinstance(each, MethodType) else [each]
+    return parts
+
+
+def _key(parts: list[Any]) -> tuple[int, ...]:
+    return tuple(map(id, parts))
+
+
+def _is_of(reference: Any, part: Any) -> bool:
+    return reference() is part
+
 
 # Beside the objectives: a copy of one has met no program, and none keeps a program alive.
 _LAYOUTS: Remembered[Layout] = Remembered()
@@ -113,10 +167,20 @@ class Objective(PyroELBO):
     ) -> tuple[Program, Layout]:
         program, layout = Program(model, guide), _LAYOUTS.of(self, model, guide)
         if layout is None:
-            layout = program.check(*args)
+            layout = Probe(program, *args).layout
             self._refuse(program, layout, args)
-            _LAYOUTS.note(layout, self, model, guide)
+            self.accept(model, guide, layout)
         return program, layout
+
+    def accept(self, model: Callable[..., Any], guide: Callable[..., Any], layout: Layout) -> None:
+        """Take a program that was looked at, and not refused, without another look.
+
+        Args:
+            model: As it will be called.
+            guide: Likewise.
+            layout: Of the program.
+        """
+        _LAYOUTS.note(layout, self, model, guide)
 
     def _refuse(self, program: Program, layout: Layout, args: tuple[Any, ...]) -> None:
         # All rows: a handler may hold one weight for each datum of this very batch.

@@ -1,71 +1,52 @@
-"""A Pyro model and guide as one object: its parameters, its convention, and its traces.
+"""A Pyro model and guide as one object: its parameters, and its traces.
 
-The convention is all that fitting and evaluation rely on: a plate named "data" at dim -1 holds
-one row per datum, at least one site in it is observed, and the guide has every latent site.
+One program runs at a time: Pyro's handlers and settings, and torch's noise, are the process's.
+Calls from other threads wait. So a call draws the numbers that it draws alone, and puts back what
+it found, not what another one had set in the meantime.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.messenger import Messenger
+from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from pyro_vae.arguments import shown
-from pyro_vae.inference.exclusive import EXCLUSIVE, exclusively
-from pyro_vae.inference.explaining import ProgramError, cause_of, is_machinery, place, reason_of
-from pyro_vae.inference.named import Named
-from pyro_vae.inference.owners import Owner, Start, bare, root_of
-from pyro_vae.inference.parameters import OwnNames, prepare_local_parameters, unchanged_parameters
+from pyro_vae.inference.explaining import ProgramError, cause_of, reason_of
+from pyro_vae.inference.parameters import (
+    Owner,
+    OwnNames,
+    Start,
+    bare,
+    root_of,
+)
 
-__all__ = ["Layout", "Program", "ProgramError", "is_invertible"]
+__all__ = ["EXCLUSIVE", "Program", "ProgramError", "exclusively", "unchanged_parameters"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+EXCLUSIVE = threading.RLock()
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What one run of a program showed.
+def exclusively(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let calls of a function wait until no other thread runs a program."""
 
-    Attributes:
-        latents: The latent sites, in the order of the guide.
-        observed: The sites that observe data, in the order of the model.
-        max_plate_nesting: The depth of the innermost plate, 1 where "data" is the only one.
-        vectorizes: Whether an extra dimension of particles on the left leaves every
-            log-density what it is one particle at a time.
-        full_size: How many data the plate stands for, where a batch is a subsample of them;
-            Pyro's losses are then sums over all of those. None: of the batch alone.
-        sampled_plate: A plate inside a datum that takes some of its elements at random; None: none.
-    """
+    @functools.wraps(function)
+    def waiting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with EXCLUSIVE:
+            return function(*args, **kwargs)
 
-    latents: tuple[str, ...]
-    observed: tuple[str, ...]
-    max_plate_nesting: int
-    vectorizes: bool
-    full_size: int | None = None
-    sampled_plate: str | None = None
-
-    def sampled_weights(self, what: str) -> str | None:
-        """Say why a power of the density would not have the mean of all elements; None if it has.
-
-        Args:
-            what: What takes the density to a power, such as "IWAE".
-        """
-        if self.sampled_plate is None:
-            return None
-        return (
-            f"the plate {self.sampled_plate!r} inside a datum takes some elements at random: "
-            f"log p(x, z) then has the mean of all of them, but not p(x, z), of which {what} is "
-            "made; take the plate whole (leave subsample_size out), or use ELBO"
-        )
+    return waiting
 
 
 class Program:
@@ -208,7 +189,7 @@ class Program:
             self.running(),
             unchanged_parameters(self.reachable),
         ):
-            self._first_traces(rows)
+            self.first_traces(*rows)
         for name in self._lazy():
             raise ProgramError(
                 f"the lazy module that holds {name!r} has no part in model and guide, so that its "
@@ -229,34 +210,15 @@ class Program:
             if nn.parameter.is_lazy(tensor)
         ]
 
-    @exclusively
-    def check(self, *args: Tensor) -> Layout:
-        """Run the program once on a few rows and hold it against the convention.
+    def first_traces(self, *rows: Tensor) -> tuple[Trace, Trace]:
+        """Run as ``traces`` does, and say in words of ours what goes wrong.
 
         Args:
-            args: A batch: the data, and labels where the program takes them.
+            rows: What model and guide are called with.
 
         Raises:
-            ProgramError: If the program breaks the convention; names the site and the line.
+            ProgramError: In place of any error.
         """
-        self.materialize(*args)
-        rows = tuple(arg[:3] for arg in args)
-        with self.evaluating(seed=0), pyro.validation_enabled(False):
-            with _Lines(), Named(self.reachable):
-                model_trace, guide_trace = self._first_traces(rows)
-            observed = _data_sites(model_trace)
-            _check_sites(model_trace, guide_trace)
-            latents = tuple(name for name, _ in _latent_sites(guide_trace))
-            for trace in (guide_trace, model_trace):
-                _check_plates(trace, len(rows[0]))
-            full_size = _full_size(model_trace, guide_trace)
-            nesting = _plate_nesting(model_trace, guide_trace)
-            vectorizes = self._vectorizes(rows, nesting)
-        subsampled = full_size if full_size != len(rows[0]) else None
-        sampled = _sampled_plate(model_trace, guide_trace)
-        return Layout(latents, observed, nesting, vectorizes, subsampled, sampled)
-
-    def _first_traces(self, rows: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
         try:
             return self.traces(*rows)
         except Exception as error:
@@ -268,43 +230,6 @@ class Program:
             raise ProgramError(
                 f"the program cannot be run on a batch of shape {shapes}: {reason}"
             ) from error
-
-    def _vectorizes(self, rows: tuple[Tensor, ...], nesting: int) -> bool:
-        # Two particles at once, then each alone at the same values: the densities must agree.
-        num_particles = 2
-        try:
-            together = self.traces(*rows, num_particles=num_particles, max_plate_nesting=nesting)
-            for particle in range(num_particles):
-                if not _agrees(self, rows, together, particle, nesting):
-                    return False
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return False
-        return True
-
-
-class _Lines(Messenger):
-    """Note at every sample site which line of the program it stands in."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        frame = sys._getframe(1)
-        while frame.f_back is not None and is_machinery(frame):
-            frame = frame.f_back
-        line = f" ({place(frame, frame.f_lineno)})"
-        _check_distribution(msg["name"], msg["fn"], line)
-        msg["infer"] = {**msg["infer"], "line": line}
-
-
-def _check_distribution(name: str, fn: Any, line: str) -> None:
-    if isinstance(fn, TorchDistributionMixin) or (callable(fn) and hasattr(fn, "log_prob")):
-        return
-    if isinstance(fn, torch.distributions.Distribution):
-        mend = f"take that of pyro.distributions, dist.{type(fn).__name__}(...)"
-    elif isinstance(fn, tuple | list):
-        mend = "return dist.Normal(loc, scale).to_event(1), or one tensor from a network"
-    else:
-        mend = "return one, such as dist.Normal(loc, scale).to_event(1)"
-    told = f"a {type(fn).__name__} of {len(fn)}" if isinstance(fn, tuple | list) else shown(fn)
-    raise ProgramError(f"site {name!r}{line} is given {told} for its distribution: {mend}")
 
 
 def _modules(function: Any) -> Iterator[nn.Module]:
@@ -325,178 +250,38 @@ def _cuda_devices() -> list[int]:
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
-def _latent_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site["is_observed"] and not _is_subsample(site):
-            yield name, site
+def prepare_local_parameters(root: nn.Module) -> None:
+    """Let every PyroModule below ``root`` run with parameters of its own.
+
+    Pyro creates the state that this takes only if the setting was on when the module was built.
+    """
+    for module in root.modules():
+        if isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state"):
+            module._pyro_context.param_state = {"params": {}, "constraints": {}}
 
 
-def _observed_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or not site["is_observed"] or _is_subsample(site):
-            continue
-        if not site["infer"].get("_deterministic"):  # a record of a value, of density one
-            yield name, site
-
-
-def _is_subsample(site: Any) -> bool:
-    return bool(poutine.util.site_is_subsample(site))
-
-
-def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    in_model = dict(_latent_sites(model_trace))
-    in_guide = dict(_latent_sites(guide_trace))
-    for name, site in in_model.items():
-        if name not in in_guide:
-            raise ProgramError(
-                f"the guide has no site {name!r}, which the model samples{line_of(site)}: "
-                f"add pyro.sample({name!r}, ...) to the guide"
-            )
-    for name, site in in_guide.items():
-        if name not in in_model and not site["infer"].get("is_auxiliary"):
-            raise ProgramError(
-                f"the guide samples {name!r}{line_of(site)}, which the model does not have: "
-                f"remove it from the guide or add pyro.sample({name!r}, ...) to the model"
-            )
-
-
-def _data_sites(trace: Trace) -> tuple[str, ...]:
-    # `pyro.factor` observes nothing, at a site of no size.
-    observed = {name: site for name, site in _observed_sites(trace) if site["value"].numel()}
-    if not observed:
-        latents = ", ".join(f"{name!r}{line_of(site)}" for name, site in _latent_sites(trace))
-        raise ProgramError(
-            f"the model observes nothing (it samples {latents or 'nothing'}): give the data to "
-            'their site, as in pyro.sample("x", ..., obs=x)'
-        )
-    if not any(_data_frame(site) for site in observed.values()):
-        name, site = next(iter(observed.items()))
-        raise ProgramError(_outside(name, site))
-    return tuple(observed)
-
-
-def _data_frame(site: Any) -> Any:
-    frames = [f for f in site["cond_indep_stack"] if f.name == "data" and f.dim == -1]
-    return frames[0] if frames else None
-
-
-def _outside(name: str, site: Any) -> str:
-    plates = ", ".join(repr(frame.name) for frame in site["cond_indep_stack"] if frame.vectorized)
-    return (
-        f'the site {name!r}{line_of(site)} is not in the plate "data" at dim -1'
-        + (f" (its plates: {plates})" if plates else "")
-        + ': every site belongs to a datum; write it inside `with pyro.plate("data", len(x)):`'
-    )
-
-
-def _check_plates(trace: Trace, num_rows: int) -> None:
-    for name, site in [*_latent_sites(trace), *_observed_sites(trace)]:
-        frame = _data_frame(site)
-        if frame is None:
-            raise ProgramError(_outside(name, site))
-        if frame.size != num_rows:
-            raise ProgramError(
-                f'the plate "data" of site {name!r}{line_of(site)} has size {frame.size} for a '
-                f'batch of {num_rows}: batches differ in size, write pyro.plate("data", len(x))'
-            )
-        frames = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
-        expected = tuple(frames.get(dim, 1) for dim in range(min(frames), 0))
-        shape = tuple(site["fn"].batch_shape)
-        if shape != expected:
-            extra = len(shape) - len(expected)
-            fix = f".to_event({extra})" if extra > 0 else ".to_event(...)"
-            raise ProgramError(
-                f"the distribution at site {name!r}{line_of(site)} has batch shape {shape} where "
-                f"its plates say {expected}: declare the dimensions of one datum with {fix}"
-            )
-        if site["value"].shape != site["fn"].shape():
-            raise ProgramError(
-                f"the values at site {name!r}{line_of(site)} have shape "
-                f"{tuple(site['value'].shape)}, those of its distribution "
-                f"{tuple(site['fn'].shape())}: make the network's output fit the data"
-            )
-
-
-def _full_size(*traces: Trace) -> int:
-    sites = [item for t in traces for item in (*_latent_sites(t), *_observed_sites(t))]
-    (first, known), *others = sites
-    full_size = _data_frame(known).full_size
-    for name, site in others:
-        if _data_frame(site).full_size != full_size:
-            raise ProgramError(
-                f'the plate "data" stands for {full_size} data at site {first!r}{line_of(known)}, '
-                f"but for {_data_frame(site).full_size} at site {name!r}{line_of(site)}: write "
-                'pyro.plate("data", len(x)) in model and guide'
-            )
-    return int(full_size)
-
-
-def _sampled_plate(*traces: Trace) -> str | None:
-    frames = (
-        frame
-        for trace in traces
-        for _, site in (*_latent_sites(trace), *_observed_sites(trace))
-        for frame in site["cond_indep_stack"]
-        if frame is not _data_frame(site) and frame.full_size not in (None, frame.size)
-    )
-    return next((frame.name for frame in frames), None)
-
-
-def _plate_nesting(*traces: Trace) -> int:
-    dims = [
-        -frame.dim
-        for trace in traces
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    return max(dims)
-
-
-def _agrees(
-    program: Program,
-    rows: tuple[Tensor, ...],
-    together: tuple[Trace, Trace],
-    particle: int,
-    nesting: int,
-) -> bool:
-    model_trace, guide_trace = together
-    alone = guide_trace.copy()
-    for name, site in list(_latent_sites(alone)):
-        value = site["value"]
-        if value.dim() < nesting + 1 + len(site["fn"].event_shape):
-            return False
-        alone.nodes[name] = {**site, "value": value[particle]}
-    for function, expected in ((program.guide, guide_trace), (program.model, model_trace)):
-        trace = poutine.trace(poutine.replay(function, trace=alone)).get_trace(*rows)
-        for name, site in [*_latent_sites(trace), *_observed_sites(trace)]:
-            if function is program.guide and not is_invertible(site["fn"]):
-                continue
-            log_prob = expected.nodes[name]["fn"].log_prob(expected.nodes[name]["value"])
-            if log_prob.dim() == nesting + 1:
-                log_prob = log_prob[particle]
-            single = site["fn"].log_prob(site["value"])
-            if not torch.allclose(log_prob, single, rtol=1e-3, atol=1e-4):
-                return False
-    return True
-
-
-def is_invertible(fn: Any) -> bool:
-    """Whether a distribution can score values that it has not just drawn, and exactly so."""
-    while not hasattr(fn, "transforms") and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    if any(
-        getattr(transform, "autoregressive", False) for transform in getattr(fn, "transforms", ())
-    ):
-        return False
+@contextmanager
+def unchanged_parameters(roots: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Forget, on leaving, every parameter that was made within: in the store or below ``roots``."""
+    store = pyro.get_param_store()
+    state = store.get_state()
+    tables = [table for root in roots for module in root.modules() for table in _tables(module)]
+    before = [dict(table()) for table in tables]
     try:
-        fn.log_prob(fn.sample().clone())
-    except (KeyError, NotImplementedError):  # without an inverse it knows the last sample alone
-        return False
-    return True
+        yield
+    finally:
+        store.clear()
+        store.set_state(state)
+        for table, names in zip(tables, before, strict=True):
+            for name in set(table()) - set(names):
+                del table()[name]
 
 
-def line_of(site: Any) -> str:
-    """Say where a site was declared, as ``" (file.py:12)"``, if ``check`` ran the program."""
-    return str(site["infer"].get("line", ""))
+def _tables(module: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Give the tables in which a module keeps parameters, also those made at their first use."""
+    yield lambda: module._parameters
+    if isinstance(module, PyroModule):
+        context = module._pyro_context
+        yield lambda: module._pyro_params
+        yield lambda: context.param_state["params"]
+        yield lambda: context.param_state["constraints"]

@@ -24,29 +24,23 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.inference.objectives import Objective
-from pyro_vae.inference.program import (
-    Layout,
-    Program,
-    _latent_sites,
-    _observed_sites,
-    line_of,
-)
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import latent_sites, line_of, observed_sites
 from pyro_vae.inference.support import check_support
-from pyro_vae.inference.terms import SiteTerms, site_terms
+from pyro_vae.inference.terms import SiteTerms
 
 __all__ = ["check_loss", "check_objective", "refusal", "refusals"]
 
 _Rule = Callable[[Any, SiteTerms, Trace], str | None]
 
 
-def check_objective(objective: Any, program: Program, layout: Layout, *args: Tensor) -> None:
+def check_objective(objective: Any, probe: Probe) -> None:
     """Refuse an objective that cannot train a program, before the first step.
 
     Args:
         objective: An objective of ours or a ``pyro.infer.ELBO``; other functions are not checked.
-        program: The model and the guide.
-        layout: What ``program.check`` found.
-        args: A batch: the data, and labels where the program takes them.
+        probe: Of the program.
 
     Raises:
         ValueError: If it cannot; says why, and names the nearest objective that can.
@@ -58,15 +52,14 @@ def check_objective(objective: Any, program: Program, layout: Layout, *args: Ten
             f"{type(objective).__name__}: num_particles={objective.num_particles}: at least one "
             "sample is needed, without which there is no gradient; give 1 or more"
         )
-    rows = tuple(arg[:3] for arg in args)
-    with program.evaluating(seed=0), pyro.validation_enabled(False):
-        if isinstance(objective, Objective):
-            terms = objective.table(program, layout, *rows)
-            reason = _uneven_weights(terms) or objective.refusal(terms)
+    terms = probe.terms
+    with probe.looking():
+        if not isinstance(objective, Objective):
+            reason = _uneven_weights(terms) or _reason_of_pyros(objective, terms, probe.model_trace)
         else:
-            terms = site_terms(program, layout, *rows)
-            model_trace, _ = program.traces(*rows)
-            reason = _uneven_weights(terms) or _reason_of_pyros(objective, terms, model_trace)
+            if type(objective).table is not Objective.table:  # it looks in a way of its own
+                terms = objective.table(probe.program, probe.layout, *probe.rows)
+            reason = _uneven_weights(terms) or objective.refusal(terms)
     if reason is not None:
         raise ValueError(reason)
 
@@ -101,8 +94,8 @@ def check_loss(loss: Any, program: Program, *args: Any, **kwargs: Any) -> None:
 def _terms_of(model_trace: Trace, guide_trace: Trace) -> SiteTerms:
     """Return the table without its numbers, for a program of any shape."""
     nothing = torch.zeros(())
-    in_model = [name for name, _ in (*_latent_sites(model_trace), *_observed_sites(model_trace))]
-    in_guide = dict(_latent_sites(guide_trace))
+    in_model = [name for name, _ in (*latent_sites(model_trace), *observed_sites(model_trace))]
+    in_guide = dict(latent_sites(guide_trace))
     pathwise = {name: site["fn"].has_rsample for name, site in in_guide.items()}
     log_p, log_q = dict.fromkeys(in_model, nothing), dict.fromkeys(in_guide, nothing)
     return SiteTerms(log_p, log_q, {}, pathwise=pathwise)
@@ -136,16 +129,15 @@ def refusals(
         data: As in ``refusal``.
         objectives: What it might be fitted with, by name.
     """
-    program = Program(model, guide)
     try:
-        layout = program.check(*data)
-        check_support(program, layout, *data)
+        probe = Probe(Program(model, guide), *data)
+        check_support(probe, *data)
     except ValueError as reason:
         return dict.fromkeys(objectives, str(reason))
     found: dict[str, str | None] = {}
     for name, objective in objectives.items():
         try:
-            check_objective(objective, program, layout, *data)
+            check_objective(objective, probe)
             found[name] = None
         except ValueError as reason:
             found[name] = str(reason)
@@ -194,7 +186,7 @@ def _mean(weight: Any) -> float:
 
 
 def _enumerated(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
-    for name, site in _latent_sites(model_trace):
+    for name, site in latent_sites(model_trace):
         sites = [site, *(latent.guide for latent in terms.latents.get(name, ()))]
         if any(found["infer"].get("enumerate") for found in sites):
             return (
@@ -234,7 +226,7 @@ def _no_bound(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | Non
 
 
 def _scaled_weights(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
-    for name, site in [*_latent_sites(model_trace), *_observed_sites(model_trace)]:
+    for name, site in [*latent_sites(model_trace), *observed_sites(model_trace)]:
         scale = _mean(site["scale"])
         if not _alike(site["scale"], 1.0):
             return (

@@ -14,14 +14,9 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.inference.program import (
-    Program,
-    _latent_sites,
-    _Lines,
-    _observed_sites,
-    is_invertible,
-    line_of,
-)
+from pyro_vae.inference.probe import Lines
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import is_invertible, latent_sites, line_of, observed_sites
 
 __all__ = ["mixed_rows"]
 
@@ -56,7 +51,7 @@ def _found(program: Program, rows: tuple[Tensor, ...], copies: tuple[Tensor, ...
     for function in (program.guide, program.model):
         beside_others = _replayed(function, guide, rows)
         beside_copies = _replayed(function, _with_copies(guide), copies)
-        for name, site in (*_latent_sites(beside_others), *_observed_sites(beside_others)):
+        for name, site in (*latent_sites(beside_others), *observed_sites(beside_others)):
             if function is program.guide and not is_invertible(site["fn"]):
                 continue
             if not _same_first(site, beside_copies.nodes[name]):
@@ -71,14 +66,14 @@ def _found(program: Program, rows: tuple[Tensor, ...], copies: tuple[Tensor, ...
 
 def _replayed(function: Any, guide: Trace, args: tuple[Tensor, ...]) -> Trace:
     torch.manual_seed(0)
-    with _Lines():
+    with Lines():
         return poutine.trace(poutine.replay(function, trace=guide)).get_trace(*args)
 
 
 def _with_copies(guide: Trace) -> Trace:
     """Return a trace in which every latent has the value of the first datum for all data."""
     found = guide.copy()
-    for name, site in list(_latent_sites(found)):
+    for name, site in list(latent_sites(found)):
         dim = site["value"].dim() - 1 - len(site["fn"].event_shape)
         first = site["value"].narrow(dim, 0, 1)
         found.nodes[name] = {**site, "value": first.expand_as(site["value"]).contiguous()}

@@ -27,7 +27,8 @@ from pyro_vae.inference.objectives import (
     score,
     weighed_log_w,
 )
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import SiteTerms
 
 __all__ = ["NVIL", "RLOO", "VIMCO", "Baseline", "DisARM"]

@@ -7,27 +7,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.constraints import sphere
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae.inference.advice import Range, advice, described, range_of
-from pyro_vae.inference.observed import View, is_masked_out, observed_places, view_of
-from pyro_vae.inference.program import Layout, Program
-from pyro_vae.inference.terms import site_terms
+from pyro_vae.inference.probe import Probe, Spread
+from pyro_vae.inference.sites import View, is_masked_out, observed_places, view_of
 from pyro_vae.wording import part
 
 __all__ = ["Part", "check_support", "family_name", "observes_arguments"]
 
 _CHUNK_ELEMENTS = 2**22
-# Of bits, a single draw may be one of categories by chance.
-_ROWS_WITH_LATENTS = 64
+_FEWEST_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,7 @@ class Part:
         return f" (row {self.number(row)} of {whose})"
 
 
-def check_support(
-    program: Program, layout: Layout, *data: Tensor, part: Part | None = None
-) -> None:
+def check_support(probe: Probe, *data: Tensor, part: Part | None = None) -> None:
     """Check that what every site observes is finite and in its support, and latents in the prior's.
 
     All rows are looked at. Where a site observes an argument of the program, or a part of one, and
@@ -67,8 +61,7 @@ def check_support(
     the program is run on all rows. Masked places are not looked at, but by what no mask helps.
 
     Args:
-        program: The model and the guide.
-        layout: What ``program.check`` found.
+        probe: Of the program, on these data or on others like them.
         data: All observations, ``[N, *event_shape]``, and labels where the program takes them.
         part: What the rows are called in messages; by their numbers unless given.
 
@@ -78,40 +71,26 @@ def check_support(
             density has less precision than float32.
     """
     data = tuple(argument.contiguous() for argument in data)
-    few = _spread(data)
-    _check_precision(program, layout, *(argument[:2] for argument in few))
-    model_trace, guide_trace = _traces(program, few)
-    for name in layout.observed:
-        _Observed(program, name, model_trace.nodes[name], few, data).check(part or Part())
-    for name in layout.latents:
-        if name in model_trace.nodes:
-            _check_latent(name, model_trace.nodes[name]["fn"], guide_trace.nodes[name])
+    spread = probe.spread
+    if len(spread.rows[0]) < min(_FEWEST_AT_ONCE, len(data[0])):  # blocks have as many rows
+        spread = probe.spread_over(*data)
+    for name in probe.layout.observed:
+        _Observed(probe, name, spread, data).check(part or Part())
+    _check_precision(probe)  # of densities, which are errors of torch where data do not fit
+    for name in probe.layout.latents:
+        if name in spread.model_trace.nodes:
+            prior = spread.model_trace.nodes[name]["fn"]
+            _check_latent(name, prior, spread.guide_trace.nodes[name])
 
 
-def observes_arguments(program: Program, layout: Layout, *few: Tensor) -> bool:
+def observes_arguments(probe: Probe) -> bool:
     """Say whether every site observes an argument or a part of it, under bounds that stay."""
-    few = tuple(argument.contiguous() for argument in few)
-    nodes = _traces(program, few)[0].nodes
-    sites = (_Observed(program, name, nodes[name], few, few) for name in layout.observed)
+    sites = (_Observed(probe, name, probe.spread, probe.args) for name in probe.layout.observed)
     return all(site.view is not None for site in sites)
 
 
-def _spread(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return a few rows from first to last: neighbours may be alike where others are not."""
-    count = min(len(data[0]), _ROWS_WITH_LATENTS)
-    index = torch.linspace(0, len(data[0]) - 1, count, device=data[0].device).long()
-    return tuple(argument.index_select(0, index) for argument in data)
-
-
-def _traces(program: Program, rows: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
-    # Validation would stop at the encoder's NaN, before the data that caused it are named.
-    with program.evaluating(seed=0), pyro.validation_enabled(False):
-        return program.traces(*rows)
-
-
-def _check_precision(program: Program, layout: Layout, *few: Tensor) -> None:
-    with program.evaluating(seed=0), pyro.validation_enabled(False):
-        terms = site_terms(program, layout, *few)
+def _check_precision(probe: Probe) -> None:
+    terms = probe.terms
     for name, log_density in [*terms.log_p.items(), *terms.log_q.items()]:
         if log_density.dtype in (torch.bfloat16, torch.float16):
             kind = str(log_density.dtype).removeprefix("torch.")
@@ -125,25 +104,17 @@ class _Observed:
     """An observed site over all rows.
 
     Args:
-        program: The model and the guide.
+        probe: Of the program.
         name: Of the site.
-        site: Of a trace of ``few``.
-        few: The rows of that trace.
+        spread: A run on rows from first to last.
         data: All rows.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        name: str,
-        site: Any,
-        few: tuple[Tensor, ...],
-        data: tuple[Tensor, ...],
-    ) -> None:
-        self.program, self.name, self.site = program, name, site
-        self.few, self.data = few, data
+    def __init__(self, probe: Probe, name: str, spread: Spread, data: tuple[Tensor, ...]) -> None:
+        self.probe, self.name, self.few, self.data = probe, name, spread.rows, data
+        self.site = site = spread.model_trace.nodes[name]
         self.dim = site["value"].dim() - 1 - len(site["fn"].event_shape)
-        self.view = view_of(site, few) if _alike_for_all_rows(site) else None
+        self.view = view_of(site, self.few) if _alike_for_all_rows(site) else None
 
     def check(self, part: Part) -> None:
         """Hold all rows against the support; a support that is not stated holds them all."""
@@ -170,10 +141,12 @@ class _Observed:
 
     def _runs(self, begin: int, end: int) -> Iterator[tuple[int, Any]]:
         """Run the program on rows, a chunk at a time; yield where each begins, and its site."""
-        step = max(1, _CHUNK_ELEMENTS // max(1, _width(self.program, self.few)))
+        step = max(1, _CHUNK_ELEMENTS // max(1, _width(self.probe, self.few)))
         for start in range(begin, min(end, len(self.data[0])), step):
             stop = min(start + step, end)
-            model_trace, _ = _traces(self.program, tuple(arg[start:stop] for arg in self.data))
+            with self.probe.looking():
+                rows = tuple(arg[start:stop] for arg in self.data)
+                model_trace, _ = self.probe.program.traces(*rows)
             yield start, model_trace.nodes[self.name]
 
     def _check_rows(self, start: int, site: Any, part: Part) -> None:
@@ -202,10 +175,10 @@ class _Observed:
         return range_of(value if column is None else value[..., column] for value in values)
 
 
-def _width(program: Program, few: tuple[Tensor, ...]) -> int:
+def _width(probe: Probe, few: tuple[Tensor, ...]) -> int:
     """Return how many numbers for each row the largest tensor of a run has."""
-    with _Largest() as largest:
-        _traces(program, few)
+    with probe.looking(), _Largest() as largest:
+        probe.program.traces(*few)
     return largest.found // len(few[0])
 
 

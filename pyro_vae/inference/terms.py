@@ -15,17 +15,21 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.inference.program import (
-    Layout,
-    Program,
-    _data_frame,
-    _latent_sites,
-    _observed_sites,
-)
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout, data_frame, latent_sites, observed_sites
 from pyro_vae.inference.weights import Weighing, num_stood_for, site_weights
 from pyro_vae.wording import part
 
-__all__ = ["SiteTerms", "log_densities", "site_terms"]
+__all__ = [
+    "LatentSite",
+    "SiteTerms",
+    "log_densities",
+    "mean_of",
+    "rows_first",
+    "site_terms",
+    "terms_of",
+    "units_of",
+]
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class LatentSite:
     def _units(self) -> tuple[Any, Any] | None:
         if self.model is None or self.guide["mask"] is not None or self.model["mask"] is not None:
             return None
-        guide, model = _of_units(self.guide["fn"]), _of_units(self._prior())
+        guide, model = units_of(self.guide["fn"]), units_of(self._prior())
         return None if guide is None or model is None else (guide, model)
 
     def value(self) -> Tensor:
@@ -196,12 +200,22 @@ class LatentSite:
     @property
     def full_size(self) -> int | None:
         """How many data the batch is taken from; None if the plate stands for the batch alone."""
-        frame = _data_frame(self.guide)
+        frame = data_frame(self.guide)
         return None if frame.full_size == frame.size else int(frame.full_size)
+
+    def mean(self) -> Tensor | None:
+        """Return the mean in the guide, ``[S, B, *event_shape]``; None if it is not known."""
+        mean = mean_of(self.guide["fn"])
+        return None if mean is None else _data_first(self.guide, mean, self.shape, self.nesting)
+
+    def has_exact_units(self) -> bool:
+        """Whether each unit's KL is closed, or there is none of a unit by itself."""
+        units = self._units()
+        return units is None or _closed_kl(*units) is not None
 
     def posterior_units(self) -> Any:
         """Return the guide's distribution over each unit; None if the units are not independent."""
-        return _of_units(self.guide["fn"])
+        return units_of(self.guide["fn"])
 
 
 def _closed_kl(posterior: Any, prior: Any) -> Tensor | None:
@@ -216,13 +230,25 @@ def _closed_kl(posterior: Any, prior: Any) -> Tensor | None:
         return None
 
 
-def _of_units(fn: Any) -> Any:
-    """Return the distribution whose batch holds the units of an event; None if it has none."""
-    if not fn.event_shape:
-        return fn
-    if not isinstance(fn, Independent) or fn.base_dist.event_shape:
+def units_of(fn: Any) -> Any:
+    """Return the distribution of the single numbers; None where they are not independent."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return None if fn.event_shape else fn
+
+
+def mean_of(fn: Any) -> Tensor | None:
+    """Return the mean of a distribution; None where it has none or the mean is not finite."""
+    try:
+        mean = fn.mean
+    except (NotImplementedError, AttributeError):
         return None
-    return fn.base_dist
+    return mean if bool(torch.isfinite(mean).all()) else None
+
+
+def rows_first(value: Tensor, event_dim: int, *, leading: int = 0) -> Tensor:
+    """Move the dimension of the data, last before the event, behind ``leading`` others."""
+    return value.movedim(-1 - event_dim, leading)
 
 
 def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int = 1) -> SiteTerms:
@@ -230,7 +256,7 @@ def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int 
 
     Args:
         program: The model and the guide.
-        layout: What ``program.check`` found.
+        layout: Of the program.
         args: A batch of B data (and labels where the program takes them).
         num_particles: S, the number of samples of the latents for each datum; drawn at once
             where the program vectorizes, one after the other otherwise.
@@ -259,21 +285,33 @@ def _table(
 ) -> SiteTerms:
     nesting = layout.max_plate_nesting
     with Weighing():
-        model_trace, guide_trace = program.traces(
-            *args, num_particles=num_particles, max_plate_nesting=nesting
-        )
-    for name, site in _latent_sites(guide_trace):
+        traces = program.traces(*args, num_particles=num_particles, max_plate_nesting=nesting)
+    return terms_of(*traces, (num_particles or 1, len(args[0])), layout)
+
+
+def terms_of(
+    model_trace: Trace, guide_trace: Trace, shape: tuple[int, int], layout: Layout
+) -> SiteTerms:
+    """Return the table of a run.
+
+    Args:
+        model_trace: Of the model, run under ``Weighing``.
+        guide_trace: Of the guide, likewise.
+        shape: S and B: particles, 1 where there is no dimension of them, and data.
+        layout: Of the program.
+    """
+    nesting = layout.max_plate_nesting
+    for name, site in latent_sites(guide_trace):
         _check_density(name, site["fn"])
-    shape = (num_particles or 1, len(args[0]))
     log_q = log_densities(guide_trace, shape, nesting)
     log_p = log_densities(model_trace, shape, nesting)
     latents = {
         name: LatentSite(site, model_trace.nodes.get(name), shape, nesting)
-        for name, site in _latent_sites(guide_trace)
+        for name, site in latent_sites(guide_trace)
     }
     values = {name: site.value() for name, site in latents.items()}
     sites = {name: model_trace.nodes[name] for name in log_p}
-    weights = site_weights(sites, {n: guide_trace.nodes[n] for n in log_q}, len(args[0]))
+    weights = site_weights(sites, {n: guide_trace.nodes[n] for n in log_q}, shape[1])
     return SiteTerms(
         log_p,
         log_q,
@@ -307,7 +345,7 @@ def log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[st
         shape: S and B: particles, 1 where there is no dimension of them, and data.
         nesting: The depth of the program's innermost plate.
     """
-    sites = [*_latent_sites(trace), *_observed_sites(trace)]
+    sites = [*latent_sites(trace), *observed_sites(trace)]
     return {name: _per_datum(_log_density(site), shape, nesting) for name, site in sites}
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.importance import reweighed
 from pyro_vae.inference.objectives import Bound, Objective, data_weight, log_mean_exp, weighed
-from pyro_vae.inference.observed import dreamt
-from pyro_vae.inference.program import Layout, Program, ProgramError
+from pyro_vae.inference.program import Program, ProgramError
+from pyro_vae.inference.sites import Layout, dreamt
 from pyro_vae.inference.terms import SiteTerms, log_densities
 
 __all__ = ["RWS", "TVO", "RWSDReG"]

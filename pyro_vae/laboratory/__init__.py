@@ -3,6 +3,6 @@
 from pyro_vae.laboratory.aggressive import Aggressive
 from pyro_vae.laboratory.comparison import compare
 from pyro_vae.laboratory.comparison_record import Comparison
-from pyro_vae.laboratory.gradients import Estimate, Gradients, draw_gradients
+from pyro_vae.laboratory.gradients import Gradients, draw_gradients
 
-__all__ = ["Aggressive", "Comparison", "Estimate", "Gradients", "compare", "draw_gradients"]
+__all__ = ["Aggressive", "Comparison", "Gradients", "compare", "draw_gradients"]

@@ -47,10 +47,12 @@ from pyro_vae.engine.given import Given, program_and_data
 from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
-from pyro_vae.evaluation.batching import batches, check_counts
+from pyro_vae.evaluation.batching import batches, check_counts, double
+from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.likelihood import elbo, importance_sampling
 from pyro_vae.fitting import fit
 from pyro_vae.inference.objectives import Objective
+from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.schedules import Constant
@@ -62,7 +64,7 @@ from pyro_vae.laboratory.comparison_record import (
     Row,
     named,
 )
-from pyro_vae.laboratory.gradients import Estimate, Gradients, draw_gradients, own_bound
+from pyro_vae.laboratory.gradients import Gradients, draw_gradients, own_bound
 from pyro_vae.laboratory.snapshots import Snapshots, Weights, steps_of_a_curve
 
 __all__ = ["compare"]
@@ -172,7 +174,8 @@ class _Laboratory:
             module.to(self.device)
             module.train()
         self.test = self._rows(self.data.test, OBSERVATION_SEED + 2)
-        self.layout = self.program.check(*self.test)
+        self.probe = Probe(self.program, *self.test)
+        self.layout = self.probe.layout
         self.weights = Weights(self.program, self._parameters())
 
     @contextmanager
@@ -230,7 +233,7 @@ class _Laboratory:
         """Let a new program start at the data as in ``fit``, once for all objectives."""
         rows = representative(self.data.train, self.observation, device=self.device)
         labelled = takes_labels(self.program.model)
-        meet_data(self.program, self.layout, *arguments(rows, labelled))
+        meet_data(self.probe, *arguments(rows, labelled))
 
     def _rows(self, data: Data, seed: int) -> tuple[Tensor, ...]:
         seen = observe_once(data, self.observation, seed=seed, device=self.device)
@@ -250,7 +253,7 @@ class _Laboratory:
         for name, objective in objectives.items():
             able[name] = fitted_objective(objective, self.layout, len(self.data.train))
             with _failing(rows, able, name):
-                check_objective(able[name], self.program, self.layout, *batch)
+                check_objective(able[name], self.probe)
         _require_one(rows, able)
         return able
 
@@ -359,11 +362,9 @@ class _Laboratory:
                 model, guide, *self.test, num_samples=self.num_samples, seed=self.seed,
                 engine=self.setting["engine"],
             )  # fmt: skip
-            of_bound = Estimate(bound.elbo_nats, bound.standard_error)
-            of_log_p = Estimate(found.mean, found.standard_error)
             points[step] = Point(
-                step, step * seconds, of_bound, of_log_p,
-                rate_nats=bound.rate_nats, distortion_nats=bound.distortion_nats,
+                step, step * seconds, bound.elbo_nats, found.mean,
+                rate_nats=bound.rate_nats.value, distortion_nats=bound.distortion_nats.value,
             )  # fmt: skip
             each[step] = found.log_p
         return points, each
@@ -377,7 +378,7 @@ class _Laboratory:
                 objective.value(objective.table(self.program, self.layout, *rows))
                 for rows in batches(self.test, self.setting["batch_size"])
             ]
-        return _mean(torch.cat(values))
+        return Estimate.of(double(torch.cat(values)))
 
     def _settings(
         self,
@@ -447,11 +448,6 @@ def _median(values: list[float]) -> Estimate:
     return Estimate(middle, math.sqrt(math.pi / 2) * spread / math.sqrt(len(values)))
 
 
-def _mean(values: Tensor) -> Estimate:
-    values = values.double().cpu()
-    return Estimate(float(values.mean()), float(values.std() / math.sqrt(len(values))))
-
-
 def _against_first(
     rows: dict[str, Row], log_p: dict[str, dict[str, Tensor]], times: dict[str, list[float]]
 ) -> list[Row]:
@@ -461,7 +457,7 @@ def _against_first(
         ratios = [own / other for own, other in zip(times[name], times[base], strict=True)]
         changes: dict[str, Any] = {"time_ratio": _median(ratios)}
         for place, values in found.items():
-            gain = _mean(values.double() - log_p[base][place].double())
+            gain = Estimate.of(double(values) - double(log_p[base][place]))
             point = {**vars(getattr(rows[name], place)), "gain_nats": gain}
             changes[place] = Point(**point)
         rows[name] = _changed(rows[name], **changes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro.infer import ELBO
 
-from pyro_vae.laboratory.gradients import Estimate
+from pyro_vae.evaluation.estimates import Estimate
 
 __all__ = ["Comparison", "PartOfGradient", "Point", "Row", "described", "named", "text"]
 
@@ -278,7 +278,7 @@ def _places(error: float) -> int:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
-        return _plain(value._asdict())
+        return _plain({"value": value.value, "standard_error": value.standard_error})
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -28,30 +28,27 @@ from torch import Tensor
 
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.svi import SVI
-from pyro_vae.evaluation.batching import check_counts, checked
-from pyro_vae.evaluation.doors import judges
+from pyro_vae.evaluation.batching import check_counts
+from pyro_vae.evaluation.estimates import Estimate, Result
+from pyro_vae.evaluation.judging import judges
 from pyro_vae.inference import objectives
 from pyro_vae.inference.detached import reached
 from pyro_vae.inference.importance import Renyi
 from pyro_vae.inference.objectives import Objective, data_scale
-from pyro_vae.inference.program import Layout, Program
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
-__all__ = ["Estimate", "Gradients", "OwnBound", "draw_gradients", "own_bound"]
+__all__ = ["Gradients", "OwnBound", "draw_gradients", "own_bound"]
 
 PARTS = ("model", "guide")
+_SQUARED = "squared nats per datum"
 _OF_PYRO = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
 
 
-class Estimate(NamedTuple):
-    """A number and its standard error, in the number's own unit."""
-
-    value: float
-    standard_error: float
-
-
-@dataclass(frozen=True, eq=False)
-class Gradients:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gradients(Result):
     r"""Gradients of one objective at the same weights and data, under new noise each time.
 
     Of the bound, upwards, in nats per datum and unit of a parameter. P is the number of entries
@@ -112,7 +109,9 @@ class Gradients:
 
     def total_variance(self) -> Estimate:
         """Return the variance summed over entries, in squared nats per datum."""
-        return _jackknife(lambda groups: float(self._variance(groups).sum()), len(self.means))
+        return _jackknife(
+            lambda groups: float(self._variance(groups).sum()), len(self.means), _SQUARED
+        )
 
     def relative_bias(self, reference: Gradients) -> Estimate:
         r"""Return how far the mean is from a reference's, in units of the latter's length.
@@ -146,7 +145,8 @@ class Gradients:
             length = _between(lengths, groups)
             return _between(products, groups) / length if length > 0 else math.nan
 
-        square, error = _jackknife(squared, len(self.means))
+        square = _jackknife(squared, len(self.means))
+        error = square.standard_error
         if math.isnan(square) or math.isnan(error):
             return Estimate(math.nan, math.nan)
         largest = max(square, error)
@@ -164,8 +164,7 @@ class Gradients:
 
 @judges
 def draw_gradients(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    probe: Probe,
     objective: ELBO,
     x: Tensor,
     *labels: Tensor,
@@ -181,8 +180,7 @@ def draw_gradients(
     many steps.
 
     Args:
-        model: Declares p(x, z).
-        guide: Declares q(z | x).
+        probe: The program: ``vae``, or ``model, guide``.
         objective: An objective of ours or a ``pyro.infer.ELBO``.
         x: A batch, ``[B, *event_shape]``.
         labels: ``[B, ...]`` each, where the program takes them.
@@ -194,16 +192,15 @@ def draw_gradients(
     Raises:
         ValueError: If there are fewer than 3 groups of 2, or the program breaks the convention.
     """
-    args = checked(x, *labels)
+    args = (x, *labels)
     check_counts(num_repeats=num_repeats, num_groups=num_groups)
     if num_groups < 3 or num_repeats < 2 * num_groups:
         raise ValueError(
             f"num_repeats={num_repeats}, num_groups={num_groups}: standard errors take 3 groups "
             "of 2 gradients or more"
         )
-    program = Program(model, guide)
-    layout = program.check(*args)
-    svi = SVI(model, guide, adam, objective, engine=engine)
+    program, layout = probe.program, probe.layout
+    svi = SVI(program.model, program.guide, adam, objective, engine=engine)
     with _aside(program, args[0].device, seed):
         svi.meet_parameters(*args)
         entries = _entries(program, layout, args, svi)
@@ -348,10 +345,10 @@ def _between(products: Tensor, groups: Tensor) -> float:
     return float((inner.sum() - inner.diagonal().sum()) / (num * (num - 1)))
 
 
-def _jackknife(statistic: Callable[[Tensor], float], num_groups: int) -> Estimate:
+def _jackknife(statistic: Callable[[Tensor], float], num_groups: int, unit: str = "") -> Estimate:
     groups = torch.arange(num_groups)
     without = torch.tensor(
         [statistic(groups[groups != left]) for left in range(num_groups)], dtype=torch.float64
     )
     spread = (without - without.mean()).square().sum() * (num_groups - 1) / num_groups
-    return Estimate(statistic(groups), float(spread.sqrt()))
+    return Estimate(statistic(groups), float(spread.sqrt()), unit)

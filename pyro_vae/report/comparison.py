@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.laboratory.comparison_record import Comparison, Row
-from pyro_vae.laboratory.gradients import Estimate
 from pyro_vae.report.plots import CLASSES, INK, LINE, SOFT, new_figure, panel
 
 __all__ = ["compared"]

@@ -1,4 +1,4 @@
-"""Find what the observed sites of a program observe, and where in its arguments that is."""
+"""Find the sites of traced programs, what they observe, and where in the arguments that is."""
 
 from __future__ import annotations
 
@@ -7,12 +7,109 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pyro import poutine
 from pyro.distributions import MaskedDistribution
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.inference.program import Layout, ProgramError, line_of
+from pyro_vae.inference.explaining import ProgramError
 
-__all__ = ["View", "dreamt", "is_masked_out", "observed_places", "view_of"]
+__all__ = [
+    "Layout",
+    "View",
+    "data_frame",
+    "dreamt",
+    "is_invertible",
+    "is_masked_out",
+    "latent_sites",
+    "line_of",
+    "observed_places",
+    "observed_sites",
+    "view_of",
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one run of a program showed.
+
+    Attributes:
+        latents: The latent sites, in the order of the guide.
+        observed: The sites that observe data, in the order of the model.
+        max_plate_nesting: The depth of the innermost plate, 1 where "data" is the only one.
+        vectorizes: Whether an extra dimension of particles on the left leaves every log-density
+            what it is one particle at a time.
+        full_size: How many data the plate stands for, where a batch is a subsample of them;
+            Pyro's losses are then sums over all of those. None: of the batch alone.
+        sampled_plate: A plate inside a datum that takes some of its elements at random; None: none.
+    """
+
+    latents: tuple[str, ...]
+    observed: tuple[str, ...]
+    max_plate_nesting: int
+    vectorizes: bool
+    full_size: int | None = None
+    sampled_plate: str | None = None
+
+    def sampled_weights(self, what: str) -> str | None:
+        """Say why a power of the density would not have the mean of all elements; None if it has.
+
+        Args:
+            what: What takes the density to a power, such as "IWAE".
+        """
+        if self.sampled_plate is None:
+            return None
+        return (
+            f"the plate {self.sampled_plate!r} inside a datum takes some elements at random: "
+            f"log p(x, z) then has the mean of all of them, but not p(x, z), of which {what} is "
+            "made; take the plate whole (leave subsample_size out), or use ELBO"
+        )
+
+
+def latent_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
+    """Yield the sites that a run sampled, by name."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and not _is_subsample(site):
+            yield name, site
+
+
+def observed_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
+    """Yield the sites that a run observed, by name."""
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or not site["is_observed"] or _is_subsample(site):
+            continue
+        if not site["infer"].get("_deterministic"):  # a record of a value, of density one
+            yield name, site
+
+
+def _is_subsample(site: Any) -> bool:
+    return bool(poutine.util.site_is_subsample(site))
+
+
+def data_frame(site: Any) -> Any:
+    """Return the plate of the data that a site is in; None if it is in none."""
+    frames = [f for f in site["cond_indep_stack"] if f.name == "data" and f.dim == -1]
+    return frames[0] if frames else None
+
+
+def is_invertible(fn: Any) -> bool:
+    """Whether a distribution can score values that it has not just drawn, and exactly so."""
+    while not hasattr(fn, "transforms") and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if any(
+        getattr(transform, "autoregressive", False) for transform in getattr(fn, "transforms", ())
+    ):
+        return False
+    try:
+        fn.log_prob(fn.sample().clone())
+    except (KeyError, NotImplementedError):  # without an inverse it knows the last sample alone
+        return False
+    return True
+
+
+def line_of(site: Any) -> str:
+    """Say where a site was declared, as ``" (file.py:12)"``, if ``check`` ran the program."""
+    return str(site["infer"].get("line", ""))
 
 
 @dataclass(frozen=True)
@@ -102,7 +199,7 @@ def dreamt(dream: Any, layout: Layout, args: tuple[Any, ...], *, what: str, mend
     Args:
         dream: The trace of a model whose observed sites were sampled, with what they observe at
             ``site["infer"]["obs"]``, as ``poutine.uncondition`` leaves it.
-        layout: What ``program.check`` found.
+        layout: Of the program.
         args: What the model was called with.
         what: Who needs the data, for the message.
         mend: What does without.

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_vae.inference import Program, ProgramError
-from pyro_vae.inference.observed import dreamt, view_of
+from pyro_vae.inference import Probe, Program, ProgramError
+from pyro_vae.inference.sites import dreamt, view_of
 
 # What a site is given, of x [N, 4, 6], and how many dimensions stand before the data.
 PARTS = {
@@ -77,7 +77,7 @@ def guide(x):
 def test_a_dream_takes_the_place_of_what_was_observed(part, left: int) -> None:
     x = torch.randn(5, 4, 6)
     model = model_of(part, left)
-    layout = Program(model, guide).check(x)
+    layout = Probe(Program(model, guide), x).layout
     dream = poutine.trace(poutine.uncondition(model)).get_trace(x)
     (found,) = dreamt(dream, layout, (x,), what="a test", mend="no test")
     assert torch.equal(part(found), dream.nodes["y"]["value"])
@@ -88,7 +88,7 @@ def test_a_dream_takes_the_place_of_what_was_observed(part, left: int) -> None:
 def test_a_dream_of_what_is_computed_is_refused() -> None:
     x = torch.randn(5, 4, 6)
     model = model_of(lambda x: x.exp(), 0)
-    layout = Program(model, guide).check(x)
+    layout = Probe(Program(model, guide), x).layout
     dream = poutine.trace(poutine.uncondition(model)).get_trace(x)
     with pytest.raises(ProgramError, match=r"a test, but .* at 'y' .*obs=x.*or do no test"):
         dreamt(dream, layout, (x,), what="a test", mend="do no test")

@@ -1,0 +1,181 @@
+"""Take programs as ``fit`` takes them, and data of any kind of array, for evaluations."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_vae.arguments import door_of
+from pyro_vae.inference.explaining import explaining
+from pyro_vae.inference.probe import Probe
+from pyro_vae.inference.program import EXCLUSIVE, Program
+
+__all__ = ["Prior", "generates", "judges", "judges_from_prior"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Function = Callable[Concatenate[Probe, _P], _R]
+
+_X = ("x", "x_like", "x_start")  # the data of a function; what else is data follows them
+
+
+class Prior(Program):
+    """A model without a guide: its own prior is one.
+
+    Args:
+        model: Declares p(x, z).
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        def prior(*args: Any) -> None:
+            with poutine.block(hide_fn=lambda msg: msg["is_observed"] and msg["type"] == "sample"):
+                model(*args)
+
+        super().__init__(model, prior)
+
+
+def judges(function: _Function[_P, _R]) -> Callable[..., _R]:
+    """Let a function of a probe and of data be called as ``fit`` is.
+
+    ``function(vae, x)``, ``function(model, guide, x)``, or with a probe, which spares another look
+    at the program. Arguments are checked; arrays and lists become tensors on the device of the
+    program's parameters. Numbers of another type than the parameters' become that type where the
+    program cannot be run on them as they are: symbols stay whole numbers where a program wants
+    these.
+
+    Raises:
+        TypeError: As in ``at_the_door``.
+        ValueError: Likewise, if the data are unusable, or the program breaks the convention.
+    """
+    return _judging(function, Callable[..., Any])
+
+
+def judges_from_prior(function: _Function[_P, _R]) -> Callable[..., _R]:
+    """As ``judges``, for functions that do without a guide: None takes the prior for one."""
+    return _judging(function, Callable[..., Any] | None)
+
+
+def generates(function: _Function[_P, _R]) -> Callable[..., _R]:
+    """As ``judges``, for functions of the model alone: ``function(model, x)``."""
+    return _judging(function, None)
+
+
+def _judging(function: _Function[_P, _R], guide: Any) -> Callable[..., _R]:
+    rest = [*inspect.signature(function).parameters.values()][1:]
+    own = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    others = [] if guide is None else [own.replace(name="guide")]
+    public = inspect.Signature([own, *others, *rest])
+    bound = door_of(function, public, {"model": Callable[..., Any], "guide": guide})
+
+    @functools.wraps(function)
+    def judged(*args: Any, **kwargs: Any) -> _R:
+        probe, args, kwargs = _parted(args, kwargs, with_guide=guide is not None)
+        given = bound(args, kwargs).arguments
+        functions = given.pop("model"), given.pop("guide", None)
+        with EXCLUSIVE:
+            program = _program(*functions) if probe is None else probe.program
+            with explaining("the program cannot be judged", program.reachable):
+                _place(given, program)
+                names = [name for name in _X if name in given]
+                probe = _looked_at(probe or program, given, names[0])
+                call = inspect.Signature(rest).bind_partial()
+                call.arguments.update(given)
+                return function(probe, *call.args, **call.kwargs)
+
+    judged.__signature__ = public  # type: ignore[attr-defined]
+    return judged
+
+
+def _parted(
+    args: tuple[Any, ...], kwargs: dict[str, Any], *, with_guide: bool
+) -> tuple[Probe | None, tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with model and guide apart, and the probe if it is one."""
+    if "model" in kwargs and not args:
+        kwargs = dict(kwargs)
+        args = (kwargs.pop("model"),)
+    if not args:
+        return None, args, kwargs
+    first, *others = args
+    probe = first if isinstance(first, Probe) else None
+    first = first.program if isinstance(first, Probe) else first
+    apart = (bool(others) and _is_guide(others[0])) or "guide" in kwargs
+    pair = first if isinstance(first, tuple) and len(first) == 2 else None
+    if isinstance(first, type):
+        pair = (first, first)  # it is told at the door that it is to be built
+    elif pair is None and hasattr(first, "model") and hasattr(first, "guide"):
+        pair = (first.model, first.guide)
+    if pair is not None and not (apart and with_guide):
+        return probe, (*pair[: 1 + with_guide], *others), kwargs
+    if apart and not with_guide and others:
+        others = others[1:]
+    return probe, (first, *others), kwargs
+
+
+def _is_guide(value: Any) -> bool:
+    return value is None or (callable(value) and not isinstance(value, ELBO))
+
+
+def _program(model: Callable[..., Any], guide: Callable[..., Any] | None) -> Program:
+    return Prior(model) if guide is None else Program(model, guide)
+
+
+def _place(given: dict[str, Any], program: Program) -> None:
+    """Check data and labels against each other, and move them to the program's device."""
+    labels = tuple(given.get("labels", ()))
+    parameter = _parameter(program)
+    for name in (*_X, "x_end"):
+        if name in given:
+            _check_rows(given[name], labels)
+            if parameter is not None:
+                given[name] = given[name].to(parameter.device)
+    if labels and parameter is not None:
+        given["labels"] = tuple(label.to(parameter.device) for label in labels)
+
+
+def _check_rows(x: Tensor, labels: tuple[Tensor, ...]) -> None:
+    for name, arg in (("x", x), *(("labels", label) for label in labels)):
+        if arg.dim() == 0:
+            raise ValueError(f"{name} is a single number: expected one row for each datum")
+    if len(x) == 0:
+        raise ValueError(f"x is empty, of shape {tuple(x.shape)}: give at least one datum")
+    for label in labels:
+        if len(label) != len(x):
+            raise ValueError(f"there are {len(label)} labels for {len(x)} data: give one for each")
+
+
+def _looked_at(program: Program | Probe, given: dict[str, Any], name: str) -> Probe:
+    """Look at a program on the data, in the type of numbers that it takes; change them to it."""
+    x, labels = given[name], tuple(given.get("labels", ()))
+    if isinstance(program, Probe):
+        probe = program
+        given[name] = x.to(probe.rows[0].dtype)
+    else:
+        probe = _look(program, x, labels)
+        given[name] = x.to(probe.rows[0].dtype)
+    if "x_end" in given:
+        given["x_end"] = given["x_end"].to(given[name].dtype)
+    return probe
+
+
+def _look(program: Program, x: Tensor, labels: tuple[Tensor, ...]) -> Probe:
+    parameter = _parameter(program)
+    if parameter is None or x.dtype == parameter.dtype or isinstance(program, Prior):
+        return Probe(program, x, *labels)
+    try:
+        return Probe(program, x, *labels)
+    except ValueError:
+        return Probe(program, x.to(parameter.dtype), *labels)
+
+
+def _parameter(program: Program) -> Tensor | None:
+    """Return a parameter that tells type and device; None where there is none."""
+    held = (p for module in program.reachable for p in module.parameters())
+    found = next((p for p in held if p.is_floating_point()), None)
+    return None if found is None or torch.nn.parameter.is_lazy(found) else found
