@@ -130,7 +130,8 @@ def drawn(num, size, generator):
 @pytest.mark.parametrize("name", ["snr", "total_variance"])
 def test_the_standard_errors_are_those_of_repetition(name):
     generator = torch.Generator().manual_seed(1)
-    found = torch.tensor([getattr(drawn(1000, 5, generator), name)() for _ in range(300)])
+    runs = [getattr(drawn(1000, 5, generator), name)() for _ in range(300)]
+    found = torch.tensor([(run.value, run.standard_error) for run in runs])
     told = found[:, 1].square().mean().sqrt()
     assert told / found[:, 0].std() == pytest.approx(1, rel=0.15)
 

@@ -142,7 +142,10 @@ def _place(given: dict[str, Any], program: Program) -> None:
 def _check_rows(x: Tensor, labels: tuple[Tensor, ...]) -> None:
     for name, arg in (("x", x), *(("labels", label) for label in labels)):
         if arg.dim() == 0:
-            raise ValueError(f"{name} is a single number: expected one row for each datum")
+            raise ValueError(
+                f"{name} is {type(arg).__name__}: expected a tensor with one row for each datum "
+                "(torch.as_tensor makes one)"
+            )
     if len(x) == 0:
         raise ValueError(f"x is empty, of shape {tuple(x.shape)}: give at least one datum")
     for label in labels:
