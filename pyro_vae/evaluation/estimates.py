@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -25,14 +25,14 @@ class Estimate(float):
     standard_error: float
     unit: str
 
-    def __new__(cls, value: float, standard_error: float = math.nan, unit: str = "") -> Self:
+    def __new__(cls, value: float, standard_error: float = math.nan, unit: str = "") -> Estimate:
         """Make an estimate of three."""
         made = super().__new__(cls, value)
         made.standard_error, made.unit = float(standard_error), unit
         return made
 
     @classmethod
-    def of(cls, per_datum: Tensor, unit: str = NATS) -> Self:
+    def of(cls, per_datum: Tensor, unit: str = NATS) -> Estimate:
         """Return the mean over the data, ``[N]``.
 
         Its standard error as the average over the population that the data come from is the

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -191,7 +191,7 @@ class Handler(Messenger):
         self.sites = checked_names(sites)
         self._looks: Partial | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Handler:
         """Look at which sites there are, unless whoever runs the program does."""
         around = runtime._PYRO_STACK
         if self.sites is not None and not any(isinstance(h, (Named, OwnNames)) for h in around):
@@ -306,7 +306,7 @@ class Frozen(Handler):
         self.frozen = modules
         self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Frozen:
         """Put tensors without gradients in the place of the parameters."""
         for named in Named.around():
             named.watch(self.frozen)
