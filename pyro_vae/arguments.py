@@ -33,6 +33,10 @@ LARGEST_COUNT = 10**8
 _COUNTS = ("num_", "max_", "batch_size", "epochs", "patience", "warm_up_epochs")
 
 
+class ArgumentError(TypeError):
+    """An argument of another kind than a signature says, or one that is missing or unknown."""
+
+
 class _Unfit(Exception):
     """What an argument is expected to be, and how to make it so; ``args`` holds the two."""
 
@@ -104,6 +108,8 @@ def built(name: str, builder: Callable[..., Any], kind: type[_T], *shapes: tuple
     _refuse_built(name, builder, kind)
     try:
         made = builder(*shapes)
+    except ArgumentError:
+        raise
     except (TypeError, AttributeError, RuntimeError, IndexError, KeyError) as error:
         raise TypeError(
             f"{name}={shown(builder)} cannot build a {kind.__name__} from "
@@ -180,7 +186,7 @@ def _bound(
             for name, p in signature.parameters.items()
             if name not in ("self", "cls")
         )
-        raise TypeError(f"{own}: {error}; it takes {names}") from None
+        raise ArgumentError(f"{own}: {error}; it takes {names}") from None
 
 
 def _taken(own: str, name: str, value: Any, hint: Any) -> Any:
@@ -189,7 +195,7 @@ def _taken(own: str, name: str, value: Any, hint: Any) -> Any:
     except _Unfit as unfit:
         expected, mend = unfit.args
         mend = f"; {mend}" if mend else ""
-        raise TypeError(f"{own}: {name}={shown(value)}: expected {expected}{mend}") from None
+        raise ArgumentError(f"{own}: {name}={shown(value)}: expected {expected}{mend}") from None
     if isinstance(taken, float) and math.isnan(taken):
         raise ValueError(f"{own}: {name}=nan: give a number")
     if isinstance(taken, int) and name.startswith(_COUNTS) and taken > LARGEST_COUNT:

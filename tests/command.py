@@ -12,7 +12,7 @@ import numpy as np
 from pyro_vae.cli import main
 
 SCALE = ["--epochs", "2", "--batch-size", "8", "--latent", "2", "--num-samples", "2"]
-TINY = [*SCALE, "--network.hidden", "[8]", "--device", "cpu"]
+TINY = [*SCALE, "--network", "MLP(hidden=[8])", "--device", "cpu"]
 SCRIPT = Path(sys.executable).with_name("pyro-vae")
 
 PROGRAM = """

@@ -25,7 +25,7 @@ FILES = {"comparison.json", *PICTURES, "config.yaml", "report.html"}
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     write_data(path)
-    (path / "mine.py").write_text(PROGRAM)
+    (path / "compared_program.py").write_text(PROGRAM)
     (path / "bounds.py").write_text(
         "from pyro_vae.inference import ELBO\n\nclass MyBound(ELBO):\n    pass\n"
     )
@@ -93,7 +93,7 @@ def test_its_configuration_makes_it_again(folder, tmp_path):
 def test_a_program_and_an_objective_of_ones_own(folder, tmp_path):
     status = main(
         ["compare", *[w for w in TINY if w not in ("--network.hidden", "[8]")], "--data",
-         str(folder / "real.npy"), "--model", f"{folder}/mine.py:MyVAE",
+         str(folder / "real.npy"), "--model", f"{folder}/compared_program.py:MyVAE",
          "--out", str(tmp_path / "o"), "--objectives", "ELBO",
          f"{folder}/bounds.py:MyBound(num_particles=2)"]
     )  # fmt: skip
@@ -155,7 +155,7 @@ def test_arguments_are_those_of_pyros_bases_too():
     [
         (["--objectives"], "--objectives: the list is empty; name at least one"),
         (["--objectives", "[]"], "--objectives: the list is empty"),
-        (["--objectives", "ELBO", "IWEA"], "--objectives IWEA: no such part; did you mean IWAE?"),
+        (["--objectives", "ELBO", "IWEA"], "--objectives IWEA: no such part (did you mean IWAE?)"),
         (["--objectives", "IWAE(num_particles=0)"], "num_particles=0: at least one sample"),
         (["--objectives", "IWAE(particles=3)"], "no argument 'particles'; did you mean num_part"),
         (["--objectives", "IWAE(1, 2, 3)"], "too many arguments; it takes num_particles"),

@@ -135,7 +135,7 @@ def test_several_sites_are_judged_drawn_and_sampled_by_name(data, capsys) -> Non
     assert set(by_site) == {"image", "bright"}
     assert sum(by_site.values()) == pytest.approx(results["test_distortion_nats"])
     assert results["bits_per_dim"] is None
-    assert "distortion of bright (nats per datum)" in shown.out
+    assert "distortion, reconstruction NLL of bright (nats per datum)" in shown.out
     assert drawn() >= {f"{name}_image" for name in IMAGES}
     assert drawn() >= {"reconstructions_other", "samples_other"}
     assert main(["sample", "run", "--num", "5", "--model", "programs_Several.py:Several"]) == 0

@@ -294,6 +294,9 @@ def test_a_copy_of_an_object_has_parameters_of_its_own():
 
 # -------------------------------------------------------------------------- trained, then judged
 
+# Guides of a few lines that do without data: what is tested is the model's parameter.
+pytestmark = pytest.mark.filterwarnings("ignore:the guide is the same for every datum")
+
 DATA = 5 + 0.1 * torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
 SGD = functools.partial(torch.optim.SGD, lr=1e-4)
 

@@ -98,7 +98,7 @@ def test_pyplot_and_its_global_state_are_never_touched():
         # Reading the backend would choose one, and so import pyplot.
         "keys = [key for key in matplotlib.rcParams if key != 'backend']\n"
         "before = [matplotlib.rcParams[key] for key in keys]\n"
-        "import torch; from pyro_vae.evaluation import plots, report\n"
+        "import torch; from pyro_vae.report import page, plots\n"
         "plots.png(plots.unit_bars(torch.rand(3), torch.rand(3)))\n"
         "plots.png(plots.image_grid(torch.rand(3, 1, 2, 2), title='t'))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -332,10 +332,10 @@ def nested(option: str, name: str, annotation: Any) -> str:
     if "." in name and role is not None:
         return named(role, name)
     fitting = [found for found in sorted(known) if _takes_as_called(known[found], annotation)]
-    listed = f"choose from {', '.join(fitting[:30]) or 'numbers'}"
-    raise ValueError(
-        f"{option}: there is no {name!r} for it; {nearest(name, fitting).strip() or listed}"
-    )
+    numbers = "a number, or " if {int, float} & set(_members(annotation)) else ""
+    listed = f"expected {numbers}{', '.join(fitting[:30]) or 'a number'}"
+    near = nearest(name, [*fitting, *(distribution_names() if Family in wanted else ())])
+    raise ValueError(f"{option} {name}: unknown; {near.strip() or listed}")
 
 
 def _alike(name: str, known: dict[str, str]) -> str | None:

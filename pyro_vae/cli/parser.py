@@ -320,8 +320,8 @@ def latent_sizes(given: Any) -> int | str:
         ValueError: If it holds no number, or one that is not positive.
     """
     text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
-    words = text.strip("[](), ").replace(",", " ").split()
-    if not words:
+    words = re.split(r"\s*,\s*|\s+", text.strip("[]() ").removesuffix(","))
+    if words == [""]:
         raise _SizesError("--latent: name the size of at least one layer, such as 40")
     for size in (size for word in words for size in word.split("x")):
         if not re.fullmatch(r"-?[0-9]+", size):

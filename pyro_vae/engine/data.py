@@ -263,7 +263,7 @@ def _check_levels(x: Tensor, observation: Observation) -> None:
     low, high = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0, 0)
     if low < 0 or high > levels:
         raise ValueError(
-            f"{observation} takes values from 0 to {levels}, the data go from {low} to {high}; "
+            f"{observation!r} takes values from 0 to {levels}, the data go from {low} to {high}; "
             "give it the data's own number of levels"
         )
     _check_whole(x, observation, high)

@@ -296,7 +296,7 @@ class Training:
             module.load_state_dict(state, strict=False)
 
     def _warn_of_blind_guide(self, batch: tuple[Tensor, ...]) -> None:
-        with rehearsing(self.program):
+        with rehearsing(self.program), pyro.validation_enabled(False):
             is_blind = ignores_data(self.program, *batch)
         if is_blind:
             warn(

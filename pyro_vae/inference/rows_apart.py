@@ -49,11 +49,13 @@ def mixed_rows(program: Program, *args: Tensor) -> str | None:
 def _found(program: Program, rows: tuple[Tensor, ...], copies: tuple[Tensor, ...]) -> str | None:
     _, guide = program.traces(*rows)
     for function in (program.guide, program.model):
-        beside_others = _replayed(function, guide, rows)
+        beside_others, again = (_replayed(function, guide, rows) for _ in range(2))
         beside_copies = _replayed(function, _with_copies(guide), copies)
         for name, site in (*latent_sites(beside_others), *observed_sites(beside_others)):
             if function is program.guide and not is_invertible(site["fn"]):
                 continue
+            if not _same_first(site, again.nodes[name]):
+                return None  # it differs from call to call, whatever the batch
             if not _same_first(site, beside_copies.nodes[name]):
                 return (
                     f"the density at site {name!r}{line_of(site)} of a datum depends on the others "

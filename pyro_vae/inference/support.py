@@ -23,7 +23,6 @@ from pyro_vae.wording import part
 __all__ = ["Part", "check_support", "family_name", "observes_arguments"]
 
 _CHUNK_ELEMENTS = 2**22
-_FEWEST_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,8 @@ def check_support(probe: Probe, *data: Tensor, part: Part | None = None) -> None
             density has less precision than float32.
     """
     data = tuple(argument.contiguous() for argument in data)
-    spread = probe.spread
-    if len(spread.rows[0]) < min(_FEWEST_AT_ONCE, len(data[0])):  # blocks have as many rows
-        spread = probe.spread_over(*data)
+    are_its_own = all(one is other for one, other in zip(data, probe.args, strict=True))
+    spread = probe.spread if are_its_own else probe.spread_over(*data)
     for name in probe.layout.observed:
         _Observed(probe, name, spread, data).check(part or Part())
     _check_precision(probe)  # of densities, which are errors of torch where data do not fit
