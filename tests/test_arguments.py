@@ -139,6 +139,10 @@ SAID = {
     "a class for SVI": (lambda: SVI(print, print, NETWORK, Trace_ELBO), r"write Trace_ELBO\(\)"),
     "LBFGS": (lambda: train(optim=partial(torch.optim.LBFGS, lr=0.1)), "LBFGS evaluates .*Adam"),
     "no optimiser": (lambda: train(optim=lambda _: 3), "cannot build an optimiser of"),
+    "capturable": (
+        lambda: train(optim=partial(torch.optim.Adam, capturable=True), device="cpu"),
+        "capturable=True is for steps that CUDA captures",
+    ),
     "sparse": (lambda: train(optim=torch.optim.SparseAdam), "SparseAdam takes sparse gradients"),
     "Muon": (lambda: train(optim=torch.optim.Muon), "cannot build an optimiser of the program's"),
     "a scheduler of Pyro's": (

@@ -568,3 +568,19 @@ def test_a_reader_that_has_left_is_no_error():
     os.close(write)
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+def test_a_warm_up_of_the_kl_is_one_flag_and_a_report_has_no_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    spelt = ["--objective", "BetaVAE(Scheduled(Linear(0, 1, until=0.5)))"]
+    for out, options in (("flag", ["--kl-warmup", "0.5"]), ("spelt", spelt), ("plain", [])):
+        assert train("--data", str(tmp_path / "real.npy"), "--out", out, *options) == 0
+    found = [
+        json.loads(Path(out, "results.json").read_text()) for out in ("flag", "spelt", "plain")
+    ]
+    elbos = [each["test_elbo_nats"] for each in found]
+    assert elbos[0] == elbos[1] != elbos[2]
+    report = Path("flag", "report.html").read_text()
+    assert "real.npy" in report
+    assert str(tmp_path) not in report.partition("Repeat this run")[2].partition("</pre>")[2]

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from laws import NUM_DIMS, NUM_LATENTS, NUM_ROWS, PROGRAMS, X, functions_with_params
+from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
@@ -183,7 +184,17 @@ def failing_decoder(x):
     nn.Linear(NUM_LATENTS + 1, NUM_DIMS)(x.new_zeros(len(x), NUM_LATENTS).float())
 
 
+def model_with_a_mask_of_all_data(x):
+    with poutine.mask(mask=torch.ones(300, dtype=torch.bool)):
+        model(x)
+
+
 BROKEN = {
+    "a mask of all data": (
+        model_with_a_mask_of_all_data,
+        z_of,
+        r"mask of site '\w' \(test_program.py:\d+\) has shape \(300,\).*\(3,\): give one value",
+    ),
     "observes nothing": (
         partial(model, observe=False),
         z_of,

@@ -97,6 +97,14 @@ def _check(optim: Any, optimizer: Any) -> None:
             "closure, where each evaluation here has its own noise: take one that needs the "
             "gradient alone, such as torch.optim.Adam"
         )
+    groups = optimizer.param_groups
+    if any(g.get("capturable") for g in groups) and any(
+        parameter.device.type == "cpu" for group in groups for parameter in group["params"]
+    ):
+        raise ValueError(
+            "optim: capturable=True is for steps that CUDA captures, and these parameters are on "
+            "the CPU: leave it out"
+        )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ValueError(
             "optim: SparseAdam takes sparse gradients alone, and those of networks are dense: take "

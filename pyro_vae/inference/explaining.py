@@ -46,7 +46,9 @@ _CURES = (
     (r"NVIDIA driver|compiled with CUDA", "take the device of what is there, as in x.device"),
     (r"more than 1 value per channel", "give batches of 2 rows or more"),
     (r"Shape mismatch inside plate",
-     "size the plate by len(x), and declare the dimensions of one datum by .to_event"),
+     "size the plate by len(x), the rows of a batch (where it stands for more data, "
+     "pyro.plate('data', num_data, subsample_size=len(x))), and declare the dimensions of one "
+     "datum by .to_event"),
     (r"satisfy the constraint|within the support",
      "keep the parameters of a distribution within their bounds, as softplus keeps a scale"),
     (r"size|shape|dimension|channels|expected .*input", "make the shapes fit"),

@@ -148,12 +148,23 @@ def _check_plates(trace: Trace, num_rows: int) -> None:
                 f"the distribution at site {name!r}{line_of(site)} has batch shape {shape} where "
                 f"its plates say {expected}: declare the dimensions of one datum with {fix}"
             )
+        mask = site["mask"]
+        if isinstance(mask, Tensor) and not _broadcasts(mask.shape, expected):
+            raise ProgramError(
+                f"the mask of site {name!r}{line_of(site)} has shape {tuple(mask.shape)} where its "
+                f"plates say {expected}: give one value for each datum of the batch"
+            )
         if site["value"].shape != site["fn"].shape():
             raise ProgramError(
                 f"the values at site {name!r}{line_of(site)} have shape "
                 f"{tuple(site['value'].shape)}, those of its distribution "
                 f"{tuple(site['fn'].shape())}: make the network's output fit the data"
             )
+
+
+def _broadcasts(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    pairs = zip(shape[::-1], expected[::-1], strict=False)
+    return len(shape) <= len(expected) and all(size in (1, whole) for size, whole in pairs)
 
 
 def _full_size(*traces: Trace) -> int:
