@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["MAPPED_BYTES", "TooLargeError", "available", "refuse_beyond", "room", "shown"]
+__all__ = [
+    "MAPPED_BYTES",
+    "TooLargeError",
+    "available",
+    "mapped",
+    "refuse_beyond",
+    "room",
+    "shown",
+    "touched",
+]
 
 MAPPED_BYTES = 256 * 2**20
 """Size in bytes above which arrays lie in a file that is mapped into memory, not in memory."""
@@ -72,7 +83,7 @@ def room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         with tempfile.TemporaryFile(dir=on_disk) as file:
             # A disk that is full later would end the process by a signal.
             os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, dtype, "r+", shape=shape)
+            return mapped(np.memmap(file, dtype, "r+", shape=shape))
     except OSError:
         cure = f"make room in {on_disk or tempfile.gettempdir()}, or set TMPDIR to another folder"
         refuse_beyond(size, f"an array of shape {shape}", cure)
@@ -119,3 +130,27 @@ def _left(root: Path, path: str, limit: str, usage: str, cached: str) -> Iterato
         except (OSError, ValueError):  # "max" is no limit
             continue
         yield most - used + int(stat.get(cached, 0))
+
+
+_MAPS: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+_num_touched = 0
+
+
+def mapped(array: np.memmap) -> np.memmap:
+    """Let ``touched`` drop the pages of an array that lies in a file; return it."""
+    _MAPS.add(array._mmap)  # type: ignore[attr-defined]
+    return array
+
+
+def touched(num_bytes: int) -> None:
+    """Count what is read of mapped arrays; past `MAPPED_BYTES` drop their pages from memory.
+
+    The files keep them, and the system its cache, as long as there is room. Without this a process
+    seems to hold all that it has read, and a limit on its memory may end it.
+    """
+    global _num_touched
+    _num_touched += num_bytes
+    if _num_touched > MAPPED_BYTES and _MAPS and hasattr(mmap, "MADV_DONTNEED"):
+        for each in list(_MAPS):
+            each.madvise(mmap.MADV_DONTNEED)
+        _num_touched = 0

@@ -24,6 +24,7 @@ from pyro_vae.engine.defaults import takes_labels
 from pyro_vae.files import show
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
+from pyro_vae.memory import touched
 
 __all__ = [
     "KnownData",
@@ -303,6 +304,7 @@ def row_hashes(x: Tensor) -> np.ndarray:
         bits = np.where(np.isnan(numbers), np.nan, numbers).view(np.int64)
         # The upper bits of a float hold nearly all that tells whole numbers apart.
         found[begin : begin + step] = ((bits ^ (bits >> 32)) * factors).sum(1)
+        touched(x[begin : begin + step].nbytes)
     return found
 
 

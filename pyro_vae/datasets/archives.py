@@ -58,7 +58,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
         file.seek(info.header_offset)
         lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     offset = info.header_offset + _LOCAL_HEADER.size + sum(lengths) + start
-    return np.memmap(path, dtype, "r", offset, shape, order)
+    return memory.mapped(np.memmap(path, dtype, "r", offset, shape, order))
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -86,7 +86,7 @@ def _read_npy(path: Path) -> dict[str, np.ndarray]:
     if array.nbytes <= memory.MAPPED_BYTES:
         return {"x": np.array(array)}
     _warn_of_order(path, array)
-    return {"x": array}
+    return {"x": memory.mapped(array)}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -71,7 +71,9 @@ def _in_type(value: float, dtype: np.dtype) -> Any:
 def chunks(array: np.ndarray, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks of rows of bounded size, so that mapped files are read without filling memory."""
     step = max(1, (size or _CHUNK_BYTES) * len(array) // max(1, array.nbytes))
-    return ((begin, array[begin : begin + step]) for begin in range(0, len(array), step))
+    for begin in range(0, len(array), step):
+        yield begin, (rows := array[begin : begin + step])
+        memory.touched(rows.nbytes)
 
 
 def numeric(values: Any, where: str, codes: Codes) -> np.ndarray:

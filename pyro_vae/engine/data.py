@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Rows
 
 from pyro_vae.datasets import Data
-from pyro_vae.memory import room
+from pyro_vae.memory import room, touched
 from pyro_vae.wording import option
 
 __all__ = [
@@ -40,6 +40,7 @@ OBSERVATION_SEED = 0
 The validation and test rows take the next two, so that no two parts share their noise."""
 
 _CHUNK_BYTES = 2**26
+_PAGES_AROUND = 2**16  # bytes of a file that Linux maps around a row that is read
 _REPRESENTATIVE_ROWS = 10_000
 _REPRESENTATIVE_ELEMENTS = 2**26
 
@@ -226,7 +227,9 @@ def observe_once(
 
 def in_chunks(x: Tensor) -> Iterator[Tensor]:
     """Some rows at a time, so that mapped ones are looked at without filling memory."""
-    return iter(x.split(max(1, _CHUNK_BYTES // max(1, x[:1].numel() * 8))))
+    for rows in x.split(max(1, _CHUNK_BYTES // max(1, x[:1].numel() * 8))):
+        yield rows
+        touched(rows.nbytes)
 
 
 def _room(shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -404,7 +407,13 @@ class Batches:
             return iter(())
         if not self.resident:
             return self._streamed(order)
-        return ((index,) for index in order.to(self._device).split(self._sizes(len(order))))
+        return self._resident(order.to(self._device))
+
+    def _resident(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        num_bytes = max(self._tensors[0][:1].nbytes, _PAGES_AROUND)
+        for index in order.split(self._sizes(len(order))):
+            yield (index,)
+            touched(num_bytes * len(index))
 
     def __call__(self, *draw: Tensor) -> tuple[Tensor, ...]:
         """Turn what `draws` gives into a batch: gather the rows and observe them."""
