@@ -410,10 +410,13 @@ class Batches:
         return self._resident(order.to(self._device))
 
     def _resident(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        num_bytes = max(self._tensors[0][:1].nbytes, _PAGES_AROUND)
         for index in order.split(self._sizes(len(order))):
             yield (index,)
-            touched(num_bytes * len(index))
+            touched(self._bytes_around * len(index))
+
+    @property
+    def _bytes_around(self) -> int:
+        return max(self._tensors[0][:1].nbytes, _PAGES_AROUND)
 
     def __call__(self, *draw: Tensor) -> tuple[Tensor, ...]:
         """Turn what `draws` gives into a batch: gather the rows and observe them."""
@@ -454,6 +457,7 @@ class Batches:
         )
         for batch in loader:
             yield tuple(tensor.to(self._device) for tensor in batch)
+            touched(self._bytes_around * len(batch[0]))
 
 
 class _Gather(Rows[list[Tensor]]):
