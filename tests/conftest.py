@@ -35,6 +35,12 @@ def _globals() -> dict[str, Any]:
     }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Give what fixtures of modules make the number of threads that tests have."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
     """Seed, clear Pyro's store, and fail the test that leaves a global setting changed."""
