@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_vae import memory
 
-__all__ = ["Budget", "OverBudgetError", "refuse_numbers"]
+__all__ = ["Budget", "OverBudgetError", "count_devices", "refuse_numbers"]
 
 _LOOKED_AT = 2**26  # bytes that a single operation may take without a look
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
@@ -50,6 +50,11 @@ class Budget(TorchDispatchMode):
         self.allocated = self.peak = self._alive = self._num_operations = 0
         self._storages: dict[int, Any] = {}
 
+    def __enter__(self) -> Any:
+        """Begin to look at operations."""
+        count_devices()
+        return super().__enter__()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -82,6 +87,16 @@ class Budget(TorchDispatchMode):
             self._alive -= size
 
         self._storages[key] = weakref.ref(storage, release)
+
+
+def count_devices() -> None:
+    """Let autograd count the devices; to be called before tensors without data are made.
+
+    It counts when it is first used. After tensors without data it finds one too many, and then
+    refuses to work in forked processes.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.ones((), requires_grad=True).backward()
 
 
 def refuse_numbers(times: int, shape: tuple[int, ...], what: str, cure: str) -> None:

@@ -37,13 +37,8 @@ def _globals() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Give what fixtures of modules make the number of threads that tests have.
-
-    Autograd counts devices at its first use: among tensors without data it would find one too
-    many, and then refuse to work in forked processes.
-    """
+    """Give what fixtures of modules make the number of threads that tests have."""
     torch.set_num_threads(1)
-    torch.ones((), requires_grad=True).backward()
 
 
 @pytest.fixture(autouse=True)

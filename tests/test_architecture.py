@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "components": {"arguments", "budget", "components.networks", "distributions", "wording"},
     "models": {"arguments", "components", "components.networks", "distributions"},
     "inference": {"arguments", "wording"},
-    "recording": {"inference", "wording"},
+    "recording": {"budget", "inference", "wording"},
     # What follows builds on these; engine and evaluation are blind to each other.
     "engine": {*GROUND, "recording", "signals", "terminal"},
     "evaluation": {*GROUND, "recording"},

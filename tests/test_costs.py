@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -199,3 +201,21 @@ def test_a_short_run_says_nothing_of_its_time():
     clock = iter([8.0 * k for k in range(999)])
     left = TimeLeft(100, now=lambda: next(clock))
     assert not any(left.step() for _ in range(100))
+
+
+def test_a_forked_process_can_train_after_an_operation_was_refused():
+    code = (
+        "import os, torch\n"
+        "from pyro_vae.budget import Budget, OverBudgetError\n"
+        "try:\n"
+        "    with Budget():\n"
+        "        torch.empty(2**20).expand(2**20, 2**20).clone()\n"
+        "except OverBudgetError:\n"
+        "    pid = os.fork()\n"
+        "    torch.ones((), requires_grad=True).backward()\n"
+        "    if pid == 0: os._exit(0)\n"
+        "    raise SystemExit(os.waitpid(pid, 0)[1])\n"
+        "raise SystemExit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.budget import count_devices
 from pyro_vae.inference.program import Program
 from pyro_vae.recording.compiling import compiled, pays
 from pyro_vae.recording.watch import Watch, is_users
@@ -177,10 +178,7 @@ def _traced(function: Callable[..., Any], args: tuple[Tensor, ...]) -> fx.GraphM
         with _NoValues(), _NoArrays():
             return function(*args)
 
-    # Autograd counts devices when first used: among tensors without data it finds one too many,
-    # and then refuses to work in forked processes.
-    with torch.enable_grad():
-        torch.ones((), requires_grad=True).backward()
+    count_devices()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
