@@ -31,9 +31,8 @@ def computing() -> None:
 
 
 def multiplying() -> None:
-    matrix = torch.randn(1200, 1200)
-    torch.linalg.svd(matrix @ matrix)  # seconds inside one operation
-    torch.linalg.matrix_power(torch.randn(4000, 4000), 64)
+    matrix = torch.zeros(1, 1).expand(6000, 6000)
+    torch.linalg.matrix_power(matrix, 1 << 12)  # ten seconds and more inside one operation
 
 
 def sent(work, *signums: int, at_once: bool = False, owned: bool = True) -> int:

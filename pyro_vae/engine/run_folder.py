@@ -50,8 +50,9 @@ def create_run_folder(path: Path) -> Path:
             )
         absent = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(absent):
-            folder.mkdir()
-            created.append(folder)
+            with contextlib.suppress(FileExistsError):  # another process creates it just now
+                folder.mkdir()
+                created.append(folder)
         _refuse_occupied(path)
         with tempfile.TemporaryFile(dir=path):  # permission bits do not tell of a read-only disk
             pass
