@@ -18,18 +18,14 @@ from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
 from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once
-from pyro_vae.engine.defaults import (
-    arguments,
-    resolve_device,
-    takes_labels,
-    with_channel,
-)
+from pyro_vae.engine.defaults import resolve_device, with_channel
 from pyro_vae.engine.given import Given, program_and_data
 from pyro_vae.engine.loop import train
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.restoring import own_random_state, seed_everything
 from pyro_vae.engine.run_folder import lock
 from pyro_vae.engine.settings import Settings
+from pyro_vae.engine.taken import warn_of_unused
 from pyro_vae.engine.training import Training
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.weights import start_from
@@ -240,6 +236,7 @@ def fit_as_set(program: Any, data: Dataset, settings: Settings, *, num_replicas:
     """
     given = [Given(each) for each in (program if isinstance(program, list) else [program])]
     data = with_channel(given[0].pair, data)
+    warn_of_unused([each.pair for each in given], data)
     device = resolve_device(settings.device)
     _materialize(given, data, settings.observation, device)
     if len(given) > 1 or num_replicas != 1:
@@ -325,10 +322,10 @@ def _begun(
     few = observe_once(data.train[:3], observation, seed=0, device=device)
     said = ""
     for each in programs:
-        for module in each.pair.reachable:
+        program = each.pair.on(few.names)
+        for module in program.reachable:
             module.to(device)
-        labelled = takes_labels(each.model)
-        said = start_from(each.model, each.guide, run, *arguments(few, labelled))
+        said = start_from(program.model, program.guide, run, *few.tensors(program.fields))
     return said
 
 
@@ -343,13 +340,12 @@ def _materialize(
 ) -> None:
     """Let lazy modules take their shapes from the data, before parameters are counted or copied."""
     for each in given:
-        program = each.pair
+        program = each.pair.on(data.train.names)
         if program.is_lazy:
             for module in program.reachable:
                 module.to(device)
             few = data.train[:3]
-            few = replace(few, x=observation(few.x))
-            few_args = arguments(few, takes_labels(program.model))
+            few_args = few.replace(x=observation(few.x)).tensors(program.fields)
             program.materialize(*(arg.to(device) for arg in few_args))
 
 

@@ -457,17 +457,11 @@ BAD_ARRAYS = {
     "levels of floats": (FLOATS, {"levels": 255}, "not all whole; levels=255"),
     "labels count": (FLOATS, {"labels": np.zeros(29, int)}, "29 labels for 30 rows"),
     "labels float": (FLOATS, {"labels": np.full(30, 0.5)}, "expected integers, or"),
-    "labels nan": (FLOATS, {"labels": np.full(30, np.nan)}, "expected integers, or"),
-    "labels negative": (FLOATS, {"labels": np.arange(30) - 1}, "1 are -1, which stands for"),
+    "labels nan": (FLOATS, {"labels": np.full(30, np.nan)}, "labels of array: all are missing"),
+    "labels of -1": (FLOATS, {"labels": np.arange(30) % 2 * 2 - 1}, "-1 and 1 alone, and -1 stan"),
     "labels one-hot": (FLOATS, {"labels": np.ones((30, 2), int)}, "shape (30, 2), expected (30,)"),
     "labels of dates": (FLOATS, {"labels": np.zeros(30, "M8[D]")}, "dtype datetime64[D] names no"),
     "labels mixed": (FLOATS, {"labels": np.array(["a", 1] * 15, object)}, "objects of int, str"),
-    "labels masked": (
-        FLOATS,
-        {"labels": np.ma.array(np.arange(30), mask=np.arange(30) == 7)},
-        "labels of array: 1 missing, the first in row 7",
-    ),
-    "labels None": (FLOATS, {"labels": [*range(29), None]}, "1 missing, the first in row 29"),
 }
 
 

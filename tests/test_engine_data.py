@@ -37,7 +37,7 @@ def rows(num: int = 23, *, labels: bool = True) -> Data:
 
 
 def batches(observation=None, *, data: Data | None = None, **options) -> Batches:
-    options = {"batch_size": 5, "seed": 3, "device": "cpu", "with_labels": True, **options}
+    options = {"batch_size": 5, "seed": 3, "device": "cpu", "fields": ("x", "labels"), **options}
     return Batches(data or rows(), observation or AsFloat(), **options)
 
 
@@ -281,9 +281,9 @@ def test_static_binarisation_is_drawn_once_whatever_the_seed_of_the_run():
 
 
 def test_batches_without_labels():
-    (first, *_) = batches(data=rows(labels=False), with_labels=False).epoch(0)
+    (first, *_) = batches(data=rows(labels=False), fields=("x",)).epoch(0)
     assert len(first) == 1
-    with pytest.raises(ValueError, match="labels are asked for"):
+    with pytest.raises(ValueError, match="the data have no labels: their fields: x"):
         batches(data=rows(labels=False))
 
 

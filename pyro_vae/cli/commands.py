@@ -106,8 +106,8 @@ def sample(arguments: list[str]) -> None:
     run, _, folder, options, _ = _opened(parser, arguments, needs_data=False)
     check_suffix(options.out)
     x = samples.prior_samples(
-        run.program.model, run.rows_like(options.label)[0], options.num,
-        *run.rows_like(options.label)[1:], stochastic=not options.mean, seed=options.seed or 0,
+        run.program.model, run.rows_like(options.label), options.num,
+        stochastic=not options.mean, seed=options.seed or 0,
     )  # fmt: skip
     for line in write(x, options.out, folder):
         print(line)
@@ -296,9 +296,8 @@ def _likelihood(run: runs.Run) -> str:
     if "likelihood" not in unused_options(run.config):
         return f"{run.config.likelihood.class_path.rpartition('.')[2]} likelihood"
     name = type(run.program).__name__
-    few = tuple(argument[:3] for argument in run.test())
     with contextlib.suppress(Exception):
-        found = likelihoods(run.program.model, run.program.guide, *few)
+        found = likelihoods(run.bound, run.test()[:3])
         return f"{name} ({', '.join(f'{site} ~ {family}' for site, family in found.items())})"
     return name
 

@@ -28,7 +28,6 @@ from pyro_vae.cli.parser import (
 from pyro_vae.cli.reading import loaded
 from pyro_vae.cli.settled import default_arguments
 from pyro_vae.cli.words import taken_option
-from pyro_vae.datasets import as_dataset
 from pyro_vae.engine.run_folder import new_run_folder, unused_folder
 from pyro_vae.files import expanded, remove, replace_file, sync_folder, temporary_for
 from pyro_vae.laboratory import Comparison
@@ -62,8 +61,7 @@ def compare(arguments: list[str]) -> None:
     text = parser.dump(_without(config, "config", "out"))
     instances = parser.build(config)
     instances.objective = None
-    weighted = as_dataset(data, weights=data_weights.training_weights(config, data))
-    run = runs.open_run(config, instances, weighted)
+    run = runs.open_run(config, instances, data_weights.with_weights(config, data))
     out = expanded(named or config.out or unused_folder(f"compare-{Path(data.name).stem}"))
     with new_run_folder(out, kept_on=()):
         print(f"comparing {len(config.objectives)} objectives on {data.name}", file=sys.stderr)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pyro_vae.datasets import Dataset
-from pyro_vae.datasets.arrays import checked_weights
+from pyro_vae.datasets.arrays import weighted
+from pyro_vae.datasets.columns import column
 from pyro_vae.files import reason, show
 
-__all__ = ["absolute", "training_weights"]
+__all__ = ["absolute", "with_weights"]
 
 
 def absolute(config: Any) -> None:
@@ -21,8 +21,8 @@ def absolute(config: Any) -> None:
         config.data_weights = str(Path(config.data_weights).expanduser().resolve())
 
 
-def training_weights(config: Any, data: Dataset) -> torch.Tensor | None:
-    """Return the weights of the training rows that ``--data-weights`` names, or None.
+def with_weights(config: Any, data: Dataset) -> Dataset:
+    """Return the data with the weights of the training rows that ``--data-weights`` names, if any.
 
     Args:
         config: The parsed options.
@@ -33,15 +33,13 @@ def training_weights(config: Any, data: Dataset) -> torch.Tensor | None:
     """
     given = config.data_weights
     if given is None:
-        return None
+        return data
     where = f"--data-weights {given}"
-    values = np.asarray(_read(where, given, config.data))
-    parts = (data.train, data.validation, data.test)
-    num_rows = sum(map(len, parts))
-    if values.shape == (len(data.train),) or data.train.rows is None:
-        return checked_weights(values, len(data.train), where)
-    found = checked_weights(values, num_rows, where)
-    return None if found is None else found[torch.as_tensor(np.asarray(data.train.rows))]
+    values, rows = np.asarray(_read(where, given, config.data)), data.train.rows
+    if values.shape != (len(data.train),) and rows is not None:
+        num_rows = sum(map(len, data.parts.values()))
+        values = column("weights", values, np.empty((num_rows, 0)), where)[np.asarray(rows)]
+    return weighted(data, values, where)
 
 
 def _read(where: str, given: str, data: str) -> Any:

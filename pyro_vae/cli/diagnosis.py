@@ -9,9 +9,10 @@ from typing import Any
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.parser import Parser
 from pyro_vae.cli.runs import Run
+from pyro_vae.datasets import Data
 from pyro_vae.evaluation.gaps import best_estimate
 from pyro_vae.evaluation.latent_space import LatentSpace
-from pyro_vae.inference import Probe, Program
+from pyro_vae.inference import Probe
 
 __all__ = ["add_diagnosis", "diagnose"]
 
@@ -36,26 +37,26 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
     if not (options.ais or options.gaps):
         return {}
     model, guide = run.program.model, run.program.guide
-    args = tuple(argument[: options.num_data] for argument in run.test())
+    rows = run.test()[: options.num_data]
     shown: dict[str, Any] = {"progress": sys.stderr.isatty(), "seed": options.seed or 0}
     annealing = {
         "num_temperatures": options.num_temperatures, "num_chains": options.num_chains, **shown,
     }  # fmt: skip
-    start, began = _start(run, args), time.perf_counter()
-    annealed = evaluation.annealed_importance_sampling(model, start, *args, **annealing)
+    start, began = _start(run, rows), time.perf_counter()
+    annealed = evaluation.annealed_importance_sampling(model, start, rows, **annealing)
     seconds = time.perf_counter() - began
     sampled = evaluation.importance_sampling(
-        model, guide, *args, num_samples=_NUM_IMPORTANCE_SAMPLES, **shown
+        model, guide, rows, num_samples=_NUM_IMPORTANCE_SAMPLES, **shown
     )
     results: dict[str, Any] = {
-        "num_diagnosed": len(args[0]),
+        "num_diagnosed": len(rows),
         "annealed_log_likelihood_nats": annealed.mean.value,
         "annealed_log_likelihood_standard_error": annealed.mean.standard_error,
         "sampled_log_likelihood_nats": sampled.mean.value,
         "sampled_log_likelihood_standard_error": sampled.mean.standard_error,
     }
     if options.ais:
-        results |= _bracket(model, start, args, annealing) | {
+        results |= _bracket(model, start, rows, annealing) | {
             "annealing_acceptance": annealed.acceptance.mean().item(),
             "annealing_effective_sample_size": annealed.effective_sample_size.median().item(),
             "annealing_seconds": seconds,
@@ -64,13 +65,13 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
         }
     if options.gaps:
         log_p = best_estimate(sampled, annealed).log_p
-        results |= _gaps(model, guide, args, log_p=log_p, **shown)
+        results |= _gaps(model, guide, rows, log_p=log_p, **shown)
     return results
 
 
-def _bracket(model: Any, start: Any, args: tuple[Any, ...], annealing: Any) -> dict[str, Any]:
-    num_simulated = max(1, len(args[0]) // _SIMULATED_SHARE)
-    bracket = evaluation.bidirectional(model, start, *args, num_data=num_simulated, **annealing)
+def _bracket(model: Any, start: Any, rows: Data, annealing: Any) -> dict[str, Any]:
+    num_simulated = max(1, len(rows) // _SIMULATED_SHARE)
+    bracket = evaluation.bidirectional(model, start, rows, num_data=num_simulated, **annealing)
     return {
         "bracket_nats": bracket.width_nats.value,
         "bracket_standard_error": bracket.width_nats.standard_error,
@@ -78,8 +79,8 @@ def _bracket(model: Any, start: Any, args: tuple[Any, ...], annealing: Any) -> d
     }
 
 
-def _gaps(model: Any, guide: Any, args: tuple[Any, ...], **options: Any) -> dict[str, Any]:
-    gaps = evaluation.inference_gaps(model, guide, *args, **options)
+def _gaps(model: Any, guide: Any, rows: Data, **options: Any) -> dict[str, Any]:
+    gaps = evaluation.inference_gaps(model, guide, rows, **options)
     results: dict[str, Any] = {}
     for name in ("inference", "approximation", "amortization"):
         gap = getattr(gaps, name)
@@ -88,12 +89,11 @@ def _gaps(model: Any, guide: Any, args: tuple[Any, ...], **options: Any) -> dict
     return results
 
 
-def _start(run: Run, args: tuple[Any, ...]) -> Any:
+def _start(run: Run, rows: Data) -> Any:
     """Return the guide, which is nearer to the posterior; None, the prior, if it has no density."""
-    program = Program(run.program.model, run.program.guide)
-    few = tuple(argument[:2] for argument in args)
+    few = run.arguments(rows[:2])
     try:
-        LatentSpace(program, Probe(program, *few).layout, *few).check_guide(*few)
+        LatentSpace(run.bound, Probe(run.bound, *few).layout, *few).check_guide(*few)
     except ValueError:
         return None
     return run.program.guide

@@ -19,8 +19,8 @@ from torch import Tensor
 from pyro_vae import datasets
 from pyro_vae.cli.reading import loaded
 from pyro_vae.datasets import Data, Dataset
+from pyro_vae.datasets.data import joined
 from pyro_vae.engine import checkpoint
-from pyro_vae.engine.defaults import takes_labels
 from pyro_vae.files import show
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
@@ -178,12 +178,10 @@ class KnownData:
                 f"--data: {data.name} has the class {unknown[0]!r}, and the run was trained on the "
                 f"classes {', '.join(self.classes[:20])}"
             )
-        numbers = torch.tensor([self.classes.index(name) for name in data.classes])
-        train, validation, test = (
-            replace(part, labels=None if part.labels is None else numbers[part.labels])
-            for part in (data.train, data.validation, data.test)
-        )
-        return Dataset(data.name, train, validation, test, data.levels, self.classes)
+        numbers = torch.tensor([*(self.classes.index(name) for name in data.classes), -1])
+        # The last of these is that of rows without a label, which have -1.
+        found = data.map(lambda part: part.replace(labels=numbers[part.labels]))
+        return replace(found, classes=self.classes)
 
     def in_turn(self, chosen: str | None) -> Tensor | None:
         """Return the labels to sample: those chosen, by name or number, or all in turn.
@@ -224,7 +222,8 @@ def know(data: Dataset, given: str, folder: Path, options: str) -> KnownData:
     if path.is_absolute():
         source |= {"absolute": given, "relative": os.path.relpath(given, folder.resolve())}
     train = data.train
-    labels = None if train.labels is None else train.labels.unique()[:_STARTING_ROWS]
+    labels = None if train.labels is None else train.labels.unique()
+    labels = None if labels is None else labels[labels >= 0][:_STARTING_ROWS]
     hashes = np.sort(row_hashes(train.x))[:_MOST_HASHES]
     return KnownData(
         data.name, source, data.fingerprint(), data.levels, data.classes, len(train),
@@ -239,7 +238,7 @@ def _few(train: Data) -> Data:
         holes = train.x[:_STARTING_ROWS].isnan().flatten(1).any(1).nonzero().flatten()
         rows[-1] = int(holes[0]) if len(holes) else rows[-1]
     few = train[torch.tensor(rows)]
-    return Data(few.x.clone(), few.labels)
+    return Data(**few.fields)
 
 
 def to_go_on_with(folder: Path, given: str | None, config: Any) -> Dataset:
@@ -262,30 +261,28 @@ def to_go_on_with(folder: Path, given: str | None, config: Any) -> Dataset:
     return data
 
 
-def opens_alone(known: KnownData, program: Any, rebuilt: Any, x: Tensor) -> bool:
+def opens_alone(program: Any, rebuilt: Any, few: Data) -> bool:
     """Tell whether a program that was built on the few rows is the same under the same weights.
 
     Args:
-        known: What the run keeps of its data.
         program: Built on the data.
         rebuilt: Built on the few rows; it takes the weights over.
-        x: The few rows as they are observed, on the program's device.
+        few: The few rows as they are observed, on the program's device.
     """
     try:
         rebuilt.load_state_dict(program.state_dict())
     except RuntimeError:
         return False
-    labelled = takes_labels(program.model)
-    args = (x, known.few.labels.to(x.device)) if labelled and known.few.labels is not None else (x,)
-    one, other = (_terms(each, *args) for each in (program, rebuilt))
+    one, other = (_terms(each, few) for each in (program, rebuilt))
     return one.keys() == other.keys() and all(
         torch.equal(one[name].nan_to_num(), other[name].nan_to_num()) for name in one
     )
 
 
-def _terms(program: Any, *args: Any) -> dict[str, Tensor]:
+def _terms(program: Any, few: Data) -> dict[str, Tensor]:
     # Values outside the support, and missing ones, are told before training, not here.
-    terms = Probe(Program(program.model, program.guide), *args).terms
+    bound = Program(program.model, program.guide).on(few.names)
+    terms = Probe(bound, *few.tensors(bound.fields)).terms
     tables: Mapping[str, Mapping[str, Tensor]] = {"p": terms.log_p, "q": terms.log_q}
     return {f"{kind} {name}": t for kind, table in tables.items() for name, t in table.items()}
 
@@ -316,7 +313,7 @@ def write(known: KnownData, folder: Path) -> None:
     state = {
         **{name: value for name, value in vars(known).items() if name != "few"},
         "classes": None if known.classes is None else list(known.classes),
-        "few": {"x": known.few.x, "labels": known.few.labels},
+        "few": dict(known.few.fields),
         "hashes": torch.from_numpy(known.hashes),
     }
     checkpoint.save(folder / _FOLDER, state, step=0)
@@ -338,7 +335,7 @@ def read(folder: Path) -> KnownData | None:
             **{
                 **state,
                 "classes": classes,
-                "few": Data(state["few"]["x"], state["few"]["labels"]),
+                "few": Data(**state["few"]),
                 "hashes": state["hashes"].numpy(),
             }
         )
@@ -351,8 +348,5 @@ def read(folder: Path) -> KnownData | None:
 
 def whole(data: Dataset) -> Dataset:
     """Return data all of whose rows are judged; none of their labels trains a probe."""
-    parts = (data.train, data.validation, data.test)
-    x = torch.cat([part.x for part in parts])
-    labels = [part.labels for part in parts if part.labels is not None]
-    test = Data(x, torch.cat(labels) if labels else None)
-    return replace(data, train=replace(data.train, labels=None), test=test)
+    test = joined([*data.parts.values()])
+    return replace(data, train=data.train.replace(labels=None), test=test)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
+from pyro_vae.datasets import Data
 from pyro_vae.inference import Probe, Program
 from pyro_vae.inference.sites import observed_places, view_of
 from pyro_vae.inference.support import family_name
@@ -14,24 +12,22 @@ from pyro_vae.inference.support import family_name
 __all__ = ["likelihoods", "observed_support"]
 
 
-def likelihoods(
-    model: Callable[..., Any], guide: Callable[..., Any], *few: Tensor
-) -> dict[str, str]:
+def likelihoods(program: Program, few: Data) -> dict[str, str]:
     """Return the name of the distribution of each observed site."""
-    return {name: family_name(site["fn"]) for name, site in _sites(model, guide, few).items()}
+    return {name: family_name(site["fn"]) for name, site in _sites(program, few).items()}
 
 
-def observed_support(model: Callable[..., Any], guide: Callable[..., Any], *few: Tensor) -> Any:
+def observed_support(program: Program, few: Data) -> Any:
     """Return the support of the one site that observes the data, all of them and as they are.
 
     None where several do, or what they observe is computed of the data, or part of it, or masked;
     and where the support is not stated.
     """
-    first, *others = _sites(model, guide, few).values()
-    view = view_of(first, few)
+    first, *others = _sites(program, few).values()
+    view = view_of(first, few.tensors(program.fields))
     if others or view is None or view.argument > 0 or observed_places(first) is not None:
         return None
-    if first["value"].numel() != few[0].numel():
+    if first["value"].numel() != few.x.numel():
         return None
     try:
         return first["fn"].support
@@ -39,8 +35,6 @@ def observed_support(model: Callable[..., Any], guide: Callable[..., Any], *few:
         return None
 
 
-def _sites(
-    model: Callable[..., Any], guide: Callable[..., Any], few: tuple[Tensor, ...]
-) -> dict[str, Any]:
-    probe = Probe(Program(model, guide), *few)
+def _sites(program: Program, few: Data) -> dict[str, Any]:
+    probe = Probe(program, *few.tensors(program.fields))
     return {name: probe.model_trace.nodes[name] for name in probe.layout.observed}

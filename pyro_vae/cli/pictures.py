@@ -14,6 +14,7 @@ from torch import Tensor
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.attempts import Failure, attempted, optional
 from pyro_vae.cli.runs import Run
+from pyro_vae.datasets import Data
 from pyro_vae.evaluation import UnitActivity
 from pyro_vae.files import own_folder
 from pyro_vae.fitting import Fit
@@ -112,16 +113,16 @@ class _Program:
         self.model, self.guide = run.program.model, run.program.guide
         self.test = run.test()
 
-    def few(self, count: int) -> tuple[Tensor, ...]:
-        """Return the first test data (and labels where the program takes them)."""
-        return tuple(argument[:count] for argument in self.test)
+    def few(self, count: int) -> Data:
+        """Return the first test data."""
+        return self.test[:count]
 
     @cached_property
     def sites(self) -> dict[str, _Site]:
         """What each site observes; x in its own shape where a site observes all of it."""
-        x, *_ = args = self.few(_DRAWN_ROWS)
-        found = {}
-        for name, values in _by_site(evaluation.observed(self.model, self.guide, *args)).items():
+        rows = self.few(_DRAWN_ROWS)
+        found, x = {}, rows.x
+        for name, values in _by_site(evaluation.observed(self.model, self.guide, rows)).items():
             whole = values.numel() == x.numel()
             same = whole and torch.equal(values.reshape(x.shape).nan_to_num(), x.cpu().nan_to_num())
             values = values.reshape(x.shape) if same else values
@@ -135,21 +136,21 @@ class _Program:
     @cached_property
     def activity(self) -> dict[str, UnitActivity]:
         """How much each unit is used."""
-        return evaluation.unit_activity(self.model, self.guide, *self.test)
+        return evaluation.unit_activity(self.model, self.guide, self.test)
 
     @cached_property
     def reconstructions(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Means and samples."""
-        args = self.few(_COMPARED_ROWS)
-        mean = evaluation.reconstruct(self.model, self.guide, *args)
-        sample = evaluation.reconstruct(self.model, self.guide, *args, stochastic=True)
+        rows = self.few(_COMPARED_ROWS)
+        mean = evaluation.reconstruct(self.model, self.guide, rows)
+        sample = evaluation.reconstruct(self.model, self.guide, rows, stochastic=True)
         return _by_site(mean), _by_site(sample)
 
     @cached_property
     def samples(self) -> dict[str, Tensor]:
         """Means of x for z drawn from the prior, ``[64, ...]``."""
-        x, *labels = self.few(_NUM_SAMPLES)
-        return _by_site(evaluation.prior_samples(self.model, x, _NUM_SAMPLES, *labels))
+        rows = self.few(_NUM_SAMPLES)
+        return _by_site(evaluation.prior_samples(self.model, rows, _NUM_SAMPLES))
 
     @cached_property
     def moved(self) -> tuple[str, list[int], dict[str, Tensor]]:
@@ -157,7 +158,7 @@ class _Program:
         site, first = next(iter(self.activity.items()))
         units = first.activity.argsort(descending=True)[:_NUM_UNITS].tolist()
         found = evaluation.traverse(
-            self.model, self.guide, *self.few(1), units=units, site=site, span=_SPAN,
+            self.model, self.guide, self.few(1), units=units, site=site, span=_SPAN,
             num_steps=_NUM_STEPS,
         )  # fmt: skip
         return site, units, _by_site(found)
@@ -165,21 +166,17 @@ class _Program:
     @cached_property
     def between(self) -> dict[str, Tensor]:
         """The way from the first test data to the last, ``[pairs, steps, ...]``."""
-        (x, *labels), end = self.few(4), self.test[0][-4:]
-        found = evaluation.interpolate(
-            self.model, self.guide, x[: len(end)], end, *labels, num_steps=_NUM_STEPS
-        )
+        start, end = self.few(4), self.test[-4:]
+        found = evaluation.interpolate(self.model, self.guide, start, end, num_steps=_NUM_STEPS)
         return _by_site(found)
 
     @cached_property
     def cooled(self) -> dict[str, Tensor] | None:
         """Samples at several temperatures, ``[temperatures, steps, ...]``; None without a mean."""
-        x, *labels = self.few(_NUM_STEPS)
+        rows = self.few(_NUM_STEPS)
         try:
             found = [
-                _by_site(
-                    evaluation.prior_samples(self.model, x, _NUM_STEPS, *labels, temperature=t)
-                )
+                _by_site(evaluation.prior_samples(self.model, rows, _NUM_STEPS, temperature=t))
                 for t in _TEMPERATURES
             ]
         except ValueError:
@@ -189,19 +186,18 @@ class _Program:
     @cached_property
     def below(self) -> dict[str, Tensor]:
         """Samples redrawn below each layer, ``[layers, steps, ...]``."""
-        args = self.few(1)
-        return _by_site(evaluation.resample_below(self.model, *args, num_samples=_NUM_STEPS))
+        return _by_site(evaluation.resample_below(self.model, self.few(1), num_samples=_NUM_STEPS))
 
     @cached_property
     def from_top(self) -> dict[str, Tensor]:
         """Test data as the uppermost layers see them, ``[layers, steps, ...]``."""
-        args = self.few(_NUM_STEPS)
-        return _by_site(evaluation.reconstruct_from_top(self.model, self.guide, *args))
+        rows = self.few(_NUM_STEPS)
+        return _by_site(evaluation.reconstruct_from_top(self.model, self.guide, rows))
 
     @cached_property
     def plane(self) -> dict[str, Tensor]:
         """Means of x over two latents, ``[steps, steps, ...]``."""
-        return _by_site(evaluation.manifold(self.model, *self.few(1)))
+        return _by_site(evaluation.manifold(self.model, self.few(1)))
 
 
 def _by_site(found: Any) -> dict[str, Tensor]:
@@ -345,15 +341,14 @@ def _units(activity: dict[str, UnitActivity]) -> Iterator[_Picture]:
     yield _Picture("units", f"KL of each unit; active: {counts}", lambda: plots.layer_bars(bars))
 
 
-def _scatter(run: Run, test: tuple[Tensor, ...]) -> Any:
-    rows = tuple(argument[:_DRAWN_ROWS] for argument in test)
-    means = evaluation.posterior_means(run.program.model, run.program.guide, *rows)
+def _scatter(run: Run, test: Data) -> Any:
+    rows = test[:_DRAWN_ROWS]
+    means = evaluation.posterior_means(run.program.model, run.program.guide, rows)
     flat = torch.cat([mean.flatten(1) for mean in means.values()], 1).cpu()
-    labels = run.data.test.labels
     plane = flat.shape[1] == 2
     return plots.latent_scatter(
         evaluation.embed(flat),
-        None if labels is None else labels[:_DRAWN_ROWS],
+        rows.labels,
         title="Posterior means" if plane else "Posterior means (t-SNE)",
         axis_labels=("unit 0", "unit 1") if plane else ("", ""),
         classes=run.data.classes,

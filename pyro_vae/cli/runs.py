@@ -22,12 +22,12 @@ from pyro_vae.budget import Budget
 from pyro_vae.cli import known_data
 from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
-from pyro_vae.cli.data_weights import training_weights
+from pyro_vae.cli.data_weights import with_weights
 from pyro_vae.cli.known_data import KnownData
 from pyro_vae.cli.observing import observed_support
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.settled import single_numbers
-from pyro_vae.datasets import Data, Dataset, as_dataset
+from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.course import divergence, overfitting
 from pyro_vae.engine.data import (
     OBSERVATION_SEED,
@@ -36,7 +36,7 @@ from pyro_vae.engine.data import (
     in_chunks,
     observe_once,
 )
-from pyro_vae.engine.defaults import resolve_device, takes_labels
+from pyro_vae.engine.defaults import resolve_device
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
@@ -87,25 +87,36 @@ class Run:
         """How many of the test rows the run was trained on."""
         return 0 if self.known is None else self.known.num_trained_on(self.data.test.x)
 
-    def rows_like(self, label: str | None) -> tuple[Tensor, ...]:
+    @cached_property
+    def bound(self) -> Program:
+        """The program on the fields of the data, which says those that it takes."""
+        program = Program(self.program.model, self.program.guide)
+        return program.on(self.data.train.names)
+
+    def rows_like(self, label: str | None) -> Data:
         """Return a few rows, for their shape, with the labels to sample in turn.
 
         Args:
             label: Classes by name or number; all that occur unless given.
         """
-        x, *labels = self.test()
-        if self.known is None or not takes_labels(self.program.model):
+        rows = self.test()
+        if self.known is None or "labels" not in self.bound.fields:
             if label is not None:
                 raise ValueError(f"--label {label}: the run's program takes no labels")
-            return (x, *labels)
+            return rows
         chosen = self.known.in_turn(label)
         if chosen is None:
-            return (x, *labels)
-        return (x[torch.arange(len(chosen)) % len(x)], chosen.to(x.device))
+            return rows
+        some = rows[torch.arange(len(chosen)) % len(rows)]
+        return some.replace(labels=chosen.to(self.device))
 
-    def test(self) -> tuple[Tensor, ...]:
-        """Return the test data (and labels where the program takes them), observed once."""
-        return self._arguments(self._observed(self.data.test, OBSERVATION_SEED + 2))
+    def test(self) -> Data:
+        """Return the test data, observed once."""
+        return self._observed(self.data.test, OBSERVATION_SEED + 2)
+
+    def arguments(self, rows: Data) -> tuple[Tensor, ...]:
+        """Return what the bound program is called with for some rows."""
+        return rows.tensors(self.bound.fields)
 
     def training_rows(self, num_rows: int) -> Data:
         """Return the first training rows, observed once."""
@@ -113,11 +124,6 @@ class Run:
 
     def _observed(self, data: Data, seed: int) -> Data:
         return observe_once(data, self.observation, seed=seed, device=self.device)
-
-    def _arguments(self, data: Data) -> tuple[Tensor, ...]:
-        if takes_labels(self.program.model):
-            return (data.x,) if data.labels is None else (data.x, data.labels)
-        return (data.x,)
 
 
 def open_run(config: Any, instances: Any, data: Dataset, known: KnownData | None = None) -> Run:
@@ -146,12 +152,10 @@ def keep_data(run: Run, instances: Any, out: Path, options: str) -> None:
     if known_data.read(out) is not None:
         return
     known = known_data.know(run.data, run.config.data, out, options)
-    few = run._observed(known.few, OBSERVATION_SEED).x
+    few = run._observed(known.few, OBSERVATION_SEED)
     with torch.random.fork_rng():
         rebuilt = build_program(run.config, instances, known.stand_in(), run.observation)
-        alone = known_data.opens_alone(
-            known, run.program.to(run.device), rebuilt.to(run.device), few
-        )
+        alone = known_data.opens_alone(run.program.to(run.device), rebuilt.to(run.device), few)
     known_data.write(replace(known, opens_alone=alone), out)
 
 
@@ -181,8 +185,7 @@ def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
         log_tensorboard=config.tensorboard, turns=instances.turns, weights=config.weights,
         init_from=config.init_from,
     )  # fmt: skip
-    data = as_dataset(run.data, weights=training_weights(config, run.data))
-    return fit_as_set(run.program, data, settings)
+    return fit_as_set(run.program, with_weights(config, run.data), settings)
 
 
 def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
@@ -194,8 +197,8 @@ def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
 def load(run: Run, folder: Path, *, weights: str) -> Fit:
     """Load the best or the last weights of a run folder into the run's program."""
     run.program.to(run.device)
-    few = tuple(argument[:3] for argument in run.test())
-    done = load_weights(run.program.model, run.program.guide, folder, *few, weights=weights)
+    few = run.arguments(run.test()[:3])
+    done = load_weights(run.bound.model, run.bound.guide, folder, *few, weights=weights)
     counts = (done["epoch"], done["step"], done["seconds"], done["best_epoch"])
     return Fit(done["history"], *counts, weights=done["weights"], start=done["start"],
                init_from=done["init_from"])  # fmt: skip
@@ -203,13 +206,11 @@ def load(run: Run, folder: Path, *, weights: str) -> Fit:
 
 def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     """Return the numbers of the run on its test data, nats per datum, as a plain record."""
-    x, *labels = run.test()
-    program = Probe(Program(run.program.model, run.program.guide), x, *labels)
-    bound = evaluation.elbo(program, x, *labels)
-    estimate = optional("log p(x)", lambda: _estimate(program, (x, *labels), num_samples))
-    activity = optional(
-        "the activity of units", lambda: evaluation.unit_activity(program, x, *labels)
-    )
+    rows = run.test()
+    program = Probe(run.bound, *run.arguments(rows))
+    bound = evaluation.elbo(program, rows)
+    estimate = optional("log p(x)", lambda: _estimate(program, rows, num_samples))
+    activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
     information = optional("the mutual information", lambda: _information(run))
     bits_per_dim = optional("bits per dimension", lambda: _bits_per_dim(run, bound))
     return {
@@ -230,7 +231,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "weights": done.weights,
         "judged_epoch": done.judged_epoch,
         **({} if done.init_from is None else {"init_from": done.init_from}),
-        "num_test": len(x),
+        "num_test": len(rows),
         **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
         "classes": run.data.classes,
         "verdict": [
@@ -253,11 +254,9 @@ def diverged(done: Fit) -> bool:
     return wrong is not None and not wrong.came_back
 
 
-def _estimate(
-    program: Probe, rows: tuple[Tensor, ...], num_samples: int
-) -> evaluation.ImportanceEstimate:
+def _estimate(program: Probe, rows: Data, num_samples: int) -> evaluation.ImportanceEstimate:
     return evaluation.importance_sampling(
-        program, *rows, num_samples=num_samples, progress=sys.stderr.isatty()
+        program, rows, num_samples=num_samples, progress=sys.stderr.isatty()
     )
 
 
@@ -299,9 +298,8 @@ def _units(activity: dict[str, evaluation.UnitActivity] | None) -> dict[str, Any
 
 def _information(run: Run) -> evaluation.Information | None:
     """Return what the latents tell of the first test data; None if a flow has no inverse."""
-    args = tuple(argument[:_COMPARED_ROWS] for argument in run.test())
     try:
-        return evaluation.mutual_information(run.program.model, run.program.guide, *args)
+        return evaluation.mutual_information(run.program, run.test()[:_COMPARED_ROWS])
     except ValueError:
         return None
 
@@ -331,8 +329,7 @@ def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
     Those are real numbers, densities of integers that were not dequantised, bags and sequences,
     data of which numbers are missing, and what a program makes of its data before it observes it.
     """
-    few = tuple(argument[:3] for argument in run.test())
-    support = observed_support(run.program.model, run.program.guide, *few)
+    support = observed_support(run.bound, run.test()[:3])
     numbers = single_numbers(support)
     if run.data.levels is None or numbers is None or _has_missing(run):
         return None
@@ -348,15 +345,15 @@ def _has_missing(run: Run) -> bool:
 
 
 def _probe_accuracy(run: Run) -> float | None:
-    train, test = run.training_rows(_SEEN_ROWS), run.data.test
-    if train.labels is None or test.labels is None or takes_labels(run.program.model):
+    train, test = run.training_rows(_SEEN_ROWS), run.test()
+    if train.labels is None or test.labels is None or "labels" in run.bound.fields:
         return None
-    if len(train.labels.unique()) < 2:
+    train, test = (rows[rows.labelled.nonzero().flatten().cpu()] for rows in (train, test))
+    if len(train.labels.unique()) < 2 or not len(test):
         return None
-    model, guide = run.program.model, run.program.guide
     means = [
-        torch.cat([m.flatten(1) for m in evaluation.posterior_means(model, guide, x).values()], 1)
-        for x in (train.x, run.test()[0])
+        torch.cat([m.flatten(1) for m in evaluation.posterior_means(run.program, r).values()], 1)
+        for r in (train, test)
     ]
     return evaluation.linear_probe(means[0], train.labels, means[1], test.labels)
 

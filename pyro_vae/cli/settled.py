@@ -26,8 +26,8 @@ from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.data import AsFloat, in_chunks, observe_once
-from pyro_vae.engine.defaults import BATCH_SIZE, takes_labels
-from pyro_vae.engine.defaults import arguments as called_with
+from pyro_vae.engine.defaults import BATCH_SIZE
+from pyro_vae.inference import Program
 
 __all__ = ["default_arguments", "single_numbers"]
 
@@ -230,10 +230,8 @@ def _own_support(parser: Parser, config: Any, data: Dataset) -> Any:
         try:
             as_they_are = AsFloat(data.levels)
             pair: Any = build_program(config, parser.build(config), data, as_they_are)
-            x = observe_once(few, as_they_are, seed=0, device="cpu")
-            return observed_support(
-                pair.model, pair.guide, *called_with(x, takes_labels(pair.model))
-            )
+            program = Program(pair.model, pair.guide).on(few.names)
+            return observed_support(program, observe_once(few, as_they_are, seed=0, device="cpu"))
         except Exception:  # what is wrong with a program is said when it is trained
             return None
 

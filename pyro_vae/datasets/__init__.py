@@ -13,8 +13,9 @@ import difflib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pyro_vae.datasets.arrays import Data, Dataset, Shape, as_dataset, from_arrays
+from pyro_vae.datasets.arrays import as_dataset, from_arrays
 from pyro_vae.datasets.axes import Axes, as_given, as_images
+from pyro_vae.datasets.data import Data, Dataset, Shape
 from pyro_vae.datasets.files import load_file, load_folder
 from pyro_vae.datasets.published import NAMES, load_named
 from pyro_vae.memory import MAPPED_BYTES
@@ -54,10 +55,9 @@ def load(
       published ones; no other file is ever unpickled.
     * a `.npy` file of one array, split as in `from_arrays`. Above `MAPPED_BYTES` it stays on disk
       (mapped) and is split in file order, 80/10/10, which a warning says.
-    * a `.npz` file: `train`, `validation` (or `valid`), `test` with optional `train_labels` ... and
-      `train_weights`, or `x_train`, `y_train` ...;
-      or `x` (or `images`, `data`) with optional `y` (or `labels`) and `weights`;
-      or one array of any name.
+    * a `.npz` file: `x` (or `images`, `data`) and what belongs to its rows: `y` (or `labels`),
+      `weights`, `mask`, `covariates`; or `train`, `validation` (or `valid`) and `test` with
+      `train_labels`, `train_covariates` ..., or `x_train`, `y_train` ...; or one array of any name.
       An array above `MAPPED_BYTES` stays on disk: in the archive, or unfolded beside it.
     * images of floats k / 255 or k / 65535 in either become the integers k.
     * a folder of images of one size and mode, in sorted order, turned upright; subfolders are class

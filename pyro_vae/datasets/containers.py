@@ -8,7 +8,7 @@ import inspect
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +23,16 @@ from torch.utils.data import (
 )
 from torch.utils.data import Dataset as Rows
 
+from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.values import is_picture, num_axes
+from pyro_vae.fields import found_names
 
-__all__ = ["Fields", "first_of", "split_names", "unpacked"]
+__all__ = ["Given", "split_names", "unpacked"]
 
-_ROWS = ("x", "images", "image", "data", "features", "inputs")
-_LABELS = ("y", "labels", "label", "targets", "target")
-_WEIGHTS = ("weights", "weight")
+Given = dict[str, Any]
+"""Fields by name, as they are given: x, and what belongs to its rows."""
+
+_IN_TURN = ("x", "labels", "weights")
 _OF_ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "dtype", "toarray", "iloc",
               "get_columns", "itercolumns")  # fmt: skip
 _SPLITS = {
@@ -39,30 +42,28 @@ _SPLITS = {
 }
 
 
-class Fields(NamedTuple):
-    """Rows, and what belongs to each."""
-
-    x: Any
-    labels: Any = None
-    weights: Any = None
-
-
-def unpacked(data: Any, where: str) -> Fields | dict[str, Fields]:
-    """The fields that a container holds, or those of its splits `train`, `validation`, `test`.
+def unpacked(data: Any, where: str) -> dict[str, Given]:
+    """The fields of each split that a container holds; of "" where it is not split.
 
     Args:
-        data: an array, a pair `(x, labels)`, a dictionary of either, or of splits of either; a
+        data: an array, a pair `(x, labels)`, a dictionary of fields, or of splits of either; a
             map-style data set or a `DataLoader` of torch, or a list of items `x` or `(x, label)`.
         where: what messages call it.
 
     Raises:
-        ValueError: what is none of these, named for what it is; a dictionary of other keys.
+        ValueError: what is none of these, named for what it is; a dictionary without x.
     """
     _refuse(data, where)
+    if isinstance(data, Data):
+        return {"": dict(data.fields)}
     if isinstance(data, Mapping):
         return _of_mapping(data, where)
     if isinstance(data, DataLoader):
         return unpacked(_of_loader(data, where), where)
+    return {"": _of_rows(data, where)}
+
+
+def _of_rows(data: Any, where: str) -> Given:
     if isinstance(data, TensorDataset):
         return _positional(data.tensors, where)
     if _is_map_style(data):
@@ -145,29 +146,38 @@ def _of_loader(loader: DataLoader[Any], where: str) -> Any:
     )
 
 
-def _of_items(items: Sequence[Any], where: str) -> Fields:
+def _of_items(items: Sequence[Any], where: str) -> Given:
     """Items `x`, `(x,)`, `(x, label)` or dictionaries of these, stacked."""
     if not len(items):
         raise ValueError(f"{where}: empty; give at least 3 rows")
     first = items[0]
     if isinstance(first, Mapping):
-        found = _of_mapping({key: [item[key] for item in items] for key in first}, where)
-        assert isinstance(found, Fields)
-        return found
+        return _named({key: [item[key] for item in items] for key in first}, where)
     is_record = isinstance(first, (tuple, list)) and num_axes(first[0]) >= 1
     columns = [list(column) for column in zip(*items, strict=True)] if is_record else [items]
     return _positional(columns, where)
 
 
-def _positional(columns: Sequence[Any], where: str) -> Fields:
-    if len(columns) > 3:
+def _positional(columns: Sequence[Any], where: str) -> Given:
+    if len(columns) > len(_IN_TURN):
         raise ValueError(
-            f"{where}: {len(columns)} fields a row; expected x, (x, label) or (x, label, weight)"
+            f"{where}: {len(columns)} fields a row; expected x, (x, label) or (x, label, weight), "
+            "or a dictionary of fields by name"
         )
-    x, *others = columns
-    if isinstance(x, (list, tuple)) and len(x) and (is_picture(x[0]) or hasattr(x[0], "shape")):
-        x = _stacked(x, where)
-    return Fields(x, *others)
+    return _whole(dict(zip(_IN_TURN, columns, strict=False)), where)
+
+
+def _whole(fields: Given, where: str) -> Given:
+    """The fields with lists of arrays as one array, and without those that are None."""
+    return {
+        name: _stacked(values, where)
+        if isinstance(values, (list, tuple))
+        and len(values)
+        and (is_picture(values[0]) or hasattr(values[0], "shape"))
+        else values
+        for name, values in fields.items()
+        if values is not None or name == "x"
+    }
 
 
 def _stacked(rows: Sequence[Any], where: str) -> Any:
@@ -190,32 +200,42 @@ def _stacked(rows: Sequence[Any], where: str) -> Any:
     return np.stack(rows) if shapes[0] else list(rows)
 
 
-def _of_mapping(data: Mapping[Any, Any], where: str) -> Fields | dict[str, Fields]:
+def _of_mapping(data: Mapping[Any, Any], where: str) -> dict[str, Given]:
     names = {str(key).lower(): key for key in data}
     splits = split_names(names, where)
-    if splits is not None:
-        parts = {part: unpacked(data[names[name]], f"{where} {part}") for part, name in
-                 splits.items()}  # fmt: skip
-        _refuse_others(data, [names[name] for name in splits.values()], where)
-        return {part: fields for part, fields in parts.items() if isinstance(fields, Fields)}
-    keys = [first_of(names, *known) for known in (_ROWS, _LABELS, _WEIGHTS)]
-    if keys[0] is None:
-        raise ValueError(
-            f"{where}: a dictionary of {', '.join(map(repr, data)) or 'nothing'}; expected x (or "
-            "images, data) with y (labels) and weights, or train, validation and test; columns of "
-            "a table are one array by numpy.column_stack(list(columns.values()))"
-        )
-    _refuse_others(data, [names[key] for key in keys if key is not None], where)
-    return _positional([None if key is None else data[names[key]] for key in keys], where)
-
-
-def _refuse_others(data: Mapping[Any, Any], used: Collection[Any], where: str) -> None:
-    others = [key for key in data if key not in used]
+    if splits is None:
+        return {"": _named(data, where)}
+    others = [key for name, key in names.items() if name not in splits.values()]
     if others:
         raise ValueError(
             f"{where}: a dictionary with {', '.join(map(repr, others))} beside "
-            f"{', '.join(map(repr, used))}; leave out what is not to be used"
+            f"{', '.join(splits.values())}; leave out what is not to be used"
         )
+    found = {}
+    for part, name in splits.items():
+        held = unpacked(data[names[name]], f"{where} {part}")
+        if "" not in held:
+            raise ValueError(f"{where} {part}: a split that is split again; give its rows")
+        found[part] = held[""]
+    return found
+
+
+def _named(data: Mapping[Any, Any], where: str) -> Given:
+    """Fields by the names that they are known by, and others by their own."""
+    keys = {str(key): key for key in data}
+    found = found_names(keys)
+    if "x" not in found:
+        raise ValueError(
+            f"{where}: a dictionary of {', '.join(map(repr, data)) or 'nothing'}; expected x (or "
+            "images, data) with y (labels), weights and other fields, or train, validation and "
+            "test; columns of a table are one array by numpy.column_stack(list(columns.values()))"
+        )
+    doubled = next((names for names in found.values() if len(names) > 1), None)
+    if doubled is not None:
+        raise ValueError(
+            f"{where}: {' and '.join(map(repr, doubled))} are names of one field; leave one"
+        )
+    return _whole({field: data[keys[name]] for field, (name,) in found.items()}, where)
 
 
 def split_names(found: Collection[str], where: str) -> dict[str, str] | None:
@@ -251,8 +271,3 @@ def _meant(due: str, others: Collection[str]) -> str:
     lower = {name.lower(): name for name in others}
     near = [n for alias in _SPLITS[due] for n in difflib.get_close_matches(alias, lower, n=1)]
     return f" (is {lower[near[0]]!r} meant for it?)" if near else ""
-
-
-def first_of(found: Collection[str], *names: str) -> str | None:
-    """The first of the names that is there."""
-    return next((name for name in names if name in found), None)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pyro_vae import memory
 from pyro_vae.datasets import archives
-from pyro_vae.datasets.arrays import Dataset, from_arrays, from_splits
+from pyro_vae.datasets.arrays import from_arrays, from_splits
 from pyro_vae.datasets.axes import Axes, as_images
-from pyro_vae.datasets.containers import first_of, split_names
+from pyro_vae.datasets.containers import Given, split_names
+from pyro_vae.datasets.data import Dataset
 from pyro_vae.datasets.images import read_images, visible
 from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
+from pyro_vae.fields import KNOWN, found_names, meant
 
 __all__ = ["load_file", "load_folder"]
-
-# What may stand beside rows: a name like one of them may be meant for it.
-_BESIDE = ("y", "labels", "weights", "train_labels", "validation_labels", "test_labels",
-           "train_weights", "validation_weights", "test_weights")  # fmt: skip
 
 
 def load_file(
@@ -41,12 +37,15 @@ def load_file(
             "numpy.save writes the first from any array"
         )
     arrays = _arrays(path, suffix)
+    parts = {"": arrays} if suffix == ".npy" else _npz_fields(path, arrays, apart)
     if axes is as_images:
-        arrays = as_pixels(arrays)
-    options: dict[str, Any] = {"missing": missing, "axes": axes}
-    if suffix == ".npy":
-        return from_arrays(*arrays.values(), name=path.name, **options)
-    return _from_npz(path, arrays, apart, options)
+        pixels = as_pixels({part: fields["x"] for part, fields in parts.items()})
+        parts = {part: {**fields, "x": pixels[part]} for part, fields in parts.items()}
+    if "" in parts:
+        return from_arrays(parts[""], name=path.name, missing=missing, axes=axes)
+    found = from_splits(path.name, parts, missing=missing, axes=axes)
+    warn_of_shared_rows(found)
+    return found
 
 
 def _arrays(path: Path, suffix: str) -> dict[str, np.ndarray]:
@@ -101,34 +100,33 @@ def _warn_of_order(path: Path, array: np.ndarray) -> None:
     )
 
 
-def _from_npz(
-    path: Path, arrays: dict[str, np.ndarray], apart: Collection[str], options: dict[str, Any]
-) -> Dataset:
+def _npz_fields(
+    path: Path, arrays: dict[str, np.ndarray], apart: Collection[str]
+) -> dict[str, Given]:
+    """The fields of each split; of "" where the names are not those of splits."""
     parts = _npz_splits(path, arrays, apart)
     if parts is not None:
-        found = from_splits(path.name, parts, **options)
-        warn_of_shared_rows(found)
-        return found
-    others = [name for name in arrays if name not in {"weights", *apart}]
-    key = first_of(arrays, "x", "images", "data") or (others[0] if len(others) == 1 else None)
-    if key is None:
+        return parts
+    names = {field: held[0] for field, held in found_names(arrays).items() if field in KNOWN}
+    others = [name for name in arrays if name not in {*names.values(), *apart}]
+    if "x" not in names and len(others) == 1:
+        names["x"] = others[0]
+    if "x" not in names:
         raise ValueError(
             f"{path}: holds {', '.join(arrays) or 'no arrays'}; expected train, validation and "
-            "test, or x (images, data) with y (labels) and weights, or a single array"
+            f"test, or x (images, data) with y (labels), {', '.join([*KNOWN][2:])}, or a single "
+            "array"
         )
-    if isinstance(arrays[key], np.memmap):
-        _warn_of_order(path, arrays[key])
-    label = first_of(arrays, "y", "labels") or ""
-    _warn_of_others(path, arrays, {key, label, "weights"}, apart)
-    return from_arrays(
-        arrays[key], arrays.get(label), weights=arrays.get("weights"), name=path.name, **options
-    )
+    if isinstance(arrays[names["x"]], np.memmap):
+        _warn_of_order(path, arrays[names["x"]])
+    _warn_of_others(path, arrays, {*names.values()}, apart)
+    return {"": {field: arrays[name] for field, name in names.items()}}
 
 
 def _npz_splits(
     path: Path, arrays: dict[str, np.ndarray], apart: Collection[str]
-) -> dict[str, tuple[Any, ...]] | None:
-    """Rows, labels and weights of each split; None where the names are not those of splits.
+) -> dict[str, Given] | None:
+    """The fields of each split; None where the names are not those of splits.
 
     Rows are `train` or `x_train`, labels `train_labels`, `train_y` or `y_train`, and so on.
     """
@@ -139,15 +137,13 @@ def _npz_splits(
     used: set[str] = set()
     found = {}
     for part, stem in parts.items():
-        names = (
-            stems.get(stem, stem),
-            first_of(arrays, f"{stem}_labels", f"{stem}_y", f"y_{stem}", f"labels_{stem}"),
-            first_of(arrays, f"{stem}_weights", f"weights_{stem}"),
-        )
-        found[part] = tuple(arrays.get(name or "") for name in names)
-        used |= {name for name in names if name}
-    if len({labels is None for _, labels, _ in found.values()}) > 1:
-        raise ValueError(f"{path}: labels for some splits only; give all three or none")
+        names = {"x": stems.get(stem, stem)}
+        for field in [*KNOWN][1:]:
+            both = (each for n in KNOWN[field] for each in (f"{stem}_{n}", f"{n}_{stem}"))
+            if (name := next((each for each in both if each in arrays), None)) is not None:
+                names[field] = name
+        found[part] = {field: arrays[name] for field, name in names.items()}
+        used |= {*names.values()}
     _warn_of_others(path, arrays, used, apart)
     return found
 
@@ -156,12 +152,10 @@ def _warn_of_others(
     path: Path, arrays: Collection[str], used: set[str], apart: Collection[str]
 ) -> None:
     others = [name for name in arrays if name not in {*used, *apart}]
-    used = used & {*arrays}
     if others:
-        near = [known for name in others for known in difflib.get_close_matches(name, _BESIDE, n=1)]
-        meant = f" (is {near[0]} meant?)" if near and near[0] not in used else ""
+        asked = next(filter(None, map(meant, others)), "")
         warnings.warn(
-            f"{path.name}: {', '.join(others)} beside {', '.join(sorted(used))} is left out{meant}",
+            f"{path.name}: {', '.join(others)} beside {', '.join(sorted(used))} is left out{asked}",
             stacklevel=6,
         )
 
@@ -174,17 +168,22 @@ def load_folder(folder: Path) -> Dataset:
     folders = [path.name for path in inside if path.is_dir()]
     parts = split_names(folders, str(place))
     if parts is None:
-        return from_arrays(*read_images(place), name=folder.resolve().name)
+        return from_arrays(_of_images(place), name=folder.resolve().name)
     others = sorted(set(folders) - set(parts.values()))
     if others:
         warnings.warn(
             f"{place}: {', '.join(others)} beside {', '.join(parts.values())} is left out",
             stacklevel=4,
         )
-    splits = {part: read_images(place / name) for part, name in parts.items()}
+    splits = {part: _of_images(place / name) for part, name in parts.items()}
     found = from_splits(folder.resolve().name, splits)
     warn_of_shared_rows(found)
     return found
+
+
+def _of_images(folder: Path) -> Given:
+    x, labels = read_images(folder)
+    return {"x": x} if labels is None else {"x": x, "labels": labels}
 
 
 def reason_of(error: Exception) -> str:

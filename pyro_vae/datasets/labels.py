@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.datasets.values import is_missing
+
 __all__ = ["number_classes"]
 
-_CURE = "expected integers, or names (text)"
+_CURE = "expected integers, or names (text); other numbers are given as covariates"
 
 
 def number_classes(
     labels: Mapping[str, tuple[Any | None, int]], names: Sequence[str] | None = None
-) -> tuple[list[Tensor | None], tuple[str, ...] | None]:
+) -> tuple[list[np.ndarray | None], tuple[str, ...] | None]:
     """Number the classes that occur in any part, in the order of their values, from 0.
 
     Labels 0, 1000 and 2000 are the classes 0, 1 and 2, named "0", "1000" and "2000", in a part
     where one of them is missing, too. Integers, whole floats, booleans, text, and pandas' columns
-    of them are labels.
+    of them are labels. A row without one is marked by -1, None, NaN or a mask, and has number -1.
 
     Args:
         labels: what the labels are of, by part: the labels `(N,)`, or None, and N.
@@ -32,18 +33,28 @@ def number_classes(
         The class numbers of each part, int64 `(N,)` or None, and the names of the classes.
 
     Raises:
-        ValueError: labels that are missing, -1, fractions, dates or objects; another number
-            of labels than of rows; numbers in one part and text in another; a number without name.
+        ValueError: labels that are fractions, dates or objects; no labels at all, or one class
+            beside -1, which may be a class, too; another number of labels than of rows; numbers in
+            one part and text in another; a number without name.
     """
     given = {
-        where: None if values is None else _plain(values, num_rows, where)
+        where: None if values is None else _Labels.read(values, num_rows, where)
         for where, (values, num_rows) in labels.items()
     }
-    present = {where: values for where, values in given.items() if values is not None}
+    present = {where: held for where, held in given.items() if held is not None}
     if not present:
         return [None for _ in given], None
-    _check_one_kind(present)
-    found = _ordered(set().union(*(np.unique(values).tolist() for values in present.values())))
+    known = {where: held.values for where, held in present.items() if len(held.values)}
+    first = next(iter(present))
+    if not known:
+        raise ValueError(f"labels of {first}: all are missing; leave them out, or give some")
+    _check_one_kind(known)
+    found = _ordered(set().union(*(np.unique(values).tolist() for values in known.values())))
+    if len(found) == 1 and any(held.marked for held in present.values()):
+        raise ValueError(
+            f"labels of {first}: -1 and {found[0]} alone, and -1 stands for a row without a label; "
+            "where it is a class, give names: labels.astype(str)"
+        )
     if names is None:
         number, classes = {value: n for n, value in enumerate(found)}, tuple(map(str, found))
     else:
@@ -51,11 +62,9 @@ def number_classes(
         if found[-1] >= len(names) or found[0] < 0:
             wrong = found[0] if found[0] < 0 else found[-1]
             raise ValueError(
-                f"labels of {next(iter(present))}: {wrong}, where {len(names)} classes are "
-                "numbered from 0"
+                f"labels of {first}: {wrong}, where {len(names)} classes are numbered from 0"
             )
-    numbered = [None if values is None else _numbered(values, number) for values in given.values()]
-    return numbered, classes
+    return [None if held is None else held.numbered(number) for held in given.values()], classes
 
 
 def _ordered(found: set[Any]) -> list[Any]:
@@ -65,10 +74,42 @@ def _ordered(found: set[Any]) -> list[Any]:
     return sorted(found)
 
 
-def _numbered(values: np.ndarray, number: Mapping[Any, int]) -> Tensor:
-    found, place = np.unique(values, return_inverse=True)
-    table = np.array([number[value] for value in found.tolist()], np.int64)
-    return torch.from_numpy(table[place.reshape(-1)])
+class _Labels(NamedTuple):
+    """Labels of some rows.
+
+    Attributes:
+        values: those that are known, as booleans, integers or text.
+        is_known: which rows they are of, `(N,)`.
+        marked: whether a row without one is marked by -1.
+    """
+
+    values: np.ndarray
+    is_known: np.ndarray
+    marked: bool = False
+
+    @classmethod
+    def read(cls, values: Any, num_rows: int, where: str) -> _Labels:
+        """Read one label a row; see ``number_classes``."""
+        array, hidden = _column(values, where)
+        _check_shape(array, num_rows, where)
+        if array.dtype.kind == "O":
+            hidden = hidden | np.array([is_missing(value) for value in array.tolist()], bool)
+        elif array.dtype.kind == "f":
+            hidden = hidden | np.isnan(array)
+        plain = _plain(array[~hidden], np.flatnonzero(~hidden), where)
+        if plain.dtype.kind != "i" or not (plain == -1).any():
+            return cls(plain, ~hidden)
+        is_known = ~hidden
+        is_known[is_known] = plain != -1
+        return cls(plain[plain != -1], is_known, marked=True)
+
+    def numbered(self, number: Mapping[Any, int]) -> np.ndarray:
+        """The number of each row's class, -1 where a row has none."""
+        found, place = np.unique(self.values, return_inverse=True)
+        table = np.array([number[value] for value in found.tolist()], np.int64)
+        numbers = np.full(len(self.is_known), -1, np.int64)
+        numbers[self.is_known] = table[place.reshape(-1)]
+        return numbers
 
 
 def _check_one_kind(present: Mapping[str, np.ndarray]) -> None:
@@ -80,15 +121,33 @@ def _check_one_kind(present: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"labels {listed}; give all as numbers or all as text")
 
 
-def _plain(values: Any, num_rows: int, where: str) -> np.ndarray:
-    """The labels as one column of booleans, integers or text."""
-    array = _column(values, where)
+def _column(values: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """The labels as one array, and which of them are masked."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    hidden = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"labels of {where}: not one label a row; {_CURE}") from None
+    hidden = np.zeros(array.shape, bool) if hidden is None else hidden
+    if array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0], hidden[:, 0]
+    return array, hidden
+
+
+def _check_shape(array: np.ndarray, num_rows: int, where: str) -> None:
     if array.ndim != 1:
         one_hot = array.ndim == 2 and array.dtype.kind in "biuf" and (array.sum(1) == 1).all()
         cure = ": one-hot rows are numbered by labels.argmax(1)" if one_hot else ""
         raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},){cure}")
     if len(array) != num_rows:
         raise ValueError(f"{where}: {len(array)} labels for {num_rows} rows; give one label a row")
+
+
+def _plain(array: np.ndarray, rows: np.ndarray, where: str) -> np.ndarray:
+    """The labels of some rows as booleans, integers or text."""
     if array.dtype.kind == "O":
         array = _of_objects(array, where)
     if array.dtype.kind == "S":
@@ -96,38 +155,15 @@ def _plain(values: Any, num_rows: int, where: str) -> np.ndarray:
     if array.dtype.kind == "T":
         array = array.astype(str)
     if array.dtype.kind == "f":
-        array = _of_floats(array, where)
+        array = _of_floats(array, rows, where)
     if array.dtype.kind not in "biuU":
         raise ValueError(f"labels of {where}: dtype {array.dtype} names no classes; {_CURE}")
-    if array.dtype.kind == "i" and (unlabelled := np.flatnonzero(array == -1)).size:
-        raise ValueError(
-            f"labels of {where}: {len(unlabelled)} are -1, which stands for a row without a label, "
-            f"the first in row {unlabelled[0]}; leave rows without a class out, or name it where "
-            "it is one: labels.astype(str)"
-        )
     return array
-
-
-def _column(values: Any, where: str) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise ValueError(f"labels of {where}: not one label a row; {_CURE}") from None
-    if mask is not None and mask.any():
-        raise _missing(np.argwhere(mask)[:, 0], where)
-    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 
 def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     """Python's own values, and pandas' columns with a mask or of categories, as one numpy type."""
     values = array.tolist()
-    absent = [row for row, value in enumerate(values) if _is_missing(value)]
-    if absent:
-        raise _missing(np.array(absent), where)
     for kinds in ((bool, np.bool_), (int, np.integer), (str,), (int, float, np.number)):
         if all(isinstance(value, kinds) for value in values):
             return np.array(values)
@@ -135,25 +171,9 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     raise ValueError(f"labels of {where}: objects of {', '.join(kinds_found)}; {_CURE}")
 
 
-def _is_missing(value: Any) -> bool:
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, (float, np.floating)) and math.isnan(value)
-
-
-def _of_floats(array: np.ndarray, where: str) -> np.ndarray:
-    absent = np.flatnonzero(np.isnan(array))
-    if len(absent):
-        raise _missing(absent, where)
+def _of_floats(array: np.ndarray, rows: np.ndarray, where: str) -> np.ndarray:
     broken = np.flatnonzero((array != np.floor(array)) | (np.abs(array) >= 2**63))
     if len(broken):
-        row = broken[0]
-        raise ValueError(f"labels of {where}: {array[row]:g} in row {row} is no class; {_CURE}")
+        value, row = array[broken[0]], rows[broken[0]]
+        raise ValueError(f"labels of {where}: {value:g} in row {row} is no class; {_CURE}")
     return array.astype(np.int64)
-
-
-def _missing(rows: np.ndarray, where: str) -> ValueError:
-    return ValueError(
-        f"labels of {where}: {len(rows)} missing, the first in row {rows[0]}; {_CURE}: leave rows "
-        "without a label out, or give them a name of their own"
-    )

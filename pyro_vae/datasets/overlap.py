@@ -8,7 +8,7 @@ from collections import Counter
 
 from torch import Tensor
 
-from pyro_vae.datasets.arrays import Dataset
+from pyro_vae.datasets.data import Dataset
 
 __all__ = ["warn_of_shared_rows"]
 

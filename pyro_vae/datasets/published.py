@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyro_vae.datasets.arrays import Dataset, from_arrays, from_splits
+from pyro_vae.datasets.arrays import from_arrays, from_splits
+from pyro_vae.datasets.data import Dataset
 from pyro_vae.datasets.downloads import download
 from pyro_vae.datasets.files import reason_of
 from pyro_vae.datasets.labels import number_classes
@@ -107,7 +108,7 @@ def _load_idx(name: str, root: Path, files: _Idx) -> Dataset:
         train, test = train.transpose(0, 2, 1), test.transpose(0, 2, 1)
     held = _held_out(name, train, classes, files.num_validation)
     _check_published(name, folder, stems, [digest for _, digest in read])
-    parts = {**held, "test": (test, test_classes)}
+    parts = {**held, "test": {"x": test, "labels": test_classes}}
     return from_splits(name, parts, levels=255, classes=files.classes)
 
 
@@ -163,7 +164,11 @@ def _held_out(name: str, x: np.ndarray, labels: np.ndarray, held: int) -> dict[s
         raise ValueError(f"{name}: {len(x):,} training images, expected more than {held:,}")
     # Checked before the split, where the two counts are those of the files.
     number_classes({f"{name} train": (labels, len(x))})
-    return {"train": (x[:-held], labels[:-held]), "validation": (x[-held:], labels[-held:])}
+    first, last = slice(-held), slice(-held, None)
+    return {
+        part: {"x": x[rows], "labels": labels[rows]}
+        for part, rows in (("train", first), ("validation", last))
+    }
 
 
 def _cifar10(torchvision: Any, root: str | Path, **options: bool) -> list[Any]:
@@ -194,11 +199,13 @@ def _load_colour(name: str, root: Path) -> Dataset:
             train, test = read(torchvision_datasets, root)
     except Exception as error:  # whatever the damage, the cure is the same
         raise ValueError(_delete(root / folder, f"corrupt ({reason_of(error)})")) from None
-    (x, classes), tested = _pixels(train), _pixels(test)
-    parts = {**_held_out(name, x, classes, 5_000), "test": tested}
+    fields = _pixels(train)
+    held = _held_out(name, fields["x"], fields["labels"], 5_000)
+    parts = {**held, "test": _pixels(test)}
     return from_splits(name, parts, levels=255, classes=_COLOUR[name])
 
 
-def _pixels(images: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pixels(images: Any) -> dict[str, np.ndarray]:
     data = images.data if images.data.shape[1] == 3 else images.data.transpose(0, 3, 1, 2)
-    return data, np.asarray(images.labels if hasattr(images, "labels") else images.targets)
+    labels = images.labels if hasattr(images, "labels") else images.targets
+    return {"x": data, "labels": np.asarray(labels)}

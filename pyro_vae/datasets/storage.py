@@ -157,22 +157,23 @@ def tensor(array: np.ndarray, dtype: np.dtype, rows: Any) -> Tensor:
     """Some rows as a tensor; those of a mapped file stay there in any type that torch has."""
     types = map(np.dtype, _OF_TORCH if is_mapped(array) else (dtype,))
     if isinstance(rows, slice) and array.dtype in types:
-        return _shared(array[rows])
+        return _shared(array[rows], dtype)
     index = np.arange(len(array))[rows if isinstance(rows, slice) else rows.numpy()]
     filled = room((len(index), *array.shape[1:]), dtype)
     step = max(1, _CHUNK_BYTES * len(array) // max(1, array.nbytes))
     for begin in range(0, len(index), step):
         filled[begin : begin + step] = array[index[begin : begin + step]]
-    return _shared(filled)
+    return _shared(filled, dtype)
 
 
-def _shared(array: np.ndarray) -> Tensor:
+def _shared(array: np.ndarray, dtype: np.dtype) -> Tensor:
     with warnings.catch_warnings():
         # Rows are only ever read. A copy-on-write map, which torch would not warn about, is
         # refused by Linux for files larger than memory.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         # A byte of 0 or 1 is a boolean to numpy; as bytes, levels are counted like others'.
-        return torch.from_numpy(array.view("u1") if array.dtype.kind == "b" else array)
+        as_bytes = array.dtype.kind == "b" and dtype.kind != "b"
+        return torch.from_numpy(array.view("u1") if as_bytes else array)
 
 
 def as_pixels(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

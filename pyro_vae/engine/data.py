@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Rows
 
-from pyro_vae.datasets import Data
+from pyro_vae.datasets.data import Data, in_default_type
 from pyro_vae.memory import room, touched
 from pyro_vae.wording import option
 
@@ -201,7 +201,7 @@ def observe_once(
         dtype: type to keep them in; the observation's own if not given.
 
     Returns:
-        Rows `[N, *event_shape]`, which share no memory with `data.x`; the same labels and weights.
+        Rows `[N, *event_shape]`, which share no memory with `data.x`, and the other fields.
 
     Raises:
         ValueError: rows outside the levels of the observation.
@@ -219,10 +219,9 @@ def observe_once(
             observed[begin : begin + len(rows)] = chunk
             begin += len(rows)
     assert observed is not None
-    labels, weights = (
-        None if held is None else held.to(device) for held in (data.labels, data.weights)
-    )
-    return Data(observed.to(device), labels, weights, data.rows)
+    fields = {name: in_default_type(values) for name, values in data.fields.items()}
+    fields["x"] = observed
+    return data.replace(**{name: values.to(device) for name, values in fields.items()})
 
 
 def in_chunks(x: Tensor) -> Iterator[Tensor]:
@@ -303,8 +302,7 @@ class Batches:
         seed: of the permutations; with the epoch it fixes them.
         device: where batches are wanted.
         memory_budget: bytes of stored rows up to which they are kept on the device; 2 GiB.
-        with_labels: yield `(x, labels)` rather than `(x,)`.
-        with_weights: yield the rows' weights after these.
+        fields: what a batch is made of, x first.
 
     Attributes:
         joins_single: whether a last batch of a single row joins the one before it, for programs
@@ -312,8 +310,8 @@ class Batches:
         resident: whether the rows live on the device.
 
     Raises:
-        ValueError: a batch size outside 1..N; no labels where they are asked for; rows outside the
-            levels of the observation.
+        ValueError: a batch size outside 1..N; a field that is not there; rows outside the levels
+            of the observation.
     """
 
     def __init__(
@@ -325,16 +323,13 @@ class Batches:
         seed: int,
         device: torch.device | str,
         memory_budget: int = 2 * 2**30,
-        with_labels: bool = False,
-        with_weights: bool = False,
+        fields: Sequence[str] = ("x",),
     ) -> None:
         if not 1 <= batch_size <= len(data):
             raise ValueError(
                 f"{option('batch_size', batch_size)} with {len(data)} training rows; "
                 f"choose one from 1 to {len(data)}"
             )
-        if with_labels and data.labels is None:
-            raise ValueError("labels are asked for, but the data have none")
         if observation.once:
             missing = any(bool(rows.isnan().any()) for rows in in_chunks(data.x))
             dtype = torch.uint8 if isinstance(observation, Binarize) and not missing else None
@@ -348,10 +343,10 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._device = torch.device(device)
-        beside = [data.labels if with_labels else None, data.weights if with_weights else None]
-        self._tensors = [data.x, *(tensor for tensor in beside if tensor is not None)]
+        self._tensors = data.tensors(fields)
         self.joins_single = False
-        self.resident = data.x.nbytes <= memory_budget and self._move()
+        num_bytes = sum(tensor.nbytes for tensor in self._tensors)
+        self.resident = num_bytes <= memory_budget and self._move()
 
     def share(self, other: Batches) -> None:
         """Keep the same copy of the same data as other batches do."""
@@ -384,7 +379,7 @@ class Batches:
         return self._observation
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Batches `start`, `start + 1`, ... of an epoch: `(x,)` or `(x, labels, ...)`, x observed.
+        """Batches `start`, `start + 1`, ... of an epoch: the fields in turn, x observed.
 
         Batches before `start` cost nothing and draw nothing: given the global generator's state at
         that point, the rest of the epoch is what it would have been.
@@ -416,14 +411,14 @@ class Batches:
 
     @property
     def _bytes_around(self) -> int:
-        return max(self._tensors[0][:1].nbytes, _PAGES_AROUND)
+        return max(sum(tensor[:1].nbytes for tensor in self._tensors), _PAGES_AROUND)
 
     def __call__(self, *draw: Tensor) -> tuple[Tensor, ...]:
         """Turn what `draws` gives into a batch: gather the rows and observe them."""
         if self.resident:
             draw = tuple(tensor.index_select(0, draw[0]) for tensor in self._tensors)
         x, *beside = draw
-        return (self._observation(x), *beside)
+        return (self._observation(x), *map(in_default_type, beside))
 
     def _sizes(self, num_rows: int) -> list[int]:
         """Return how many of the last rows of an epoch each batch takes."""
@@ -437,7 +432,7 @@ class Batches:
 
     def _move(self) -> bool:
         try:
-            self._tensors = [tensor.to(self._device) for tensor in self._tensors]
+            self._tensors = tuple(tensor.to(self._device) for tensor in self._tensors)
         except torch.OutOfMemoryError:
             size = self._tensors[0].nbytes / 2**30
             warnings.warn(
@@ -463,7 +458,7 @@ class Batches:
 class _Gather(Rows[list[Tensor]]):
     """Rows by whole batches of indices."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
 
     def __getitem__(self, index: Tensor) -> list[Tensor]:

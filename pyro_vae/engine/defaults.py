@@ -1,17 +1,12 @@
-"""Defaults of a run: device, objective, the arguments of a program."""
+"""Defaults of a run: the device, the objective, the channel of images."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
 
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.inference.objectives import AnalyticELBO, Objective
@@ -23,13 +18,10 @@ from pyro_vae.wording import warn
 
 __all__ = [
     "BATCH_SIZE",
-    "arguments",
-    "check_labels",
     "check_reported",
     "default_objective",
     "fitted_objective",
     "resolve_device",
-    "takes_labels",
     "with_channel",
 ]
 
@@ -73,10 +65,12 @@ def with_channel(program: Program, data: Dataset) -> Dataset:
     given = data.event_shape
     if len(given) != 2 or given in shapes or (1, *given) not in shapes:
         return data
-    train, validation, test = (
-        replace(part, x=part.x.unsqueeze(1)) for part in (data.train, data.validation, data.test)
-    )
-    return replace(data, train=train, validation=validation, test=test)
+    return data.map(_with_channel)
+
+
+def _with_channel(part: Data) -> Data:
+    alike = {n: values for n, values in part.fields.items() if values.shape == part.x.shape}
+    return part.replace(**{n: alike[n].unsqueeze(1) for n in ("x", "mask") if n in alike})
 
 
 def check_reported(objective: ELBO, probe: Probe) -> None:
@@ -99,14 +93,6 @@ def check_reported(objective: ELBO, probe: Probe) -> None:
     )
 
 
-def takes_labels(model: Callable[..., Any]) -> bool:
-    """Whether a program is called with data and labels, or with data alone."""
-    parameters = inspect.signature(model).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in parameters if p.kind in kinds and p.default is p.empty]
-    return len(needed) > 1
-
-
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device; "auto" takes CUDA, then Apple's MPS, then the CPU."""
     available = ["cpu"]
@@ -123,39 +109,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if chosen is None or str(chosen) not in known:
         raise ValueError(f"device={str(device)!r} is not here; choose from {', '.join(available)}")
     return chosen
-
-
-def check_labels(with_labels: bool, data: Dataset, model: Any = None) -> None:
-    """Refuse data without labels for a program that takes them, or with more classes than it has.
-
-    Raises:
-        ValueError: If a program that has ``num_classes`` meets a label that is not below it.
-    """
-    if not with_labels:
-        return
-    if data.train.labels is None:
-        raise ValueError("the program takes labels, but the data have none: give (x, labels)")
-    num_classes = getattr(getattr(model, "__self__", model), "num_classes", None)
-    if not isinstance(num_classes, int):
-        return
-    for part in ("train", "validation", "test"):
-        labels = getattr(data, part).labels
-        largest = -1 if labels is None or not len(labels) else int(labels.max())
-        if largest >= num_classes:
-            names = data.classes or ()
-            name = f" ({names[largest]!r})" if largest < len(names) else ""
-            raise ValueError(
-                f"the {part} labels go up to {largest}{name}, but the program has "
-                f"num_classes={num_classes}: give it {largest + 1} classes or more, or repair the "
-                "labels"
-            )
-
-
-def arguments(data: Data, with_labels: bool) -> tuple[Tensor, ...]:
-    """Return what a program is called with for all rows at once."""
-    if with_labels and data.labels is not None:
-        return (data.x, data.labels)
-    return (data.x,)
 
 
 def fitted_objective(objective: ELBO, layout: Layout, num_data: int) -> ELBO:

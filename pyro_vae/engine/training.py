@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,15 @@ from pyro_vae.engine.data import (
     Batches,
     Binarize,
     Dequantize,
-    Observation,
     Rescale,
     observe_once,
     representative,
 )
 from pyro_vae.engine.defaults import (
-    arguments,
-    check_labels,
     check_reported,
     default_objective,
     fitted_objective,
     resolve_device,
-    takes_labels,
 )
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import rehearsing, why_gradient, why_loss
@@ -49,6 +45,7 @@ from pyro_vae.engine.resume_checks import check_settings, described, environment
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.single_rows import settle_single_rows
 from pyro_vae.engine.step import Step
+from pyro_vae.engine.taken import taking
 from pyro_vae.engine.turns import part_in_turns
 from pyro_vae.engine.updates import Updates
 from pyro_vae.engine.weights import cloned, put_weights, refuse_foreign, weights_of
@@ -89,6 +86,7 @@ class Training:
         settings: Settings,
     ) -> None:
         self.device = resolve_device(settings.device)
+        program = taking(program, data)
         for module in program.modules:
             module.to(self.device)
             if not module.training:  # a part in evaluation mode is meant so, a whole is not
@@ -96,19 +94,19 @@ class Training:
         self.program, self.settings = program, settings
         self.epochs, self.seed, self.out = settings.epochs, settings.seed, settings.out
         self.turns, self.callbacks = settings.turns, settings.callbacks
-        observation, engine = settings.observation, settings.engine
+        engine = settings.engine
         batch_size = settings.rows_of_a_batch(data)
         self._built = program_settings(program)
-        self._meet_data(data, observation, batch_size)
-        followed = self._weighted(program, data.train)
-        weighted = followed is not self.program
+        followed = _weighted(program, data.train)
+        weighted = followed is not program
+        self._meet_data(data, batch_size, followed.fields)
         objective = settings.objective or default_objective(self._probe, weighted=weighted)
         objective = self._taken(fitted_objective(objective, self.layout, len(data.train)))
         if not isinstance(objective, Objective):
             check_reported(objective, self._weighted_probe(followed) if weighted else self._probe)
         settle_single_rows(
             self.batches, program, objective, batch_size,
-            *self._observed_rows(data.train, observation, slice(3)),
+            *self._rows(data.train[:3]),
         )  # fmt: skip
         clip_norm = settings.clip_norm
         if clip_norm is not None:
@@ -121,14 +119,14 @@ class Training:
         )  # fmt: skip
         if isinstance(objective, Objective):
             objective.accept(self.gradient_step.model, followed.guide, self.layout)
-        self._find_parameters(data.train, observation)
+        self._find_parameters(followed, data.train[:3])
         self._unbounded = {
             name
             for name, p in self.gradient_step.parameters.items()
             if not bool(p.isfinite().all())
         }
         check_constant_rate(settings.optim, self._optimizer)
-        self._warn_of_blind_guide(self._observed_rows(data.train, observation, slice(3)))
+        self._warn_of_blind_guide(self._rows(data.train[:3]))
         self.rates = [group["lr"] for group in self._optimizer.param_groups]
         self._judged = self._recorded_judge(engine)
         self._num_judged = 0
@@ -151,29 +149,24 @@ class Training:
         if not self.progress.start:
             if self.epochs > 0:
                 rows = representative(data.train, self.settings.observation, device=self.device)
-                meet_data(self._probe, *arguments(rows, self.with_labels))
-            few = self._observed_rows(data.train, self.settings.observation, slice(3))
-            if (mixed := mixed_rows(self.program, *few)) is not None:
+                meet_data(self._probe, *rows.tensors(self.program.fields))
+            if (mixed := mixed_rows(self.program, *self._rows(data.train[:3]))) is not None:
                 warn(mixed)
             self.progress.start = self.validate()
         del self._probe
         called("start", self)
 
-    def _meet_data(self, data: Dataset, observation: Observation, batch_size: int) -> None:
+    def _meet_data(self, data: Dataset, batch_size: int, fields: Sequence[str]) -> None:
         """Make batches, and run the program once on the validation rows."""
-        self.with_labels = takes_labels(self.program.model)
-        check_labels(self.with_labels, data, self.program.model)
         self.batches = Batches(
-            data.train, observation, batch_size=batch_size, seed=self.seed, device=self.device,
-            with_labels=self.with_labels, with_weights=data.train.weights is not None,
+            data.train, self.settings.observation, batch_size=batch_size, seed=self.seed,
+            device=self.device, fields=fields,
         )  # fmt: skip
-        seed = OBSERVATION_SEED + 1
-        observed = observe_once(data.validation, observation, seed=seed, device=self.device)
-        self.validation = arguments(observed, self.with_labels)
+        self.validation = self._rows(data.validation, seed=OBSERVATION_SEED + 1)
         self._probe = Probe(self.program, *self.validation)
         self.layout = self._probe.layout
         for name in ("validation", "train", "test"):
-            self._check_rows(name, getattr(data, name), observation)
+            self._check_rows(name, data.parts[name])
 
     def _shared(self, data: Dataset, objective: ELBO, batch_size: int) -> dict[str, Any]:
         """Return what a run that goes on has to have in common with the one that stopped."""
@@ -226,9 +219,9 @@ class Training:
         stopped = patience is not None and self.progress.waited >= patience
         return self.progress.epoch >= self.epochs or stopped
 
-    def _check_rows(self, name: str, part: Data, observation: Observation) -> None:
+    def _check_rows(self, name: str, part: Data) -> None:
         """Hold all rows of a part against what the program observes, some at a time."""
-        levelled = isinstance(observation, (Binarize, Dequantize, Rescale))
+        levelled = isinstance(self.settings.observation, (Binarize, Dequantize, Rescale))
         if (
             name != "validation"
             and levelled
@@ -238,38 +231,26 @@ class Training:
             return  # whatever the integers, the result has the range of the validation rows
         step = max(1, _CHECKED_ELEMENTS // max(1, part.x[0].numel()))
         for begin in range(0, len(part), step):
-            rows = self._observed_rows(part, observation, slice(begin, begin + step))
-            named = Part(name, part.rows, begin)
-            check_support(self._probe, *rows, part=named)
+            rows = self._rows(part[begin : begin + step])
+            check_support(self._probe, *rows, part=Part(name, part.rows, begin))
 
-    def _observed_rows(
-        self, train: Data, observation: Observation, rows: slice
+    def _rows(
+        self, data: Data, seed: int | None = None, program: Program | None = None
     ) -> tuple[Tensor, ...]:
-        observed = observe_once(train[rows], observation, seed=self.seed, device=self.device)
-        return arguments(observed, self.with_labels)
-
-    def _weighted(self, program: Program, train: Data) -> Program:
-        """Return what is trained: the program, or with the weights of its data as an argument."""
-        if train.weights is None:
-            return program
-        return Program(weighted(program.model), weighted(program.guide))
+        """Return some rows, observed once, as a program takes them."""
+        seed = self.seed if seed is None else seed
+        observation = self.settings.observation
+        observed = observe_once(data, observation, seed=seed, device=self.device)
+        return observed.tensors((program or self.program).fields)
 
     def _weighted_probe(self, followed: Program) -> Probe:
         """Look at what is trained where the data have weights: the first may be 1 by chance."""
         rows = self._probe.rows
         return Probe(followed, *rows, torch.full((len(rows[0]),), 2.0, device=self.device))
 
-    def _rows_to_train(
-        self, train: Data, observation: Observation, rows: slice
-    ) -> tuple[Tensor, ...]:
-        """Return what ``_weighted`` is called with."""
-        weights = [] if train.weights is None else [train.weights[rows].to(self.device)]
-        return (*self._observed_rows(train, observation, rows), *weights)
-
-    def _find_parameters(self, train: Data, observation: Observation) -> None:
+    def _find_parameters(self, followed: Program, few: Data) -> None:
         """Run once, under validation and aside from the random state, to meet all parameters."""
-        batch = self._observed_rows(train, observation, slice(3))
-        met = self._rows_to_train(train, observation, slice(3))
+        batch, met = self._rows(few), self._rows(few, program=followed)
         modules = [*self.program.modules, *self.beside]
         before = copy.deepcopy([module.state_dict() for module in modules])
         with (
@@ -535,6 +516,18 @@ class Training:
                     f"the update before step {self.progress.step + 1} left the parameter {name!r} "
                     "with numbers that are not finite: lower the learning rate"
                 )
+
+
+def _weighted(program: Program, train: Data) -> Program:
+    """Return what is trained: the program, or with the weights of its rows as a last field.
+
+    One that takes the weights itself weighs by itself.
+    """
+    if train.weights is None or "weights" in program.fields:
+        return program
+    found = Program(weighted(program.model), weighted(program.guide))
+    found.fields = (*program.fields, "weights")
+    return found
 
 
 def _chunks(args: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:

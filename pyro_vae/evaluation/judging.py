@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -13,6 +13,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.arguments import door_of
+from pyro_vae.datasets.data import Data, in_default_type
+from pyro_vae.fields import by_name, check_labelled, field_of, names_by_position, names_taken
 from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import EXCLUSIVE, Program
@@ -23,7 +25,9 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _Function = Callable[Concatenate[Probe, _P], _R]
 
-_X = ("x", "x_like", "x_start")  # the data of a function; what else is data follows them
+# The data of a function: what else it is given of them follows these, or is held by the first.
+_X = ("x", "x_like", "x_start", "x_end")
+_FIELDS = Tensor | Data | Mapping[str, Tensor]
 
 
 class Prior(Program):
@@ -72,7 +76,8 @@ def _judging(function: _Function[_P, _R], guide: Any) -> Callable[..., _R]:
     own = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     others = [] if guide is None else [own.replace(name="guide")]
     public = inspect.Signature([own, *others, *rest])
-    bound = door_of(function, public, {"model": Callable[..., Any], "guide": guide})
+    hints: dict[str, Any] = dict.fromkeys(_X, _FIELDS)
+    bound = door_of(function, public, {**hints, "model": Callable[..., Any], "guide": guide})
 
     @functools.wraps(function)
     def judged(*args: Any, **kwargs: Any) -> _R:
@@ -80,11 +85,10 @@ def _judging(function: _Function[_P, _R], guide: Any) -> Callable[..., _R]:
         given = bound(args, kwargs).arguments
         functions = given.pop("model"), given.pop("guide", None)
         with EXCLUSIVE:
-            program = _program(*functions) if probe is None else probe.program
+            program = _program(functions, given, probe)
             with explaining("the program cannot be judged", program.reachable):
                 _place(given, program)
-                names = [name for name in _X if name in given]
-                probe = _looked_at(probe or program, given, names[0])
+                probe = _looked_at(probe or program, given)
                 call = inspect.Signature(rest).bind_partial()
                 call.arguments.update(given)
                 return function(probe, *call.args, **call.kwargs)
@@ -122,15 +126,47 @@ def _is_guide(value: Any) -> bool:
     return value is None or (callable(value) and not isinstance(value, ELBO))
 
 
-def _program(model: Callable[..., Any], guide: Callable[..., Any] | None) -> Program:
-    return Prior(model) if guide is None else Program(model, guide)
+def _program(
+    functions: tuple[Callable[..., Any], Callable[..., Any] | None],
+    given: dict[str, Any],
+    probe: Probe | None,
+) -> Program:
+    """Return the program on the fields that it is given; put what it takes of them in turn."""
+    roles = {role: f for role, f in zip(("model", "guide"), functions, strict=True) if f}
+    first = next(name for name in _X if name in given)
+    if isinstance(given[first], Tensor):
+        names = names_by_position([*roles.values()], 1 + len(given.get("labels", ())))
+    else:
+        data = _data(given[first])
+        names = names_taken(roles, data.names) if probe is None else [*probe.program.fields]
+        given[first], *beside = data.tensors(names)
+        given["labels"] = tuple(map(in_default_type, beside))
+    for name in _X:
+        if name in given and not isinstance(given[name], Tensor):
+            given[name] = _data(given[name]).x
+    values = (given[first], *given.get("labels", ()))
+    if len(names) == len(values):
+        check_labelled(names, values, "rows")
+        roles = {role: by_name(function, names) for role, function in roles.items()}
+    if probe is not None:
+        return probe.program
+    return Program(**roles) if "guide" in roles else Prior(**roles)
+
+
+def _data(fields: Data | Mapping[str, Tensor]) -> Data:
+    if isinstance(fields, Data):
+        return fields
+    named = {field_of(name): values for name, values in fields.items()}
+    if "x" not in named:
+        raise ValueError(f"x is missing: the fields are {', '.join(fields)}")
+    return Data(**named)
 
 
 def _place(given: dict[str, Any], program: Program) -> None:
     """Check data and labels against each other, and move them to the program's device."""
     labels = tuple(given.get("labels", ()))
     parameter = _parameter(program)
-    for name in (*_X, "x_end"):
+    for name in _X:
         if name in given:
             _check_rows(given[name], labels)
             if parameter is not None:
@@ -153,17 +189,13 @@ def _check_rows(x: Tensor, labels: tuple[Tensor, ...]) -> None:
             raise ValueError(f"there are {len(label)} labels for {len(x)} data: give one for each")
 
 
-def _looked_at(program: Program | Probe, given: dict[str, Any], name: str) -> Probe:
+def _looked_at(program: Program | Probe, given: dict[str, Any]) -> Probe:
     """Look at a program on the data, in the type of numbers that it takes; change them to it."""
-    x, labels = given[name], tuple(given.get("labels", ()))
-    if isinstance(program, Probe):
-        probe = program
-        given[name] = x.to(probe.rows[0].dtype)
-    else:
-        probe = _look(program, x, labels)
-        given[name] = x.to(probe.rows[0].dtype)
-    if "x_end" in given:
-        given["x_end"] = given["x_end"].to(given[name].dtype)
+    names = [name for name in _X if name in given]
+    labels = tuple(given.get("labels", ()))
+    probe = program if isinstance(program, Probe) else _look(program, given[names[0]], labels)
+    for name in names:
+        given[name] = given[name].to(probe.rows[0].dtype)
     return probe
 
 

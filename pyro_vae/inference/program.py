@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +21,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_vae.fields import by_name, names_taken
 from pyro_vae.inference.explaining import ProgramError, cause_of, reason_of
 from pyro_vae.inference.parameters import (
     Owner,
@@ -60,7 +61,12 @@ class Program:
     Args:
         model: Declares p(x, z); a function, a module, or a method of one.
         guide: Declares q(z | x), likewise.
+
+    Attributes:
+        fields: What both are called with, by name, once ``on`` has found it; x alone before.
     """
+
+    fields: tuple[str, ...] = ("x",)
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
         for role, function in (("model", model), ("guide", guide)):
@@ -72,6 +78,20 @@ class Program:
         self.reachable = tuple(
             dict.fromkeys([*self.modules, *_closure_modules(model), *_closure_modules(guide)])
         )
+
+    def on(self, there: Collection[str]) -> Program:
+        """Return the program on data with some fields: called with those that either takes.
+
+        Args:
+            there: The names of the fields that there are.
+
+        Raises:
+            ValueError: If an argument without a default names none of them.
+        """
+        names = names_taken({"model": self.model, "guide": self.guide}, there)
+        found = Program(by_name(self.model, names), by_name(self.guide, names))
+        found.fields = tuple(names)
+        return found
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the modules' trainable parameters by name, each once."""

@@ -36,17 +36,15 @@ from pyro_vae.engine.data import (
 )
 from pyro_vae.engine.defaults import (
     BATCH_SIZE,
-    arguments,
-    check_labels,
     fitted_objective,
     resolve_device,
-    takes_labels,
     with_channel,
 )
 from pyro_vae.engine.given import Given, program_and_data
 from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
+from pyro_vae.engine.taken import taking
 from pyro_vae.evaluation.batching import batches, check_counts, double
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.likelihood import elbo, importance_sampling
@@ -163,10 +161,10 @@ class _Laboratory:
         num_samples: int,
         setting: dict[str, Any],
     ) -> None:
-        self.program, self.device = Program(model, guide), resolve_device(device)
-        self.data = with_channel(self.program, as_dataset(data))
+        self.device = resolve_device(device)
+        self.data = with_channel(Program(model, guide), as_dataset(data))
+        self.program = taking(Program(model, guide), self.data)
         self.observation = observation or AsFloat()
-        check_labels(takes_labels(self.program.model), self.data, self.program.model)
         self.seed, self.num_samples, self.setting = seed, num_samples, setting
         if setting["batch_size"] is None:
             setting["batch_size"] = min(BATCH_SIZE, len(self.data.train))
@@ -232,12 +230,11 @@ class _Laboratory:
     def _meet_data(self) -> None:
         """Let a new program start at the data as in ``fit``, once for all objectives."""
         rows = representative(self.data.train, self.observation, device=self.device)
-        labelled = takes_labels(self.program.model)
-        meet_data(self.probe, *arguments(rows, labelled))
+        meet_data(self.probe, *rows.tensors(self.program.fields))
 
     def _rows(self, data: Data, seed: int) -> tuple[Tensor, ...]:
         seen = observe_once(data, self.observation, seed=seed, device=self.device)
-        return arguments(seen, takes_labels(self.program.model))
+        return seen.tensors(self.program.fields)
 
     def _parameters(self) -> list[Tensor]:
         svi = SVI(self.program.model, self.program.guide, adam, pyro.infer.Trace_ELBO())

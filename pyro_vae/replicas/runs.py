@@ -271,7 +271,7 @@ def folders(out: Path | None, num_replicas: int) -> list[Path | None]:
 
 def _share_rows(first: Training, run: Training) -> None:
     """Let runs on the same data keep one copy of them on the device."""
-    if run is not first and run.with_labels == first.with_labels:
+    if run is not first and run.program.fields == first.program.fields:
         run.batches.share(first.batches)
         run.validation = first.validation
 

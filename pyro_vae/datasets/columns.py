@@ -1,0 +1,100 @@
+"""Read what stands beside x in a user's data, each field by rules of its own: a line of a table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.datasets.precision import lost_digits
+from pyro_vae.datasets.storage import is_mapped
+from pyro_vae.datasets.values import Codes, chunks, numeric
+
+__all__ = ["check_all_parts", "column"]
+
+_OWN = ("rows", "fields", "names", "tensors", "replace")  # what else ``Data`` has by name
+
+
+def column(field: str, values: Any, x: np.ndarray, where: str) -> np.ndarray:
+    """One field beside x as an array `[N, ...]`; labels are read over all parts at once.
+
+    Args:
+        field: its name.
+        values: as given.
+        x: the rows, `[N, *event_shape]`.
+        where: what messages call the rows.
+
+    Raises:
+        ValueError: another number of rows, or values that the field does not have.
+    """
+    if field in _OWN:
+        raise ValueError(f"{where}: no field can be called {field!r}; give it another name")
+    where = f"{field} of {where}"
+    array = numeric(values, where, Codes())
+    shape, read = _READ.get(field, ("(N, ...)", _numbers))
+    if array.shape[:1] != (len(x),) or (array.ndim > 1 and "..." not in shape):
+        expected = shape.replace("N", str(len(x)))
+        raise ValueError(f"{where}: shape {array.shape}, expected {expected}: one for each row")
+    return read(array, x, where)
+
+
+def check_all_parts(name: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a field that only some parts have, but weights, which training alone needs.
+
+    Raises:
+        ValueError: if there is one; names it.
+    """
+    for field in dict.fromkeys(field for part in parts.values() for field in part):
+        held = [field in part for part in parts.values()]
+        if field != "weights" and any(held) and not all(held):
+            raise ValueError(f"{name}: {field} for some splits only; give all three or none")
+
+
+def _weights(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
+    array = array.astype(np.float32)
+    unusable = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if len(unusable):
+        raise ValueError(
+            f"{where}: {array[unusable[0]]:g} at row {unusable[0]} ({len(unusable)} in all), "
+            "expected finite numbers >= 0; 0 leaves a row out of training"
+        )
+    if not array.any():
+        raise ValueError(f"{where}: all are 0, which trains nothing; give some > 0")
+    return array
+
+
+def _mask(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
+    """True or False for each row or value; of the shape of x where it has as many values."""
+    for begin, rows in chunks(array):
+        wrong = np.argwhere((rows != 0) & (rows != 1))
+        if len(wrong):
+            row, *_ = place = tuple(int(i) for i in wrong[0])
+            raise ValueError(f"{where}: {rows[place]:g} in row {begin + row}; give True and False")
+    return array.astype(bool).reshape(x.shape if array.size == x.size else array.shape)
+
+
+def _numbers(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
+    """Numbers of any shape: floats of 32 bits, whole numbers, booleans; a mapped file as it is."""
+    if array.dtype.kind != "f":
+        dtype = bool if array.dtype.kind == "b" else np.int64
+        return array if is_mapped(array) else array.astype(dtype)
+    for begin, rows in chunks(array):
+        wrong = np.argwhere(~np.isfinite(rows))
+        if len(wrong):
+            row, *_ = place = tuple(int(i) for i in wrong[0])
+            raise ValueError(
+                f"{where}: {rows[place]:g} in row {begin + row}; fill it in, and tell a program "
+                "which are known by a field of its own"
+            )
+    if (lost := lost_digits(array)) is not None:
+        warnings.warn(f"{where}: {lost}", stacklevel=5)
+    return array if is_mapped(array) else array.astype(np.float32)
+
+
+_READ: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray, str], np.ndarray]]] = {
+    "weights": ("(N,)", _weights),
+    "mask": ("(N, ...)", _mask),
+}
+"""The shape of a field and what reads it; ``_numbers`` reads every other."""
