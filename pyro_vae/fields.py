@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 __all__ = [
+    "DERIVED",
     "KNOWN",
     "by_name",
     "check_labelled",
@@ -33,6 +34,10 @@ KNOWN = {
     "covariates": ("covariates",),
 }
 """What each field is called, in files, dictionaries and arguments. Others keep their own names."""
+
+
+DERIVED = ("labelled", "row")
+"""Fields that are made of others: which rows have a label, and which row of all data each is."""
 
 
 def field_of(name: str) -> str:
@@ -86,7 +91,7 @@ def _missing(role: str, field: str, argument: str, there: Collection[str]) -> st
     stands_for = "" if argument == field else f", which stands for {field}"
     return (
         f"the {role} takes {argument!r}{stands_for}, but the data have no such field: they have "
-        f"{', '.join(there)}; give it with them, as in {{'x': x, {field!r}: ...}}, or give the "
+        f"{', '.join(name for name in there if name not in DERIVED)}; give it with them, as in {{'x': x, {field!r}: ...}}, or give the "
         "argument a default"
     )
 

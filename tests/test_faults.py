@@ -238,7 +238,7 @@ DATA = {
     "text.npy": "text.npy: .*not numeric; give an array",
     "pickled.npy": "pickled.npy.*(pickle|object)",
     "labels.npz": "39 labels for 40 rows; give one label a row",
-    "negative.npz": "labels of .*are -1, which stands for .*leave rows without a class out",
+    "negative.npz": "labels of .*all are missing; leave them out, or give some",
     "truncated.npy": "truncated.npy",
     "no_array.npy": "no_array.npy",
     "no_zip.npz": "no_zip.npz",

@@ -247,7 +247,7 @@ def test_a_program_that_takes_labels_gets_them():
     x, y = normal_data(), torch.arange(50) % 2
     done = fit(Labelled(), (x, y), epochs=2, batch_size=16)
     assert len(done.history) == 2
-    with pytest.raises(ValueError, match="takes labels, but the data have none"):
+    with pytest.raises(ValueError, match=r"takes 'y', which stands for labels, .* they have x;"):
         fit(Labelled(), x, epochs=1, batch_size=16)
 
 
