@@ -89,10 +89,11 @@ def names_taken(functions: Mapping[str, Callable[..., Any]], there: Collection[s
 
 def _missing(role: str, field: str, argument: str, there: Collection[str]) -> str:
     stands_for = "" if argument == field else f", which stands for {field}"
+    held = ", ".join(name for name in there if name not in DERIVED)
     return (
         f"the {role} takes {argument!r}{stands_for}, but the data have no such field: they have "
-        f"{', '.join(name for name in there if name not in DERIVED)}; give it with them, as in {{'x': x, {field!r}: ...}}, or give the "
-        "argument a default"
+        f"{held}; give it with them, as in {{'x': x, {field!r}: ...}}, or give the argument a "
+        "default"
     )
 
 

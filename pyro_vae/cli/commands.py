@@ -278,8 +278,10 @@ def _without(config: Namespace, *names: str) -> Namespace:
 
 def _announce(run: runs.Run, out: Path) -> None:
     data = run.data
-    sizes = " / ".join(str(len(part)) for part in (data.train, data.validation, data.test))
+    sizes = " / ".join(str(len(part)) for part in data.parts.values())
     classes = f" in {len(data.classes)} classes" if data.classes else ""
+    missing = sum(int((~part.labelled).sum()) for part in data.parts.values() if data.classes)
+    classes += f" ({missing:,} rows without a label)" if missing else ""
     print(
         f"{data.name}: {sizes} (train / validation / test){classes}, {data.event_shape}, "
         f"{run.observation}, {_likelihood(run)}, on {run.device}; into "

@@ -81,6 +81,7 @@ def assemble_conditional(
     )
     joined = None
     if data is not None and labels is not None:
+        data, labels = data[labels >= 0], labels[labels >= 0]  # the others have no class
         one_hot = nn.functional.one_hot(labels.long(), num_classes).to(data)
         joined = beside(data, one_hot, event_dim=data.dim() - 1)
     p_z.meet_posterior(given_x, joined)

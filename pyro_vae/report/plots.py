@@ -178,7 +178,7 @@ def latent_scatter(
 
     Args:
         points: ``[N, 2]``; points that are not finite are left out and counted.
-        labels: The class of each point, ``[N]``.
+        labels: The class of each point, ``[N]``, and -1 where it has none.
         title: One line above the panel.
         axis_labels: What the two axes are; empty for an embedding, whose axes mean nothing.
         classes: What the classes are called, by number; the numbers unless given.
@@ -203,6 +203,7 @@ def latent_scatter(
     given = labels.detach().cpu()[finite] if labels is not None else torch.zeros(len(positions))
     if 1 < len(given.unique()) <= MAX_CLASSES:
         names = {n: _shortened(name) for n, name in enumerate(classes or ())}
+        names |= {-1: "no label"} if names else {}
         _draw_classes(axes, positions, given, size, names)
     else:
         axes.scatter(positions[:, 0], positions[:, 1], size, BLUE, alpha=0.7, linewidths=0)
