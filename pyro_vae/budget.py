@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from pyro_vae import memory
 
@@ -42,12 +43,14 @@ class Budget(TorchDispatchMode):
     Attributes:
         allocated: Bytes of all tensors that were made.
         peak: The most bytes of them that were alive at once.
+        largest_product: The most multiplications of a single product or convolution.
     """
 
     def __init__(self, *, most_operations: int | None = None) -> None:
         super().__init__()
         self._most_operations = most_operations
         self.allocated = self.peak = self._alive = self._num_operations = 0
+        self.largest_product = 0
         self._storages: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
@@ -68,6 +71,9 @@ class Budget(TorchDispatchMode):
         if 8 * _most_numbers(func, args, kwargs) > _LOOKED_AT:
             _refuse(func, args, kwargs)
         result = func(*args, **kwargs)
+        if (flops := flop_registry.get(func.overloadpacket)) is not None:
+            count = flops(*args, **kwargs, out_val=result) // 2
+            self.largest_product = max(self.largest_product, count)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)

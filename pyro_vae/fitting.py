@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 
 from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Dataset, as_dataset
-from pyro_vae.engine.arithmetic import fast_arithmetic, reduced_precision
+from pyro_vae.engine.arithmetic import reduced_precision, suited_arithmetic
 from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once
@@ -30,7 +30,7 @@ from pyro_vae.engine.training import Training
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.weights import start_from
 from pyro_vae.inference.explaining import explaining
-from pyro_vae.inference.program import Program, exclusively
+from pyro_vae.inference.program import exclusively
 from pyro_vae.inference.schedules import Cosine
 from pyro_vae.replicas.replication import replicated
 from pyro_vae.replicas.runs import Replicas
@@ -38,11 +38,6 @@ from pyro_vae.signals import Interrupted, answered
 from pyro_vae.wording import warn
 
 __all__ = ["Fit", "Interrupted", "Replica", "fit", "fit_as_set"]
-
-
-# Multiplications in a product below which oneDNN's overhead exceeds its gain. By size, not by time:
-# the choice changes bits, and the same run has to make it again.
-_WORTHWHILE_PRODUCT = 2**22
 
 
 @dataclass(frozen=True)
@@ -190,8 +185,8 @@ def fit(
         log_tensorboard: Write TensorBoard scalars to ``out/tensorboard``.
         engine: How a step is run: "eager", "recorded" (the same bits, without Pyro's overhead),
             "compiled", or "auto"; see ``SVI``.
-        fast: On a CPU, take the fastest products that are true float32, where the program's
-            largest is worth it; see ``fast_arithmetic``.
+        fast: On a CPU, take the fastest products that are true float32, and one thread where
+            the products are small; see ``suited_arithmetic``.
         precision: Of the networks' products: "float32", "tf32" on CUDA, or "bfloat16". Densities
             are float32 in any case.
         num_replicas: Train the program and so many copies less one, from the same weights, under
@@ -242,7 +237,7 @@ def fit_as_set(program: Any, data: Dataset, settings: Settings, *, num_replicas:
     if len(given) > 1 or num_replicas != 1:
         given = replicated(program, settings.objective, num_replicas)
     with (
-        _arithmetic(given[0].pair, data, settings, device),
+        reduced_precision(settings.precision, device),
         own_random_state(device),
         answered(at_once=False) as stop,
         _locked(settings.out) as locked,
@@ -256,7 +251,7 @@ def fit_as_set(program: Any, data: Dataset, settings: Settings, *, num_replicas:
         began = None
         if settings.init_from is not None and not (settings.resume and _has_checkpoint(settings)):
             began = _begun(given, settings.init_from, settings.observation, data, device)
-        with _started(start, given, settings) as (runs, members):
+        with _started(start, given, settings) as (runs, members), _fastest(members[0]):
             for run in members:
                 run.progress.init_from = began
             stop.farewell = lambda: f"a step went on for too long: {runs.goodbye()}"
@@ -298,17 +293,11 @@ def _judged(first: Training, replicas: list[Replica]) -> Fit:
     return Fit(done.history, *counts, replicas, replicas[0].weights, done.start, done.init_from)
 
 
-def _arithmetic(
-    program: Program, data: Dataset, settings: Settings, device: torch.device
-) -> AbstractContextManager[Any]:
-    """Return the context of the fastest products that are as exact as asked for."""
-    objective = settings.objective
-    widest = max((p.numel() for p in program.parameters().values()), default=0)
-    rows = settings.rows_of_a_batch(data) * (objective.num_particles if objective else 1)
-    fast = settings.fast and device.type == "cpu" and rows * widest >= _WORTHWHILE_PRODUCT
-    if fast and settings.precision == "float32":
-        return fast_arithmetic()
-    return reduced_precision(settings.precision, device)
+def _fastest(run: Training) -> AbstractContextManager[Any]:
+    """Return the context of the fastest arithmetic for a run's steps, if that is asked for."""
+    if not run.settings.fast or run.device.type != "cpu":
+        return nullcontext()
+    return suited_arithmetic(run.largest_product, run.settings.precision)
 
 
 def _begun(

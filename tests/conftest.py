@@ -41,6 +41,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled steps for the tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYRO_VAE_CACHE", str(tmp_path_factory.getbasetemp() / "compiled"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
     """Seed, clear Pyro's store, and fail the test that leaves a global setting changed."""

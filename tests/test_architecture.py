@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "components": {"arguments", "budget", "components.networks", "distributions", "wording"},
     "models": {"arguments", "components", "components.networks", "distributions"},
     "inference": {"arguments", "fields", "wording"},
-    "recording": {"budget", "inference", "wording"},
+    "recording": {"budget", "files", "inference", "wording"},
     # What follows builds on these; engine and evaluation are blind to each other.
     "engine": {*GROUND, "recording", "signals", "terminal"},
     "evaluation": {*GROUND, "recording"},

@@ -75,6 +75,7 @@ from pyro_vae.inference import (
     Renyi,
 )
 from pyro_vae.recording import replaying
+from pyro_vae.recording.ahead import CACHE_VARIABLE
 from pyro_vae.recording.recorder import NotRecordable
 
 OBJECTIVES = {
@@ -494,7 +495,9 @@ def test_a_failing_compiler_leaves_the_recording(monkeypatch) -> None:
     def no_compiler(*args, **options):
         raise RuntimeError("no C++ compiler here\nmore lines")
 
-    monkeypatch.setattr("torch._inductor.compile", no_compiler)
+    for way in ("compile", "aot_compile"):
+        monkeypatch.setattr(f"torch._inductor.{way}", no_compiler)
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     build = partial(small, Small)
     with pytest.warns(UserWarning, match="only recorded, since no C.. compiler here$") as caught:
         found = run(build, Trace_ELBO(), "compiled", sizes=[6] * 3)

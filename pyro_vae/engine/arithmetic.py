@@ -1,8 +1,9 @@
-"""The float arithmetic of a run: its precision, and the fastest library for it.
+"""The float arithmetic of a run: its precision, and the fastest library and threads for it.
 
-Two things outside a program cost it half of its speed on some machines: MKL's float32 products
-run at half speed on AMD processors, where oneDNN's, in the same build of torch, do not; and the
-C library hands memory back to the system after every step, to ask for it again in the next.
+Three things outside a program cost it half of its speed on some machines: MKL's float32 products
+run at half speed on AMD processors, where oneDNN's, in the same build of torch, do not; the C
+library hands memory back to the system after every step, to ask for it again in the next; and
+threads wait for each other longer than small products take.
 """
 
 from __future__ import annotations
@@ -10,17 +11,51 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["PRECISIONS", "fast_arithmetic", "reduced_precision"]
+__all__ = [
+    "PRECISIONS",
+    "fast_arithmetic",
+    "one_thread",
+    "reduced_precision",
+    "suited_arithmetic",
+]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _FLOAT32_ERROR = 1e-5
+
+# Multiplications in a product below which a second thread and oneDNN's overhead cost more than they
+# gain. By size, not by time: the choice changes bits, and the same run has to make it again.
+_WORTHWHILE_PRODUCT = 2**22
+
+
+def suited_arithmetic(largest_product: int, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which a step is fastest on a CPU, by the size of its products.
+
+    Args:
+        largest_product: The multiplications of its largest product or convolution.
+        precision: See ``reduced_precision``.
+    """
+    if largest_product < _WORTHWHILE_PRODUCT:
+        return one_thread()
+    return fast_arithmetic() if precision == "float32" else nullcontext()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

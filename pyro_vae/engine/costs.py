@@ -21,7 +21,7 @@ def check_step(
     optimizer: Callable[[], Any],
     step: Callable[[int], object],
     batch_size: int,
-) -> None:
+) -> int:
     """Run a step's gradients on a few rows, and refuse a batch that memory cannot hold.
 
     Beside what the step itself takes, at its peak, stand the moments of an optimiser such as
@@ -34,6 +34,9 @@ def check_step(
         step: Computes the gradients on so many rows.
         batch_size: How many rows the real steps have.
 
+    Returns:
+        The number of multiplications of the largest product of a real step.
+
     Raises:
         OverBudgetError: With the figures and what to make smaller.
     """
@@ -42,22 +45,34 @@ def check_step(
     weights = sum(p.nbytes for p in parameters().values())
     beside = weights * (3 if "betas" in getattr(optimizer(), "defaults", {}) else 1)
     free = memory.available()
-    if free is None or few.allocated / _FEW * max(_FEW, batch_size) + beside <= free:
-        return
+    if free is not None and few.allocated / _FEW * max(_FEW, batch_size) + beside > free:
+        _look_closer(parameters(), step, batch_size, few.allocated, weights, beside, free)
+    return few.largest_product * batch_size // _FEW
+
+
+def _look_closer(
+    parameters: dict[str, Tensor],
+    step: Callable[[int], object],
+    batch_size: int,
+    allocated: int,
+    weights: int,
+    beside: int,
+    free: int,
+) -> None:
     # As many as surely fit: on few rows the peak is where the weights' gradients are, on many not.
-    many = min(max(2 * _FEW, int(free * _FEW / (2 * few.allocated))), max(batch_size, 2 * _FEW))
+    many = min(max(2 * _FEW, int(free * _FEW / (2 * allocated))), max(batch_size, 2 * _FEW))
     half, all_ = _peak(step, many // 2), _peak(step, many)
     each = max(0, all_ - half) / (many - many // 2)
     at_any_size = all_ - each * many + beside
     if (needed := at_any_size + each * batch_size) <= free:
         return
-    shape, where = _largest(parameters())
+    shape, where = _largest(parameters)
     fits = int((free - at_any_size) / each) if each > 0 else 0
     if fits >= 1:
         what = f"a step on {batch_size:,} data", f"lower batch_size, to {fits:,} or less"
         shape = (batch_size,)
     elif 2 * (weights + beside) > needed:
-        count = sum(p.numel() for p in parameters().values())
+        count = sum(p.numel() for p in parameters.values())
         what = f"training {count:,} parameters", f"make the largest smaller, {where} of {shape}"
     else:
         what = "a step on a single datum", "give fewer particles, pseudo-inputs or flows"

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,15 @@ class Training:
         self.train_nats = metrics.Mean()
         self.best: dict[str, Any] | None = None
         self.shared = self._shared(data, objective, batch_size)
-        self.environment = environment(self.device, engine, program)
         out = self.out
         self.metrics = None if out is None else metrics.MetricsFile(out / "metrics.jsonl")
         board = out is not None and settings.log_tensorboard
         self.board = metrics.tensorboard(out / "tensorboard") if out and board else None
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What the bits of a step depend on beside the settings, from the first step on."""
+        return environment(self.device, self.settings.engine, self.program)
 
     def begin(self, data: Dataset) -> None:
         """Let the program meet the training data, and judge it, unless it goes on from a state."""
@@ -260,7 +265,7 @@ class Training:
         ):
             # The program has not met the units of its data yet.
             warnings.filterwarnings("ignore", message="Encountered NaN")
-            check_step(
+            self.largest_product = check_step(
                 lambda: self.gradient_step.parameters,
                 lambda: self.gradient_step.optimizer,
                 lambda count: self.gradient_step.meet_parameters(

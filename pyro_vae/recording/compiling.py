@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.distributions import Distribution
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.split_module import split_module
 
+from pyro_vae.recording.ahead import library
 from pyro_vae.recording.masks import choose_by_masks
+from pyro_vae.recording.pointwise import WrittenOut, give_scalars
 from pyro_vae.wording import warn
 
 __all__ = ["compiled", "lift", "pays"]
@@ -37,9 +40,11 @@ def compiled(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any
     """
     validates = Distribution._validate_args
     try:
-        return _with_compiled_head(graph, args)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        for way in (_ahead_of_time, _with_compiled_head):
+            try:
+                return way(graph, args)
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warn(f"not compiled, only recorded, since {reason}")
         return graph
     finally:
@@ -58,6 +63,28 @@ def pays(graph: fx.GraphModule, num_calls: int) -> bool:
     num_bytes = sum(_bytes(node) for node in element_wise)
     saved = _SECONDS_SAVED_EACH_OPERATION * len(nodes) + num_bytes / _BYTES_SAVED_EACH_SECOND
     return num_calls * saved > _SECONDS_EACH_COMPILATION + _SECONDS_EACH_OPERATION * len(nodes)
+
+
+def _ahead_of_time(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any]:
+    """Compile the whole, the optimiser's kernels written out, for the processor."""
+    graph = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    choose_by_masks(graph)
+    fill = give_scalars(graph)
+    tensors = lift(graph)
+    inputs = [*args, *tensors]
+    if any(tensor.device.type != "cpu" for tensor in inputs):
+        raise NotImplementedError("it does not run on the processor")
+    with torch.no_grad():
+        flat = make_fx(WrittenOut(graph).run, tracing_mode="fake")(*inputs)
+        flat.graph.set_codegen(fx.graph.CodeGen())  # without code for nested arguments
+        flat.recompile()
+        run = library(flat, inputs)
+
+    def call(*args: Tensor) -> Any:
+        fill()
+        return run([*args, *tensors])
+
+    return call
 
 
 def _with_compiled_head(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any]:
