@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import itertools
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from command import PROGRAM
 
-from pyro_vae.cli import main, stored
-from pyro_vae.cli.compare import comparison_parser, with_objectives
-from pyro_vae.cli.lists import with_lists
+from pyro_vae.cli import main
+from pyro_vae.cli.compare import comparison_parser
+from pyro_vae.cli.components import Component
+from pyro_vae.cli.config_files import read_config
 from pyro_vae.cli.names import PARTS, offered
-from pyro_vae.cli.parser import Parser, training_parser
-from pyro_vae.cli.parts import with_loaded_files
-from pyro_vae.cli.wishes import objective_wished
+from pyro_vae.cli.options import training_parser
+from pyro_vae.cli.shorthand import settle_objective
 
 
-@pytest.fixture(scope="module")
-def parser() -> Parser:
-    return training_parser()
-
-
-def parsed(parser: Parser, *arguments: str) -> dict[str, Any]:
-    return parser.parse_args(with_loaded_files(with_lists([*arguments]))[0]).as_dict()
+def parsed(*arguments: str) -> dict[str, Any]:
+    return vars(training_parser().parse(arguments))
 
 
 def given(part: Any) -> Any:
-    """Names and what was given to them, without the module of a class."""
-    if isinstance(part, dict) and "class_path" in part:
-        return part["class_path"].rpartition(".")[2], given(part.get("init_args", {}))
+    """Names and all arguments, without the module of a class."""
+    if isinstance(part, Component):
+        return part.name, given(part.all_arguments())
     if isinstance(part, dict):
         return {key: given(value) for key, value in part.items()}
     return [given(value) for value in part] if isinstance(part, list) else part
@@ -84,39 +78,37 @@ def contains(found: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize(("role", "word", "expected"), EVERY_CALL)
-def test_a_call_is_a_part_on_the_command_line_and_in_a_file(parser, tmp_path, role, word, expected):
-    for arguments in ([f"--{role}", word], [f"--{role}={word}"]):
-        assert contains(given(parsed(parser, *arguments)[role]), expected)
+def test_a_call_is_a_part_on_the_command_line_and_in_a_file(tmp_path, role, word, expected):
     (tmp_path / "run.yaml").write_text(f"{role}: '{word}'\n")
-    found = parser.parse_args(stored.with_checked(["--config", str(tmp_path / "run.yaml")], set()))
-    assert contains(given(found.as_dict()[role]), expected)
+    file = ["--config", str(tmp_path / "run.yaml")]
+    for arguments in ([f"--{role}", word], [f"--{role}={word}"], file):
+        assert contains(given(parsed(*arguments)[role]), expected)
 
 
 def test_compare_takes_the_same_words(tmp_path):
     words = [word for word, _ in CALLS["objective"]]
     expected = [part for _, part in CALLS["objective"]]
     (tmp_path / "run.yaml").write_text(f"objectives: {words}\n")
-    files = stored.with_checked(["--config", str(tmp_path / "run.yaml")], set())
-    for arguments in (with_objectives(["--objectives", *words]), files):
-        found = comparison_parser().parse_args(arguments).as_dict()["objectives"]
+    for arguments in (["--objectives", *words], ["--config", str(tmp_path / "run.yaml")]):
+        found = comparison_parser().parse(arguments).objectives
         assert contains(given(found), expected)
 
 
-def test_a_class_in_a_file_is_called_too(parser, tmp_path):
+def test_a_class_in_a_file_is_called_too(tmp_path):
     (tmp_path / "called_program.py").write_text(PROGRAM)
-    found = parsed(parser, "--model", f"{tmp_path / 'called_program.py'}:MyVAE(hidden=3)")
+    found = parsed("--model", f"{tmp_path / 'called_program.py'}:MyVAE(hidden=3)")
     assert given(found["model"])[1]["hidden"] == 3
 
 
-def test_arguments_of_a_call_can_be_given_beside_it(parser):
-    found = parsed(parser, "--network", "MLP(hidden=[3])", "--network.activation", "torch.nn.ReLU")
+def test_arguments_of_a_call_can_be_given_beside_it():
+    found = parsed("--network", "MLP(hidden=[3])", "--network.activation", "torch.nn.ReLU")
     assert contains(given(found["network"]), ("MLP", {"hidden": [3], "activation": ("ReLU", {})}))
 
 
 @pytest.mark.parametrize("role", PARTS)
 def test_every_part_by_name_is_itself_called_with_nothing(role):
     for name in offered(role):
-        assert with_lists([f"--{role}", f"{name}()"])[1].count(f'.{name}"') == 1
+        assert parsed(f"--{role}", f"{name}()")[role].name == name
 
 
 BAD_CALLS = {
@@ -144,7 +136,7 @@ BAD_CALLS = {
 def test_a_wrong_call_is_told_and_nothing_is_run(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=re.escape(BAD_CALLS[word])) as caught:
-        with_lists(["--objective", word])
+        parsed("--objective", word)
     assert str(caught.value).startswith("--objective")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
@@ -165,7 +157,7 @@ def test_a_call_in_a_file_imports_nothing_that_is_not_ours(line, tmp_path, monke
     (tmp_path / "evil.py").write_text("open('pwned', 'w')")
     (tmp_path / "run.yaml").write_text(line)
     with pytest.raises(ValueError, match="not part of pyro_vae"):
-        stored.check_config(tmp_path / "run.yaml", set())
+        read_config(tmp_path / "run.yaml", set())
     assert not (tmp_path / "pwned").exists()
 
 
@@ -191,10 +183,10 @@ EVERY_NUMBER = [
 
 
 @pytest.mark.parametrize(("option", "word", "value"), EVERY_NUMBER)
-def test_numbers_are_read_as_users_type_them(parser, option, word, value):
-    found: Any = parsed(parser, "--objective", "IWAE", option, word)
-    for key in option.removeprefix("--").replace("-", "_").replace(".", ".init_args.").split("."):
-        found = found[key]
+def test_numbers_are_read_as_users_type_them(option, word, value):
+    found: Any = parsed("--objective", "IWAE", option, word)
+    for key in option.removeprefix("--").replace("-", "_").split("."):
+        found = (found.arguments if isinstance(found, Component) else found)[key]
     assert found == value
     assert type(found) is type(value)
 
@@ -207,9 +199,9 @@ ODD = ["0x10", "007", "0b11", "0o7", "1:30", "-0x1", "\u0663", "0_1"]
     ("option", "word"),
     [*itertools.product(ODD_FOR, ODD)],
 )
-def test_numbers_that_programs_read_differently_are_refused(parser, option, word):
+def test_numbers_that_programs_read_differently_are_refused(option, word):
     with pytest.raises(ValueError, match=re.escape(f"{option} {word}: write numbers in plain")):
-        parsed(parser, "--objective", "IWAE", option, word)
+        parsed("--objective", "IWAE", option, word)
 
 
 NO_NUMBERS = {
@@ -225,15 +217,15 @@ NO_NUMBERS = {
 
 
 @pytest.mark.parametrize(("option", "word"), NO_NUMBERS)
-def test_what_is_no_number_is_told_with_what_is(parser, option, word):
+def test_what_is_no_number_is_told_with_what_is(option, word):
     said = f"{option} {word}: "
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        parsed(parser, "--objective", "IWAE", option, word)
+        parsed("--objective", "IWAE", option, word)
     assert NO_NUMBERS[option, word] in str(caught.value)
 
 
-def test_words_that_are_no_numbers_stay(parser):
-    found = parsed(parser, "--data", "007", "--out", "0x10", "--device", "1,2")
+def test_words_that_are_no_numbers_stay():
+    found = parsed("--data", "007", "--out", "0x10", "--device", "1,2")
     assert (found["data"], str(found["out"]), found["device"]) == ("007", "0x10", "1,2")
 
 
@@ -247,40 +239,36 @@ SPELT = {
 
 
 @pytest.mark.parametrize("name", SPELT)
-def test_activations_are_named_as_people_name_them(parser, tmp_path, name):
+def test_activations_are_named_as_people_name_them(tmp_path, name):
     for word in SPELT[name]:
         (tmp_path / "run.yaml").write_text(
             f"network: {{class_path: MLP, init_args: {{activation: {word}}}}}\n"
         )
-        stated = stored.with_checked(["--config", str(tmp_path / "run.yaml")], set())
-        for arguments in (["--network.activation", word], stated):
-            found = parsed(parser, *arguments)["network"]["init_args"]["activation"]
-            assert found["class_path"] == f"torch.nn.{name}"
-    found = parsed(parser, "--network", f"MLP(activation={SPELT[name][0]})")["network"]
-    assert found["init_args"]["activation"]["class_path"] == f"torch.nn.{name}"
+        file = ["--config", str(tmp_path / "run.yaml")]
+        for arguments in (["--network.activation", word], file):
+            found = parsed(*arguments)["network"].arguments["activation"]
+            assert found.path == f"torch.nn.{name}"
+    found = parsed("--network", f"MLP(activation={SPELT[name][0]})")["network"]
+    assert found.arguments["activation"].path == f"torch.nn.{name}"
 
 
-def test_other_arguments_that_take_names(parser):
-    network = parsed(parser, "--network.initialise", "he", "--network.normalise", "BatchNorm1d")
-    assert network["network"]["init_args"]["initialise"].__name__ == "he"
-    assert given(network["network"])[1]["normalise"][0] == "BatchNorm1d"
+def test_other_arguments_that_take_names():
+    network = parsed("--network.initialise", "he", "--network.normalise", "BatchNorm1d")["network"]
+    assert network.arguments["initialise"].__name__ == "he"
+    assert network.arguments["normalise"].name == "BatchNorm1d"
     for option, word, said in (
         ("--network.activation", "relo", "relo: unknown; did you mean"),
         ("--network.initialise", "xavier", "expected glorot, he, orthogonal"),
         ("--objective.beta.schedule", "Lin", "did you mean Linear?"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
-            parsed(parser, "--objective", "BetaVAE", "--objective.beta", "Scheduled", option, word)
+            parsed("--objective", "BetaVAE", "--objective.beta", "Scheduled", option, word)
 
 
-def test_an_argument_of_a_part_may_stand_before_its_name(parser):
+def test_an_argument_of_a_part_may_stand_before_its_name():
     before = ["--prior.num_components=3", "--seed", "1", "--prior", "MixtureOfNormals"]
-    found = given(parsed(parser, *before)["prior"])
+    found = given(parsed(*before)["prior"])
     assert contains(found, ("MixtureOfNormals", {"num_components": 3}))
-    flags = ["--config", "a.yaml", "--tensorboard", "--prior.x", "1", "run", "--prior", "B"]
-    assert with_lists(flags) == [
-        "--config", "a.yaml", "--tensorboard", "run", "--prior", "B", "--prior.x", "1",
-    ]  # fmt: skip
 
 
 # Wishes -------------------------------------------------------------------------------------------
@@ -304,13 +292,13 @@ def warmed(end: float) -> Any:
         ({"free_bits": 0.1}, ("FreeBits", {"nats": 0.1})),
     ],
 )
-def test_a_common_wish_is_one_flag(parser, flags, expected):
-    words = objective_wished(wishes(**flags))
-    assert contains(given(parsed(parser, *words)["objective"]), expected)
-    stated = [word for flag, value in flags.items() for word in (f"--{flag.replace('_', '-')}",
-                                                                 str(value))]  # fmt: skip
-    settled = parsed(parser, *stated, *words)
-    assert all(settled[flag] is None for flag in flags), "stored with the objective, it is refused"
+def test_a_common_wish_is_one_flag(flags, expected):
+    words = [word for flag, value in flags.items()
+             for word in (f"--{flag.replace('_', '-')}", str(value))]  # fmt: skip
+    config = training_parser().parse(words)
+    settle_objective(config)
+    assert contains(given(config.objective), expected)
+    assert all(vars(config)[flag] is None for flag in flags), "stored with the objective, refused"
 
 
 @pytest.mark.parametrize(
@@ -320,12 +308,12 @@ def test_a_common_wish_is_one_flag(parser, flags, expected):
         ({"kl_warmup": 0.0}, "--kl-warmup 0: give a fraction"),
         ({"beta": -1.0}, "--beta -1: give 0 or more"),
         ({"free_bits": 1.0, "beta": 1.0}, "not together with --free-bits"),
-        ({"beta": 1.0, "objective": SimpleNamespace(class_path="a.IWAE")}, "--objective IWAE"),
+        ({"beta": 1.0, "objective": Component("a.IWAE")}, "--objective IWAE"),
     ],
 )
 def test_wishes_that_contradict_are_refused(flags, said):
     with pytest.raises(ValueError, match=re.escape(said)):
-        objective_wished(wishes(**flags))
+        settle_objective(wishes(**flags))
 
 
 # Help ---------------------------------------------------------------------------------------------
@@ -333,13 +321,13 @@ def test_wishes_that_contradict_are_refused(flags, said):
 HELPS = {
     "--prior.help": "StandardNormal",
     "--prior MixtureOfNormals(3) --prior.help": "--prior.num_components",
-    "--prior.help MixtureOfNormals": "--prior.num_components  K. (a whole number; 10",
+    "--prior.help MixtureOfNormals": "--prior.num_components  K. (a whole number; default: 10",
     "--prior.help=VampPrior": "--prior.num_pseudo_inputs",
     "--objective.help": "IWAE ",
     "--objective BetaVAE --objective.beta.help": "Scheduled ",
     "--objective BetaVAE --objective.beta.help Scheduled": "--objective.beta.schedule",
     "--objective BetaVAE --objective.beta Scheduled --objective.beta.schedule.help": "Cosine ",
-    "--network.hidden.help": "numbers, as 3,4; (500, 500)",
+    "--network.hidden.help": "numbers, as 3,4; default: (500, 500)",
     "--likelihood.help Laplace": "--likelihood.scale",
     "--likelihood Columns --likelihood.columns.help": "a list, as NAME,NAME",
     "--model.help": "HierarchicalVAE ",
@@ -359,8 +347,10 @@ def test_help_on_nothing_is_refused(line, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_paths_with_brackets_are_paths(parser):
-    path = str(Path("runs (1)") / "model.py")
-    assert with_lists(["--model", path, "--data", "x(1).npy"]) == [
-        "--model", path, "--data", "x(1).npy",
-    ]  # fmt: skip
+def test_paths_with_brackets_are_paths(tmp_path):
+    path = tmp_path / "runs (1)" / "model_in_brackets.py"
+    path.parent.mkdir()
+    path.write_text(PROGRAM)
+    assert parsed("--model", str(path))["model"].arguments == {"file": str(path)}
+    found = parsed("--model", f"{path}:MyVAE(hidden=3)", "--data", "x(1).npy")
+    assert (given(found["model"])[1]["hidden"], found["data"]) == (3, "x(1).npy")

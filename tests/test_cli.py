@@ -38,7 +38,7 @@ from pyro_vae import evaluation
 from pyro_vae.cli import main
 from pyro_vae.cli.combinations import matching_posterior, matching_prior, small_parts
 from pyro_vae.cli.names import PARTS, offered, stated
-from pyro_vae.cli.parser import training_parser
+from pyro_vae.cli.options import training_parser
 
 FLAGS = (
     "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--data-weights",

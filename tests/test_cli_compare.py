@@ -9,6 +9,7 @@ from command import PROGRAM, tree, write_data
 
 from pyro_vae.cli import compare as command
 from pyro_vae.cli import main
+from pyro_vae.cli.components import built as built_of
 from pyro_vae.engine.run_folder import create_run_folder
 from pyro_vae.inference import ELBO, IWAE, NVIL, DReG, Renyi
 
@@ -125,8 +126,8 @@ def test_objectives_are_written_in_many_ways(words, joined):
 
 
 def built(*arguments):
-    parser = command.comparison_parser()
-    return parser.build(parser.parse_args(command.with_objectives(list(arguments)))).objectives
+    config = command.comparison_parser().parse(arguments)
+    return [built_of("--objectives", ELBO, each) for each in config.objectives]
 
 
 def test_the_default_objectives_are_told_in_the_help(capsys):
@@ -163,7 +164,7 @@ def test_arguments_are_those_of_pyros_bases_too():
         (["--objectives", "IWAE(num_particles=16"], "expected a name, or one with its arguments"),
         (["--objectives", "IWAE('a')"], "expected a whole number"),
         (["--objectives", "Renyi(1)"], "alpha=1: that Renyi bound is the ELBO; use ELBO"),
-        (["--objectives", "{class_path: 3}"], "expected {class_path: NAME"),
+        (["--objectives", "{class_path: 3}"], "a dictionary like {class_path: NAME"),
         (["--objectives", "ELBO", "ELBO"], "objectives has ELBO twice"),
         (["--objectives", "torch.nn.Linear"], "not a class derived from"),
         (["--objectives", "DisARM"], "no objective can train this program; DisARM"),

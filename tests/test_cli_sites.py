@@ -10,7 +10,10 @@ import pytest
 import yaml
 from command import FUNCTIONS, TINY
 
-from pyro_vae.cli import commands, main, parts, pictures
+from pyro_vae.cli import main, pictures
+from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.options import training_parser
+from pyro_vae.cli.reading import loaded
 
 PROGRAMS = '''
 import torch, pyro, pyro.distributions as dist
@@ -116,8 +119,9 @@ def test_what_a_program_observes_decides_how(fn: str, tmp_path, monkeypatch) -> 
     source = source.replace("obs=x", f"obs={obs}").replace("encoder(x)", "encoder(x.flatten(1))")
     Path(file).write_text(source)
     np.save("x.npy", np.random.default_rng(0).integers(0, 10, (30, 3, 3)).astype("u1"))
-    config, _ = commands._parsed(parts.with_loaded_files(["--data", "x.npy", "--model", file])[0])
-    assert config.observation.class_path.endswith(expected)
+    config = training_parser().parse(["--data", "x.npy", "--model", file])
+    settle(config, loaded(config.data, config))
+    assert config.observation.name == expected
 
 
 @pytest.mark.pictures

@@ -110,7 +110,7 @@ OPTIONS = {
     "--model no_guide.py": r"no function 'guide': define model\(x\) and guide\(x\)",
     "--network Convolutional --network.channels [2]": "use MLP for data that are no images",
     "--network Convolutional --network.hidden null": r"hidden None: expected a whole number",
-    "--network.hidden null": r"--network\.hidden None: expected a sequence",
+    "--network.hidden null": r"--network\.hidden None: expected numbers, such as 300,300",
     "--network.hidden [8,0]": r"--network\.hidden \(8, 0\): layer sizes are positive integers",
     "--network Recurrent": r"got \(\d,\): give num_symbols if these are symbols, use MLP, or name",
     "--decoder Recurent": r"--decoder Recurent: no such part \(did you mean RecurrentDecoder\?\)",

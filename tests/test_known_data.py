@@ -11,7 +11,7 @@ import pytest
 import torch
 from command import TINY
 
-from pyro_vae.cli import known_data, main, stored
+from pyro_vae.cli import config_files, known_data, main
 from pyro_vae.datasets import from_arrays
 
 X = np.random.default_rng(0).normal(size=(60, 3)).astype("f4")
@@ -224,7 +224,7 @@ def test_options_that_are_edited_after_training_are_named(place, capsys):
         assert before in written
         path.write_text(written.replace(before, after, 1))
         if what is None:
-            stored.refuse_edited(path, kept)
+            config_files.refuse_edited(path, kept)
             continue
         for command in (["evaluate", "a/run"], ["sample", "a/run"], ["train", "--resume", "a/run"]):
             assert main(command) == 2

@@ -14,9 +14,9 @@ from command import TINY, write_data
 import pyro_vae.components
 import pyro_vae.inference
 from pyro_vae.cli import main
+from pyro_vae.cli.classes import named
 from pyro_vae.cli.combinations import Combination, matching_posterior, small_parts
 from pyro_vae.cli.names import PARTS, by_data, hints, known_as, offered, plain, stated
-from pyro_vae.cli.parts import named
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 SYNONYMS = [

@@ -14,9 +14,9 @@ from recorded import both, run
 from torch import nn
 
 from pyro_vae import VAE
-from pyro_vae.cli import parts
 from pyro_vae.cli.names import offered
-from pyro_vae.cli.parser import training_parser
+from pyro_vae.cli.options import training_parser
+from pyro_vae.cli.parser import components_built
 from pyro_vae.components import (
     MLP,
     Convolutional,
@@ -516,12 +516,11 @@ def test_bad_sizes_say_which(build, said: str) -> None:
 def test_defaults_on_the_command_line_are_those_of_python(name) -> None:
     # An option of MLP's, the default, stays where the class that is named has one of that name.
     part = offered("network")[name]
-    parser = training_parser()
-    config = parser.parse_args(["--network", parts.named("network", name)])
+    network = components_built(training_parser().parse(["--network", name])).network
     given = {"num_symbols": 3} if name in ("Recurrent", "Transformer") else {}
     shapes = {"Recurrent": ((4,), (2,)), "Transformer": ((4,), (2,))}.get(name, ((1, 4, 4), (2,)))
     shapes = ((2,), (3, 4)) if name.endswith("Decoder") else shapes
-    assert repr(parser.build(config).network(*shapes, **given)) == repr(part(*shapes, **given))
+    assert repr(network(*shapes, **given)) == repr(part(*shapes, **given))
 
 
 # Inputs -------------------------------------------------------------------------------------------

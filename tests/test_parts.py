@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO
 
 import pyro_vae.cli.commands  # noqa: F401 - what it imports is not for the sake of a name
-from pyro_vae.cli.messages import nearest, readable
-from pyro_vae.cli.names import PARTS, offered, summary
-from pyro_vae.cli.parts import Functions, check_trusted, named, with_loaded_files
+from pyro_vae.cli.classes import named
+from pyro_vae.cli.config_files import check_trusted
+from pyro_vae.cli.names import PARTS, nearest, offered, summary
+from pyro_vae.cli.options import training_parser
+from pyro_vae.cli.user_files import Functions
 
 every_role = pytest.mark.parametrize("option", PARTS)
 
@@ -113,61 +115,39 @@ def test_a_file_may_have_any_name(name, files):
 
 # Spellings on the command line --------------------------------------------------------------------
 
-NORMAL = "pyro_vae.components.likelihoods.Normal"
 SPELLINGS = {
-    "a name": (["--prior", "Normal"], ["--prior", NORMAL], NORMAL),
-    "a name after =": (["--prior=Normal"], [f"--prior={NORMAL}"], NORMAL),
-    "an import path": (["--prior", NORMAL], ["--prior", NORMAL], NORMAL),
+    "a name": ("--prior", "Normal", "pyro_vae.components.Normal"),
+    "an import path": ("--prior", "pyro_vae.components.likelihoods.Normal", None),
     "JSON": (
-        ["--prior", '{"class_path": "Normal", "init_args": {"scale": 2.0}}'],
-        ["--prior", f'{{"class_path": "{NORMAL}", "init_args": {{"scale": 2.0}}}}'],
-        NORMAL,
+        "--prior",
+        '{"class_path": "Normal", "init_args": {"scale": 2.0}}',
+        "pyro_vae.components.Normal",
     ),
-    "YAML after =": (
-        ["--prior={class_path: Normal}"],
-        [f'--prior={{"class_path": "{NORMAL}"}}'],
-        NORMAL,
-    ),
-    "a class in a file": (["--prior", "priors.py:StudentPrior"], None, "priors.StudentPrior"),
-    "after =": (["--prior=priors.py:StudentPrior"], None, "priors.StudentPrior"),
-    "in JSON": (['--prior={"class_path": "priors.py:StudentPrior"}'], None, "priors.StudentPrior"),
-    "functions": (
-        ["--model", "pair.py"],
-        ["--model", "pyro_vae.cli.parts.Functions", "--model.file", "pair.py"],
-        "pyro_vae.cli.parts.Functions",
-    ),
-    "functions after =": (
-        ["--model=pair.py"],
-        ["--model=pyro_vae.cli.parts.Functions", "--model.file", "pair.py"],
-        "pyro_vae.cli.parts.Functions",
-    ),
+    "YAML": ("--prior", "{class_path: Normal}", "pyro_vae.components.Normal"),
+    "a class in a file": ("--prior", "priors.py:StudentPrior", "priors.StudentPrior"),
+    "in JSON": ("--prior", '{"class_path": "priors.py:StudentPrior"}', "priors.StudentPrior"),
+    "functions": ("--model", "pair.py", "pyro_vae.cli.user_files.Functions"),
 }
 
 
+@pytest.mark.parametrize("separator", [" ", "="])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_names_the_class_and_its_module(spelling, files):
-    given, expected, path = SPELLINGS[spelling]
-    around = ["--latent", "2"], ["--lr=1", "--prior.scale", "Normal"]
-    arguments, modules = with_loaded_files([*around[0], *given, *around[1]])
-    assert expected is None or arguments == [*around[0], *expected, *around[1]]
-    assert path in " ".join(arguments)
-    assert modules == {path.rpartition(".")[0]}
+def test_every_spelling_names_the_class_and_its_module(spelling, separator, files):
+    option, word, path = SPELLINGS[spelling]
+    given = [option, word] if separator == " " else [f"{option}={word}"]
+    parser = training_parser()
+    found = parser.given(["--latent", "2", *given, "--lr=1"])
+    component = found.values[option[2:]]
+    assert component.path == (path or word)
+    assert component.arguments.get("scale") == (2.0 if "scale" in word else None)
+    assert found.modules == {component.path.rpartition(".")[0]}
 
 
-PLAIN = [
-    [],
-    ["--data", "Normal", "--out=model.py"],
-    ["run", "--latent", "3"],
-    ["--likelihood", "null"],
-    ["--likelihood=null"],
-    ["--prior"],
-    ["--prior.help", "Normal"],
-]
-
-
-@pytest.mark.parametrize("arguments", PLAIN, ids=map(str, PLAIN))
-def test_other_arguments_stay_as_they_are(arguments):
-    assert with_loaded_files(arguments) == (arguments, set())
+def test_a_file_inside_a_component_names_its_module(files):
+    given = training_parser().given(
+        ["--likelihood", "Incomplete", "--likelihood.family", "priors.py:StudentPrior"]
+    )
+    assert "priors" in given.modules
 
 
 # Trust --------------------------------------------------------------------------------------------
@@ -250,14 +230,14 @@ def test_what_holds_no_options_is_refused(config):
 def test_functions_are_loaded_only_where_the_file_was_named(files):
     with pytest.raises(ValueError, match=r"pair\.py is a file of your own: name it again"):
         Functions("pair.py")
-    with_loaded_files(["--model", "pair.py"])
+    training_parser().given(["--model", "pair.py"])
     assert callable(Functions("pair.py").guide)
     with pytest.raises(ValueError, match=r"mine\.py is a file of your own"):
         Functions("mine.py")
 
 
 def test_functions_start_from_the_seed(files):
-    with_loaded_files(["--model", "pair.py"])
+    training_parser().given(["--model", "pair.py"])
     weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -310,8 +290,9 @@ class Half:
 @pytest.mark.parametrize("name", ["MyVAE", "Fields", "Slots"])
 def test_a_plain_class_is_a_program_too(files, name):
     (files / "plain.py").write_text(PLAIN + OTHERS)
-    (_, path), modules = with_loaded_files(["--model", f"plain.py:{name}"])
-    assert modules == {"plain"}
+    given = training_parser().given(["--model", f"plain.py:{name}"])
+    assert given.modules == {"plain"}
+    path = given.values["model"].path
     program = imported(path)() if name == "Fields" else imported(path)((3,), (2,), hidden=5)
     assert {n.partition(".")[0] for n, _ in program.named_parameters()} == {"encoder", "decoder"}
     assert named("model", path) == path
@@ -322,7 +303,7 @@ def test_a_plain_class_is_a_program_too(files, name):
 def test_a_class_without_the_two_methods_is_no_program(files):
     (files / "plain.py").write_text(PLAIN + OTHERS)
     with pytest.raises(ValueError, match="has no methods model"):
-        with_loaded_files(["--model", "plain.py:Half"])
+        training_parser().given(["--model", "plain.py:Half"])
 
 
 # Messages -----------------------------------------------------------------------------------------
@@ -331,11 +312,3 @@ def test_a_class_without_the_two_methods_is_no_program(files):
 def test_the_nearest_name():
     assert nearest("Bernouli", ["Binomial", "Bernoulli"]) == "did you mean Bernoulli? "
     assert nearest("xyz", ["Binomial", "Bernoulli"]) == ""
-
-
-@settings(derandomize=True, deadline=None)
-@given(st.text(max_size=2000))
-def test_any_message_becomes_one_short_line(message):
-    line = readable(message, ["--lr", "3"], ["--lr"], {})
-    assert "\n" not in line
-    assert len(line) < 600

@@ -12,10 +12,11 @@ from command import train, write_data
 from torch import nn
 
 from pyro_vae import datasets
-from pyro_vae.cli import main, parts, runs
-from pyro_vae.cli.parser import latent_sizes, training_parser
+from pyro_vae.cli import main, runs
+from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.options import latent_sizes, training_parser
+from pyro_vae.cli.parser import as_dict, as_text
 from pyro_vae.cli.programs import latent_shapes
-from pyro_vae.cli.settled import default_arguments
 from pyro_vae.models import VAE, HierarchicalVAE, LadderVAE, TopDownVAE
 
 
@@ -29,12 +30,9 @@ def folder(tmp_path_factory):
 def opened(folder: Path, *arguments: str, data: str = "binary.npz") -> tuple[nn.Module, str]:
     """Return the program of a command line, and its configuration."""
     words = ["--data", str(folder / data), "--network.hidden", "[4]", *arguments]
-    words, _ = parts.with_loaded_files(words)
-    parser = training_parser()
-    dataset = datasets.load(str(folder / data))
-    config = parser.parse_args([*words, *default_arguments(parser, words, dataset)])
-    program = runs.open_run(config, parser.build(config), dataset).program
-    return program, parser.dump(config)
+    config, dataset = training_parser().parse(words), datasets.load(str(folder / data))
+    settle(config, dataset)
+    return runs.open_run(config, dataset).program, as_text(as_dict(config))
 
 
 def sizes(program: nn.Module) -> list[int]:

@@ -10,18 +10,16 @@ import pytest
 from command import PROGRAM, train
 
 from pyro_vae.cli import main
-from pyro_vae.cli.parser import training_parser
-from pyro_vae.cli.parts import with_loaded_files
+from pyro_vae.cli.options import training_parser
 from pyro_vae.cli.reading import loaded
 
 
 @pytest.mark.parametrize(("model", "event"), [("", (1, 4, 3)), ("VAE", (1, 4, 3)), ("own", (4, 3))])
 def test_a_program_of_ones_own_sees_the_axes_of_the_file(tmp_path: Path, model, event) -> None:
-    (tmp_path / "mine.py").write_text(PROGRAM)
+    (tmp_path / "own_axes.py").write_text(PROGRAM)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 4, 3)))
-    named = {"": [], "own": ["--model", f"{tmp_path / 'mine.py'}:MyVAE"]}
-    words, _ = with_loaded_files(named.get(model, ["--model", model]))
-    config = training_parser().parse_args(words)
+    named = {"": [], "own": ["--model", f"{tmp_path / 'own_axes.py'}:MyVAE"]}
+    config = training_parser().parse(named.get(model, ["--model", model]))
     assert loaded(tmp_path / "x.npy", config).event_shape == event
 
 

@@ -19,7 +19,7 @@ import pyro_vae.evaluation
 from pyro_vae.cli import main
 from pyro_vae.cli.compare import comparison_parser
 from pyro_vae.cli.names import offered
-from pyro_vae.cli.parser import training_parser
+from pyro_vae.cli.options import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,8 +93,7 @@ def test_an_existing_script_changes_one_import():
 
 
 def test_every_option_exists():
-    known = {name for action in training_parser()._actions for name in action.option_strings}
-    known |= {name for action in comparison_parser()._actions for name in action.option_strings}
+    known = {*training_parser().names, *comparison_parser().names}
     known |= {"--num-samples", "--all", "--num", "--mean", "--label"}  # of evaluate and sample
     known |= {"--combinations"}  # of list
     known |= {"--ais", "--gaps", "--num-temperatures", "--num-chains", "--num-data"}

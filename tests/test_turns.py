@@ -7,11 +7,10 @@ from functools import partial
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from pyro_vae import VAE, fit
-from pyro_vae.cli.stored import check_config
+from pyro_vae.cli.config_files import read_config
 from pyro_vae.components import MLP, DiagonalNormal, Normal, Sylvester, VampPrior
 from pyro_vae.engine import Turns
 from pyro_vae.inference import IWAE, Constant, ProgramError
@@ -269,6 +268,6 @@ def test_unusable_numbers_are_named(options, message):
 def test_a_configuration_of_an_older_version_finds_the_turns_where_they_are_now(tmp_path):
     old = "turns:\n  class_path: pyro_vae.evaluation.aggressive.Aggressive\n"
     (tmp_path / "config.yaml").write_text(old)
-    read = check_config(tmp_path / "config.yaml", set())
+    read = read_config(tmp_path / "config.yaml", set())
     home = f"{Aggressive.__module__}.{Aggressive.__qualname__}"
-    assert yaml.safe_load(read) == {"turns": {"class_path": home}}
+    assert read == {"turns": {"class_path": home}}

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyro_vae.budget import OverBudgetError
+from pyro_vae.cli.config_files import leaves
+from pyro_vae.cli.parser import as_dict
 from pyro_vae.cli.programs import latent_shapes
 
 __all__ = ["MOST_OPERATIONS", "naming_options"]
@@ -52,8 +54,7 @@ def _sizes(config: Any) -> Iterator[tuple[str, int]]:
     yield "--batch-size", config.batch_size or 1
     if config.latent is not None:
         yield "--latent", max(map(math.prod, latent_shapes(config.latent)))
-    for key, value in config.items():
-        name = key.replace(".init_args", "")
+    for name, value in leaves(as_dict(config)).items():
         first, *rest = name.split(".")
         if first in _NO_SIZES or first in ("batch_size", "latent"):
             continue

@@ -22,14 +22,13 @@ _SIMULATED_SHARE = 4
 
 def add_diagnosis(parser: Parser) -> None:
     """Add the options of what is measured only where it is asked for, since it takes a minute."""
-    add = parser.add_argument
     help_ = "log p(x) by annealed importance sampling, and its BDMC gap on simulated data"
-    add("--ais", action="store_true", help=help_)
-    help_ = "approximation gap (family of q) and amortization gap (encoder)"
-    add("--gaps", action="store_true", help=help_)
-    add("--num-temperatures", type=int, default=100, help="AIS temperatures; more are more exact")
-    add("--num-chains", type=int, default=8, help="AIS chains per datum")
-    add("--num-data", type=int, default=100, help="number of test data for --ais and --gaps")
+    parser.flag(parser, "--ais", help_)
+    parser.flag(parser, "--gaps", "approximation gap (family of q) and amortization gap (encoder)")
+    add = parser.option
+    add(parser, "--num-temperatures", int, "AIS temperatures; more are more exact", 100)
+    add(parser, "--num-chains", int, "AIS chains per datum", 8)
+    add(parser, "--num-data", int, "number of test data for --ais and --gaps", 100)
 
 
 def diagnose(run: Run, options: Any) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class KnownData:
         if not needs_data and self.opens_alone and options.data is None:
             return self.stand_in()
         data = self.load(options.run, options.data, config)
-        said, judges_all = self.held_against(data, options.run), bool(options.get("all"))
+        said, judges_all = self.held_against(data, options.run), getattr(options, "all", False)
         if said is None and judges_all:
             raise ValueError("--all judges all rows of other data: name them with --data")
         if said is None:

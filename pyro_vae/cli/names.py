@@ -6,6 +6,7 @@ say which options offer it.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ __all__ = [
     "by_data",
     "hints",
     "known_as",
+    "nearest",
     "offered",
     "plain",
     "serves",
@@ -106,6 +108,13 @@ def known_as(name: str, option: str, others: Iterable[str] = ()) -> str | None:
         other for other in dict.fromkeys([*parts, *others]) if plain(other) == plain(name)
     ] or sorted(_of_synonym(name, parts), key=lambda other: _distance(parts[other], option))[:1]
     return meant[0] if len(meant) == 1 else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean ...? "`` with the known name most like ``name``, or nothing."""
+    spelt = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), list(spelt), n=1, cutoff=0.4)
+    return f"did you mean {spelt[near[0]]}? " if near else ""
 
 
 def hints(option: str) -> dict[str, str]:

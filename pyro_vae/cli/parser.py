@@ -1,135 +1,269 @@
-"""The options of ``pyro-vae train``: their types, defaults, groups and help."""
+"""The parser of a command: a command line, and files of options, to values; values to objects."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from pyro.infer import ELBO
-from torch import nn
+import yaml
 
-from pyro_vae.arguments import LARGEST_COUNT
-from pyro_vae.cli import messages
-from pyro_vae.cli.calls import as_typed
-from pyro_vae.cli.names import PARTS, offered
-from pyro_vae.components import Family
-from pyro_vae.components.conditional import Shape
-from pyro_vae.engine.data import Observation
-from pyro_vae.engine.turns import Turns
-from pyro_vae.inference import Schedule
+from pyro_vae.cli import config_files
+from pyro_vae.cli.calls import split_words
+from pyro_vae.cli.classes import HINTS
+from pyro_vae.cli.components import Component, as_stored, built, components_in
+from pyro_vae.cli.names import PARTS, nearest, offered
+from pyro_vae.cli.user_files import load_file
+from pyro_vae.cli.values import component, merged, read, with_argument
 
-__all__ = [
-    "DEFAULT_PARTS",
-    "Parser",
-    "check_ranges",
-    "command_parser",
-    "hide_what_is_long",
-    "latent_sizes",
-    "training_parser",
-]
-
-DEFAULT_PARTS = {
-    "prior": "pyro_vae.components.priors.StandardNormal",
-    "posterior": "pyro_vae.components.posteriors.DiagonalNormal",
-    "network": "pyro_vae.components.networks.MLP",
-    "schedule": "pyro_vae.inference.schedules.Cosine",
-}
-"""The parts that are taken unless given."""
-
-_FILLED_IN = {
-    "prior", "likelihood", "posterior", "event_shape", "latent_shape", "latent_shapes", "priors",
-    "posteriors", "upward", "num_classes",
-}  # fmt: skip
-_AT_LEAST = {
-    "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
-    "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
-    "num_temperatures": 2, "num_chains": 1, "num_data": 1,
-}  # fmt: skip
-_POSITIVE = ("lr", "clip_norm")
+__all__ = ["Given", "Parser", "as_dict", "as_text", "components_built"]
 
 
-class _Help(DefaultHelpFormatter):
-    """One line an option: what it is, its default, and of a part the names to choose from."""
+class Given(NamedTuple):
+    """What a command line or a file of options says.
+
+    Attributes:
+        values: By option.
+        inner: Arguments of components by their way, such as ``("objective", "beta")``, as typed.
+        helps: The components of which help is asked, by their way, with the names given.
+    """
+
+    values: dict[str, Any]
+    inner: list[tuple[list[str], Any]]
+    helps: list[tuple[list[str], str | None]]
+
+    @property
+    def options(self) -> set[str]:
+        """Return the options that are given, alone or by an argument of theirs."""
+        return {*self.values, *(way[0] for way, _ in self.inner)}
+
+    def only(self, names: Collection[str]) -> Given:
+        """Return what is given to some of the options."""
+        values = {name: value for name, value in self.values.items() if name in names}
+        return Given(values, [entry for entry in self.inner if entry[0][0] in names], [])
+
+    @property
+    def modules(self) -> set[str]:
+        """Return the modules whose classes are named, which a file may then name, too."""
+        found = {each.path for value in self.values.values() for each in components_in(value)}
+        for _, word in self.inner:
+            if isinstance(word, str) and ".py:" in word:
+                file, _, name = word.partition(":")
+                found.add(f"{load_file(Path(file)).__name__}.{name}")
+            elif isinstance(word, str):
+                found.add(word)
+        return {path.rpartition(".")[0] for path in found}
+
+
+_REQUIRED = object()
+
+
+class _Help(argparse.HelpFormatter):
+    """Options in one column, their help in another."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, max_help_position=24, **options)
 
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if action.dest in PARTS and action.dest not in ("encoder", "decoder"):
-            text += f": {', '.join(offered(action.dest))}, or your own"
-        default = action.default
-        if isinstance(default, (dict, Namespace)):
-            default = default["class_path"].rpartition(".")[2]
-        if default is None or default is False or default == argparse.SUPPRESS:
-            return text
-        if isinstance(default, list):  # of parts, which their help lists as people write them
-            return text
-        return f"{text} (default: {default})" if action.option_strings else text
 
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        if action.dest in PARTS:
-            return "NAME"
-        return str(super()._get_default_metavar_for_optional(action))
+class Parser(argparse.ArgumentParser):
+    """The options of a command, each with a type, and how they are read, once.
 
+    Args:
+        command: Such as "train".
+        description: What it does.
+        options: As of ``argparse.ArgumentParser``.
+    """
 
-class Parser(ArgumentParser):
-    """A parser whose errors are exceptions, with one line of message."""
+    def __init__(self, command: str, description: str, **options: Any) -> None:
+        super().__init__(
+            prog=f"pyro-vae {command}", description=description, formatter_class=_Help,
+            allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS, **options,
+        )  # fmt: skip
+        self.defaults: dict[str, Any] = {}
+        self._readers: dict[str, Callable[[Any], Any]] = {}
 
-    # jsonargparse makes parsers of the same class for the parts; what they say is explained once.
-    explains = False
-    _given: Sequence[str] = ()
+    def option(
+        self, group: Any, name: str, hint: Any, help_: str, default: Any = None, metavar: str = ""
+    ) -> None:
+        """Add an option of a type.
 
-    def parse_args(self, args: Sequence[str], *rest: Any, **options: Any) -> Any:
-        """Parse a command line.
+        Args:
+            group: Of options, as they are shown.
+            name: Such as ``--lr``.
+            hint: The type, or a function that reads a value.
+            help_: A phrase.
+            default: The value unless given.
+            metavar: What stands for the value in the help.
+        """
+        shown = default if default is not None and default is not False else ""
+        choices = "{" + ",".join(_choices(hint)) + "}" if _choices(hint) else None
+        self._add(group, name, hint if _is_reader(hint) else partial(read, name, hint), default,
+                  f"{help_} (default: {shown})" if shown != "" else help_,
+                  metavar=metavar or choices)  # fmt: skip
+
+    def role(
+        self, group: Any, role: str, help_: str, default: str = "", *, names: bool = True
+    ) -> None:
+        """Add the option of a role, which takes a component.
+
+        Args:
+            group: Of options, as they are shown.
+            role: Such as "prior".
+            help_: A phrase.
+            default: The import path of the class unless given.
+            names: Whether the help lists the classes to choose from.
+        """
+        chosen = Component(default) if default else None
+        listed = f"{help_}: {', '.join(offered(role))}, or your own" if names else help_
+        listed += f" (default: {chosen.name})" if chosen else ""
+        reader = partial(component, f"--{role}", role)
+        self._add(group, f"--{role}", reader, chosen, listed, metavar="NAME")
+
+    def components(self, group: Any, name: str, role: str, help_: str, default: str) -> None:
+        """Add an option that takes several components of a role, as many words."""
+
+        def reader(given: Any) -> list[Component]:
+            several = isinstance(given, list) and not all(isinstance(each, str) for each in given)
+            words = given if several else split_words(" ".join(given))
+            return [component(name, role, each) for each in words]
+
+        self._add(group, name, reader, default.split(), f"{help_} (default: {default})",
+                  metavar="NAME ...", nargs="*")  # fmt: skip
+
+    def positional(self, name: str, hint: Any, help_: str) -> None:
+        """Add an argument that stands for itself; it is not optional."""
+        self._add(self, name, partial(read, name, hint), _REQUIRED, help_, nargs="?")
+
+    def flag(self, group: Any, name: str, help_: str) -> None:
+        """Add an option without a value."""
+        group.add_argument(name, action="store_true", help=help_, default=argparse.SUPPRESS)
+        self.defaults[_dest(name)] = False
+        self._readers[_dest(name)] = bool
+
+    def _add(
+        self, group: Any, name: str, reader: Callable[[Any], Any], default: Any, help_: str,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        group.add_argument(name, help=help_.replace("%", "%%"), **options)
+        self.defaults[_dest(name)] = default
+        self._readers[_dest(name)] = reader
+
+    @property
+    def names(self) -> list[str]:
+        """Return the options."""
+        return [name for action in self._actions for name in action.option_strings]
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def given(self, words: Sequence[str]) -> Given:
+        """Read a command line.
 
         Raises:
-            ValueError: If it cannot be parsed; says on one line what was wrong, and what would do.
+            ValueError: If it cannot be read; says on one line what was wrong, and what would do.
         """
-        self._given = self._typed(_with_negatives(args))
-        return super().parse_args(self._given, *rest, **options)
-
-    def _typed(self, words: list[str]) -> list[str]:
-        """Read numbers as a person types them, and refuse those that programs read differently."""
-        kinds = {name: getattr(action, "_typehint", None) for action in self._actions
-                 for name in action.option_strings}  # fmt: skip
-        for place, word in enumerate(words):
-            option, separator, value = word.partition("=")
-            if option not in kinds or kinds[option] is None:
-                continue
-            if separator:
-                words[place] = f"{option}={as_typed(option, kinds[option], value)}"
-            elif place + 1 < len(words):
-                words[place + 1] = as_typed(option, kinds[option], words[place + 1])
-        return words
-
-    def build(self, config: Namespace) -> Namespace:
-        """Return the options with their parts built.
-
-        Raises:
-            ValueError: If a part refuses its arguments; one line.
-        """
+        for option in dict.fromkeys(word.partition("=")[0] for word in words):
+            if self._is_of_component(option) and option not in self._option_string_actions:
+                nargs = "?" if option.endswith(".help") else None
+                self.add_argument(option, help=argparse.SUPPRESS, nargs=nargs)
         try:
-            return self.instantiate(config)
-        except ValueError as error:
-            raise ValueError(messages.readable(str(error), [], [], {})) from error
+            found, unknown = self.parse_known_args(_joined(words))
+        except argparse.ArgumentError as error:
+            flag = self.defaults.get(_dest(str(error.argument_name))) is False
+            told = "it takes no value" if flag else "give it a value"
+            raise ValueError(f"{error.argument_name}: {told}") from error
+        if unknown:
+            raise ValueError(self._unrecognised(unknown))
+        return self._read(vars(found))
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise what would be printed."""
-        if not self.explains:
-            raise ValueError(message) from ex
-        options = [name for action in self._actions for name in action.option_strings]
-        defaults = {action.dest: action.default for action in self._actions}
-        classes = {name: d["class_path"] for name, d in defaults.items() if isinstance(d, dict)}
-        raise ValueError(messages.readable(message, self._given, options, classes)) from ex
+    def held(self, path: Path, modules: set[str]) -> Given:
+        """Read a file of options.
+
+        Args:
+            path: The YAML file.
+            modules: Modules that the user named on the command line.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it cannot be read or trusted.
+        """
+        values: dict[str, Any] = {}
+        for key, value in config_files.read_config(path, modules).items():
+            dest = str(key).removesuffix(".class_path")
+            role = dest.partition(".")[0]
+            if dest not in self._readers and not (role in self._readers and role in PARTS):
+                raise ValueError(self._unrecognised([f"--{dest.replace('_', '-')}"]))
+            if dest in PARTS and isinstance(value, dict) and [*value] == ["init_args"]:
+                values |= {f"{dest}.{name}": v for name, v in value["init_args"].items()}
+            else:
+                values[dest] = value
+        return self._read(values)
+
+    def config(self, *given: Given) -> argparse.Namespace:
+        """Return the values of all options: those given, the last first, or their defaults.
+
+        Raises:
+            ValueError: If an argument is none of its component's, or not of its type.
+        """
+        values = {name: self._default(name) for name in self.defaults}
+        for name in values.keys() - {option for each in given for option in each.values}:
+            if values[name] is _REQUIRED:
+                raise ValueError(f"{name} is missing: --help shows how the command is used")
+        for each in given:
+            for name, value in each.values.items():
+                values[name] = merged(values[name], value)
+            for (role, *names), value in each.inner:
+                values[role] = with_argument(f"--{role}", values[role], names, value)
+        return argparse.Namespace(**values)
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return the values of all options from a command line and the files that it names."""
+        given = self.given(words)
+        return self.config(*self.files(given), given)
+
+    def files(self, given: Given) -> list[Given]:
+        """Return what the files say that a command line names by ``--config``."""
+        path = given.values.get("config")
+        return [] if path is None else [self.held(path, given.modules)]
+
+    def _default(self, name: str) -> Any:
+        default = self.defaults[name]
+        return self._readers[name](default) if isinstance(default, list) else default
+
+    def _read(self, found: Mapping[str, Any]) -> Given:
+        given = Given({}, [], [])
+        for dest, value in found.items():
+            role, *names = [name for name in dest.split(".") if name != "init_args"]
+            if dest in self._readers:
+                given.values[dest] = self._readers[dest](value)
+            elif names[-1] == "help":
+                given.helps.append(([role, *names[:-1]], value))
+            else:
+                given.inner.append(([role, *names], value))
+        # What a component is comes before its arguments.
+        given.inner.sort(key=lambda entry: len(entry[0]))
+        return given
+
+    def _is_of_component(self, option: str) -> bool:
+        role, point, inner = option.removeprefix("--").partition(".")
+        return option.startswith("--") and bool(point and inner) and (
+            (role in PARTS and role in self._readers) or inner == "help"
+        )  # fmt: skip
+
+    def _unrecognised(self, words: Sequence[str]) -> str:
+        unknown = next((word for word in words if word.startswith("-")), None)
+        if unknown is None:
+            hint = "several numbers are one, such as 300,300"
+            return f"{' '.join(words)}: an option begins with --, and takes one value; {hint}"
+        name = unknown.partition("=")[0]
+        near = nearest(name, self.names)
+        return f"{name}: there is no such option; {near}--help shows them all"
 
 
-def _with_negatives(words: Sequence[str]) -> list[str]:
+def _joined(words: Sequence[str]) -> list[str]:
     """Join options with values that begin with a minus, which argparse takes for options."""
     joined: list[str] = []
     for word in words:
@@ -141,213 +275,47 @@ def _with_negatives(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def command_parser(command: str, description: str, **options: Any) -> Parser:
-    """Return a parser without options for a command of ``pyro-vae``."""
-    parser = Parser(
-        prog=f"pyro-vae {command}", description=description, formatter_class=_Help,
-        allow_abbrev=False, **options,
-    )  # fmt: skip
-    parser.explains = True
-    return parser
+def _dest(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
 
 
-def training_parser() -> Parser:
-    """Return the parser of ``pyro-vae train``."""
-    parser = command_parser(
-        "train",
-        "Train a VAE on data, evaluate it on held-out data and write a report.",
-        usage="pyro-vae train [options]",
-        epilog="Your own part is an import path, my_package.MyPart, or a file, my_file.py:MyPart. "
-        "--prior.help NAME and its like show a part's arguments, given as --prior.ARGUMENT VALUE.",
-    )
-    parser.add_argument(
-        "--config", action="config", help="a YAML file of these options, such as a run's own"
-    )
-    _add_data(parser.add_argument_group("data"))
-    _add_program(parser.add_argument_group("program"))
-    _add_training(parser.add_argument_group("training"))
-    _add_run(parser.add_argument_group("run"))
-    hide_what_is_long(parser)
-    return parser
+def _is_reader(hint: Any) -> bool:
+    return callable(hint) and not isinstance(hint, type) and typing.get_origin(hint) is None
 
 
-def hide_what_is_long(parser: Parser) -> None:
-    """Leave out of a parser's help what belongs to single parts."""
-    for action in parser._actions:
-        if action.option_strings and action.option_strings[0].endswith(".help"):
-            action.help = argparse.SUPPRESS
-        if "--print_config" in action.option_strings:
-            action.help = "print the options as YAML and exit"
-            action.metavar = "[=FLAGS]"
-        if action.dest == "model":
-            # A stored configuration must not lead to another file of options.
-            action._enable_path = False
-            action.sub_add_kwargs["sub_configs"] = False
+def _choices(hint: Any) -> list[str]:
+    if typing.get_origin(hint) is typing.Literal:
+        return [*typing.get_args(hint)]
+    return ["true", "false"] if hint is bool else []
 
 
-def _add_data(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "--data",
-        default="digits",
-        help="a data set's name, a .npy or .npz file, or a folder of images",
-    )
-    add("--data-weights", type=str | None, metavar="FILE_OR_KEY",
-        help="weight of each row in training: a .npy file with one number per row, or the name of "
-        "an array in the .npz file of --data (default: its array 'weights', if any)")  # fmt: skip
-    add("--data-root", default="data", help="folder of named data sets, also for downloads")
-    add("--missing", type=missing_codes, metavar="NUMBERS",
-        help="codes of missing values in a file, such as -9999 or -9999,-8888, besides "
-        "NaN")  # fmt: skip
-    add("--observation", type=Callable[[int | None], Observation] | None,
-        help="map from stored values to observations (default: by the data)")  # fmt: skip
+# Configurations -----------------------------------------------------------------------------------
 
 
-def _add_program(group: Any) -> None:
-    family = Callable[[Shape], Family]
-    add = group.add_argument
-    group.add_subclass_arguments(
-        nn.Module, "model", skip=_FILLED_IN, instantiate=False, required=False, as_group=False,
-        metavar="NAME",
-        help="program with model(x) and guide(x) (default: VAE, or HierarchicalVAE of several)",
-    )  # fmt: skip
-    add("--prior", type=family, default=_part("prior"), help="prior p(z)")
-    add("--likelihood", type=family | None, help="likelihood p(x | z) (default: by the data)")
-    add("--posterior", type=family, default=_part("posterior"),
-        help="posterior q(z | x)")  # fmt: skip
-    network = Callable[[Shape, Shape], nn.Module]
-    add("--network", type=network, default=_part("network"),
-        help="network of encoder and decoder")  # fmt: skip
-    add("--encoder", type=network | None, help="network of q(z | x) alone, in place of --network")
-    add("--decoder", type=network | None, help="network of p(x | z) alone, in place of --network")
-    add("--latent", type=latent_sizes, metavar="SIZES",
-        help="number of latents, or of each layer from the data up, such as 64,32,16; images: "
-        "CHANNELSxHEIGHTxWIDTH (default: the program's own, such as 40)")  # fmt: skip
+def as_dict(config: Any, *without: str) -> dict[str, Any]:
+    """Return options as a file holds them, but for some of them and those that have no value."""
+    left_out = {"config", "print_config", *without}
+    stored = {
+        name: as_stored(value) for name, value in vars(config).items() if name not in left_out
+    }
+    return {name: value for name, value in stored.items() if value is not None}
 
 
-def _add_training(group: Any) -> None:
-    add = group.add_argument
-    add("--objective", type=ELBO | None,
-        help="objective to maximise (default: Trace_ELBO, or TraceMeanField_ELBO where the "
-        "KL has a closed form)")  # fmt: skip
-    add(
-        "--kl-warmup",
-        type=float | None,
-        metavar="FRACTION",
-        help="fraction of the run over which the weight of the KL rises from 0 to 1, such as 0.3",
-    )
-    add("--beta", type=float | None, help="weight of the KL, as in the beta-VAE")
-    add("--free-bits", type=float | None, metavar="NATS",
-        help="free bits: nats of KL per layer that cost nothing")  # fmt: skip
-    add("--epochs", type=int | None, help="passes over the data (default: by their size)")
-    add(
-        "--batch-size",
-        type=int | None,
-        help="data per step (default: 128, or all of them if fewer)",
-    )
-    add("--lr", type=float, default=1e-3, help="Adam's learning rate")
-    add("--schedule", type=Schedule, default=_part("schedule"),
-        help="factor on the learning rate over the run")  # fmt: skip
-    add("--turns", type=Turns | None,
-        help="which parameters each step moves, the guide's or the model's "
-        "(default: all)")  # fmt: skip
-    add("--clip-norm", type=float | None, help="largest norm of the gradient of the loss per datum")
-    add(
-        "--patience",
-        type=int | None,
-        help="epochs without a better validation ELBO before training stops",
-    )
+def as_text(options: dict[str, Any]) -> str:
+    """Return options as YAML."""
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-def _add_run(group: Any) -> None:
-    add = group.add_argument
-    add("--num-samples", type=int, default=1000, help="importance samples per datum for log p(x)")
-    add("--weights", type=Literal["best", "last"], default="best",
-        help="weights to evaluate: those with the best validation ELBO, or the last")  # fmt: skip
-    engines = Literal["auto", "eager", "recorded", "compiled"]
-    help_ = "run steps eagerly, recorded or compiled; auto chooses by the length of the run"
-    add("--engine", type=engines, default="auto", help=help_)
-    precisions = Literal["float32", "tf32", "bfloat16"]
-    help_ = "precision of the networks' matrix multiplications; densities are always float32"
-    add("--precision", type=precisions, default="float32", help=help_)
-    add("--device", default="auto", help="auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
-    add("--seed", type=int, default=0, help="seed for weights, noise and data order")
-    add("--tensorboard", type=bool, default=False, help="write TensorBoard scalars too")
-    add("--out", type=Path | None, help="run folder (default: runs/DATA-MODEL-TIME)")
-    add("--init-from", type=Path | None, help="run folder whose best weights training starts from")
-    add("--resume", type=Path | None, help="run folder to resume, bit for bit")
-
-
-def _part(role: str) -> dict[str, str]:
-    return {"class_path": DEFAULT_PARTS[role]}
-
-
-def missing_codes(given: Any) -> str:
-    """Return the numbers that stand for missing values as one word: "-9999,-8888".
-
-    Args:
-        given: A number, a list of numbers, or numbers parted by commas or blanks.
+def components_built(config: Any) -> argparse.Namespace:
+    """Return the objects of all roles: partials of the classes that wait for shapes or levels.
 
     Raises:
-        ValueError: If it holds no number, or something else.
+        ValueError: If an argument is missing, or a class refuses one; one line.
     """
-    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
-    words = text.strip("[]() ").replace(",", " ").split()
-    if words and all(_is_number(word) for word in words):
-        return ",".join(words)
-    raise _SizesError(f"--missing {text}: give numbers, such as -9999 or -9999,-8888")
-
-
-def _is_number(word: str) -> bool:
-    try:
-        return not math.isinf(float(word))
-    except ValueError:
-        return False
-
-
-class _SizesError(argparse.ArgumentTypeError, ValueError):
-    """Both, since a command line is read by argparse, and a file of options is not."""
-
-
-def latent_sizes(given: Any) -> int | str:
-    """Return the sizes of the layers of latents as one word: 40, or "64,32,16".
-
-    Args:
-        given: A number, a list of numbers, or numbers parted by commas; "8x14x14" is the shape
-            of an image.
-
-    Raises:
-        ValueError: If it holds no number, or one that is not positive.
-    """
-    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
-    words = re.split(r"\s*,\s*|\s+", text.strip("[]() ").removesuffix(","))
-    if words == [""]:
-        raise _SizesError("--latent: name the size of at least one layer, such as 40")
-    for size in (size for word in words for size in word.split("x")):
-        if not re.fullmatch(r"-?[0-9]+", size):
-            raise _SizesError(f"--latent {text}: expected a whole number, or 64,32,16")
-        if int(size) < 1:
-            raise _SizesError(f"--latent {text}: give 1 or more")
-    return int(words[0]) if len(words) == 1 and "x" not in words[0] else ",".join(words)
-
-
-def check_ranges(options: Namespace) -> None:
-    """Hold the numbers among the options against their ranges.
-
-    Raises:
-        ValueError: If one is outside; names the option, its value and the range.
-    """
-    for name, least in _AT_LEAST.items():
-        value = options.get(name)
-        option = f"--{name.replace('_', '-')}"
-        if value is not None and value < least:
-            raise ValueError(f"{option} {value}: give {least} or more")
-        if value is not None and name != "seed" and value > LARGEST_COUNT:
-            never = f"more than {LARGEST_COUNT:,} would never end, or fit in memory"
-            raise ValueError(f"{option} {value}: {never}; give fewer")
-    for name in _POSITIVE:
-        value = options.get(name)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number above 0")
-    if options.get("seed") is not None and options.seed >= 2**63:
-        raise ValueError(f"--seed {options.seed}: give an integer below 2**63")
+    roles = {
+        role: hint for role, hint in HINTS.items() if role != "model" and hasattr(config, role)
+    }
+    objects = {
+        role: built(f"--{role}", hint, getattr(config, role)) for role, hint in roles.items()
+    }
+    return argparse.Namespace(**objects)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from functools import partial
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
+from pyro_vae.cli.classes import arguments_of, imported
+from pyro_vae.cli.components import Component, built, check_given
+from pyro_vae.cli.options import latent_sizes
 from pyro_vae.components import (
     assemble,
     assemble_conditional,
@@ -27,29 +28,24 @@ _NUM_LATENTS = 40
 _PARTS = ("prior", "likelihood", "posterior", "network", "encoder", "decoder")
 
 
-def default_program(config: Any) -> list[str]:
-    """Return the options of program and latents, where the command line left them open.
+def default_program(config: Any) -> None:
+    """Set the options of program and latents, where the command line left them open; in place.
 
     One size of latents makes a ``VAE``, several a ``HierarchicalVAE``; a program that is named
     has the sizes that its ``assemble`` takes unless given, or 40 latents.
     """
-    arguments = []
     if config.model is None:
         name = "HierarchicalVAE" if "," in str(config.latent) else "VAE"
-        path = f"pyro_vae.models.{name}"
-        arguments += ["--model", path]
-    else:
-        path = config.model.class_path
+        config.model = Component(f"pyro_vae.models.{name}")
     if config.latent is None:
-        arguments += ["--latent", _default_latents(_imported(path))]
-    return arguments
+        config.latent = latent_sizes(_default_latents(imported(config.model.path)))
 
 
 def unused_options(config: Any) -> set[str]:
     """Return the options of parts and latents that a program has no argument for."""
-    model_class = _imported(config.model.class_path)
+    model_class = imported(config.model.path)
     wanted = set(inspect.signature(model_class).parameters)
-    takes = _assembles(model_class, dict(vars(config.model.get("init_args") or Namespace())))
+    takes = _assembles(model_class, config.model.all_arguments())
     if takes:
         return set() if "**" in takes else {name for name in _PARTS if name not in takes}
     if {"priors", "posteriors"} & wanted:
@@ -67,17 +63,15 @@ def latent_shapes(sizes: int | str) -> tuple[Shape, ...]:
     return tuple(tuple(map(int, word.split("x"))) for word in str(sizes).split(","))
 
 
-def build_program(
-    config: Any, instances: Any, data: Dataset, observation: Observation
-) -> nn.Module:
+def build_program(config: Any, objects: Any, data: Dataset, observation: Observation) -> nn.Module:
     """Build the program that a configuration names.
 
     A class with an ``assemble`` of its own is built by it; the constructor of any other is given
     what its arguments are named after.
 
     Args:
-        config: The parsed options.
-        instances: The same with its classes instantiated.
+        config: The values of the options.
+        objects: The objects that they stand for, by role.
         data: The data set.
         observation: How its rows become observations.
 
@@ -85,17 +79,17 @@ def build_program(
         ValueError: If it cannot have so many layers of latents, takes classes that the data have
             not, or is no program.
     """
-    model_class = _imported(config.model.class_path)
+    model_class = imported(config.model.path)
     shapes = latent_shapes(config.latent)
     wanted = set(inspect.signature(model_class).parameters)
-    own = _own_arguments(model_class, config.model, wanted)
+    own = _own_arguments(config.model)
     takes = _assembles(model_class, own)
     if len(shapes) > 1 and not {"latent_shapes", "priors", "posteriors"} & (wanted | takes):
         raise ValueError(
             f"--latent {config.latent}: {model_class.__name__} has one layer of latents; give one "
             "size, or a program of several, such as --model HierarchicalVAE"
         )
-    families = {name: getattr(instances, name) for name in _PARTS}
+    families = {name: getattr(objects, name) for name in _PARTS}
     if "num_classes" in wanted:
         families |= _classes(data, observation, model_class.__name__)
     if takes:
@@ -113,11 +107,6 @@ def build_program(
             name = model_class.__name__
             raise ValueError(f"{name} has no method {role!r}: a program has model(x) and guide(x)")
     return program
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _default_latents(model_class: Any) -> str:
@@ -178,13 +167,12 @@ def _seen(data: Dataset, observation: Observation) -> Tensor:
     return representative(data.train, observation).x
 
 
-def _own_arguments(model_class: type, config: Any, wanted: set[str]) -> dict[str, Any]:
-    """Return the arguments of a model's own, with those that are classes themselves built."""
-    given = getattr(config, "init_args", None)
-    if not given:
-        return {}
-    parser = ArgumentParser()
-    parser.add_class_arguments(
-        model_class, "model", skip=wanted - set(vars(given)), instantiate=False
-    )
-    return vars(parser.instantiate(Namespace(model=given)).model)
+def _own_arguments(model: Component) -> dict[str, Any]:
+    """Return the arguments of a program's own, as objects.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    known, given = arguments_of(model.path), model.all_arguments()
+    check_given("--model", known, given)
+    return {name: built(f"--model.{name}", known[name].hint, given[name]) for name in given}

@@ -18,7 +18,7 @@ def loaded(given: str | Path, config: Any) -> datasets.Dataset:
         config: Of a run: ``data_root``, ``data_weights``, ``missing`` and ``model``.
     """
     codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
-    own = config.model is not None and not config.model.class_path.startswith("pyro_vae.models.")
+    own = config.model is not None and not config.model.path.startswith("pyro_vae.models.")
     axes = datasets.as_given if own else datasets.as_images
     apart = () if config.data_weights is None else (config.data_weights,)
     return datasets.load(given, root=Path(config.data_root), missing=codes, axes=axes, apart=apart)

@@ -22,11 +22,12 @@ from pyro_vae.budget import Budget
 from pyro_vae.cli import known_data
 from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
+from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.data_weights import with_weights
 from pyro_vae.cli.known_data import KnownData
 from pyro_vae.cli.observing import observed_support
+from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
-from pyro_vae.cli.settled import single_numbers
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.course import divergence, overfitting
 from pyro_vae.engine.data import (
@@ -62,7 +63,8 @@ class Run:
     """What a configuration stands for.
 
     Attributes:
-        config: The parsed options.
+        config: The values of the options.
+        objects: The objects that they stand for, by role.
         data: The data set.
         observation: How its rows become observations.
         program: An object with ``model`` and ``guide``.
@@ -71,6 +73,7 @@ class Run:
     """
 
     config: Any
+    objects: Any
     data: Dataset
     observation: Observation
     program: Any
@@ -126,42 +129,42 @@ class Run:
         return observe_once(data, self.observation, seed=seed, device=self.device)
 
 
-def open_run(config: Any, instances: Any, data: Dataset, known: KnownData | None = None) -> Run:
+def open_run(config: Any, data: Dataset, known: KnownData | None = None) -> Run:
     """Build what a configuration stands for.
 
     Args:
-        config: The parsed options.
-        instances: The same with its classes instantiated.
+        config: The values of the options.
         data: The data set that it names, or that a trained run is judged on.
         known: What a trained run keeps of its data.
     """
     device = resolve_device(config.device)
-    observation = instances.observation(_levels(config, data))
-    num_particles = getattr(instances.objective, "num_particles", 1)
+    objects = components_built(config)
+    observation = objects.observation(_levels(config, data))
+    num_particles = getattr(getattr(objects, "objective", None), "num_particles", 1)
     if num_particles < 1:
         raise ValueError(f"--objective.num_particles {num_particles}: give 1 or more")
     torch.manual_seed(config.seed)
     seen = known.stand_in() if known is not None and known.opens_alone else data
     with naming_options(config), Budget(most_operations=MOST_OPERATIONS):
-        program = build_program(config, instances, seen, observation)
-    return Run(config, data, observation, program, device, known)
+        program = build_program(config, objects, seen, observation)
+    return Run(config, objects, data, observation, program, device, known)
 
 
-def keep_data(run: Run, instances: Any, out: Path, options: str) -> None:
+def keep_data(run: Run, out: Path, options: str) -> None:
     """Store what a run keeps of its data, and its options, in its folder, unless they are there."""
     if known_data.read(out) is not None:
         return
     known = known_data.know(run.data, run.config.data, out, options)
     few = run._observed(known.few, OBSERVATION_SEED)
     with torch.random.fork_rng():
-        rebuilt = build_program(run.config, instances, known.stand_in(), run.observation)
+        rebuilt = build_program(run.config, run.objects, known.stand_in(), run.observation)
         alone = known_data.opens_alone(run.program.to(run.device), rebuilt.to(run.device), few)
     known_data.write(replace(known, opens_alone=alone), out)
 
 
 def _levels(config: Any, data: Dataset) -> int | None:
     """Return the levels for the observation; values in [0, 1] are probabilities of Binarize."""
-    name = config.observation.class_path.rpartition(".")[2]
+    name = config.observation.name
     if data.levels is not None or name not in _OF_LEVELS:
         return data.levels
     low, high = float(data.train.x.min()), float(data.train.x.max())
@@ -173,16 +176,16 @@ def _levels(config: Any, data: Dataset) -> int | None:
     )
 
 
-def train(run: Run, instances: Any, *, out: Path, resume: bool) -> Fit:
+def train(run: Run, *, out: Path, resume: bool) -> Fit:
     """Fit the run's program on its data, into the folder ``out``."""
     config = run.config
     settings = Settings(
-        objective=instances.objective,
-        optim=_adam(config.lr), schedule=instances.schedule, observation=run.observation,
+        objective=run.objects.objective,
+        optim=_adam(config.lr), schedule=run.objects.schedule, observation=run.observation,
         epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
         patience=config.patience, engine=config.engine, precision=config.precision,
         device=run.device, seed=config.seed, out=out, resume=resume, progress=True,
-        log_tensorboard=config.tensorboard, turns=instances.turns, weights=config.weights,
+        log_tensorboard=config.tensorboard, turns=run.objects.turns, weights=config.weights,
         init_from=config.init_from,
     )  # fmt: skip
     return fit_as_set(run.program, with_weights(config, run.data), settings)

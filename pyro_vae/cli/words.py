@@ -1,50 +1,13 @@
-"""Take options such as paths from a command line before a parser interprets them.
-
-A parser that reads values as YAML takes ``~`` for nothing, and refuses bytes that are no text.
-"""
+"""Say a message about an argument as one about the option that gave it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-__all__ = ["in_options", "option_values", "taken_option"]
+__all__ = ["in_options"]
 
 _ARGUMENT = re.compile(r"(?:\w+: )?(\w+)=('[^']*'|[^\s:;,]+)")
-
-
-def taken_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
-    """Return the words without an option and its value, and the value; the last of several.
-
-    Raises:
-        ValueError: If it has no value.
-    """
-    values = option_values(arguments, option)
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == option:
-            next(words, None)
-        elif not word.startswith(f"{option}="):
-            rest.append(word)
-    return rest, values[-1] if values else None
-
-
-def option_values(arguments: list[str], option: str) -> list[str]:
-    """Return the values that an option is given on a command line, in order.
-
-    Raises:
-        ValueError: If one is missing.
-    """
-    values = []
-    for place, word in enumerate(arguments):
-        if word == option:
-            if place + 1 == len(arguments):
-                raise ValueError(f"{option}: give it a value")
-            values.append(arguments[place + 1])
-        elif word.startswith(f"{option}="):
-            values.append(word.partition("=")[2])
-    return values
 
 
 def in_options(message: str, arguments: Sequence[str]) -> str:

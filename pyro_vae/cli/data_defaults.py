@@ -1,27 +1,26 @@
-"""Fill in options that depend on the data and the likelihood.
+"""Settle the options that depend on the data and the likelihood.
 
-Nothing here goes by a part's name: a likelihood says by its support which values it takes, and the
-arguments of its constructor say what it wants to know about the data.
+Nothing here goes by a component's name: a likelihood says by its support which values it takes, and
+the arguments of its constructor say what it wants to know about the data.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.budget import Budget
+from pyro_vae.cli.classes import HINTS, arguments_of, imported
+from pyro_vae.cli.components import Component, built
 from pyro_vae.cli.observing import observed_support
-from pyro_vae.cli.parser import Parser
+from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program, default_program, unused_options
-from pyro_vae.components import Family
+from pyro_vae.cli.shorthand import settle_objective
 from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
@@ -29,7 +28,7 @@ from pyro_vae.engine.data import AsFloat, in_chunks, observe_once
 from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.inference import Program
 
-__all__ = ["default_arguments", "single_numbers"]
+__all__ = ["settle", "single_numbers"]
 
 _TRAINING_STEPS = 12_000
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
@@ -41,8 +40,8 @@ _DEQUANTIZED_LEVELS = 2**20  # beyond them, what is added within a level is lost
 _OF_PROGRAM = {"prior", "likelihood", "posterior"}
 
 
-def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> list[str]:
-    """Return the options that the data decide, where the command line left them open.
+def settle(config: Any, data: Dataset) -> None:
+    """Set the options that the data decide, where the command line left them open; in place.
 
     Unless a likelihood is given, binary data take a Bernoulli; the digits of scikit-learn and other
     counts a Binomial; the MNIST family is binarised anew at every visit, under a Bernoulli; other
@@ -56,33 +55,28 @@ def default_arguments(parser: Parser, arguments: list[str], data: Dataset) -> li
     likelihood decides by what its sites observe, as a likelihood does.
 
     Args:
-        parser: The command's parser.
-        arguments: The command line.
-        data: The data set that it names.
+        config: The values of the options.
+        data: The data set that they name.
     """
-    config = parser.parse_args(arguments)
-    settled = default_program(config)
-    has_parts = not unused_options(parser.parse_args([*arguments, *settled])) >= _OF_PROGRAM
+    default_program(config)
+    settle_objective(config)
+    has_parts = not unused_options(config) >= _OF_PROGRAM
     if config.likelihood is None and has_parts:
-        settled += ["--likelihood", _default_likelihood(data)]
-    given = parser.parse_args([*arguments, *settled], defaults=False).get("likelihood")
-    settled += _from_data("--likelihood", given, data)
-    chosen = parser.parse_args([*arguments, *settled])
-    settled += _symbols(chosen.encoder, chosen.likelihood)
+        config.likelihood = Component(_default_likelihood(data))
+    config.likelihood = _with_facts(config.likelihood, data)
+    config.encoder = _with_symbols(config.encoder, config.likelihood)
     if config.observation is None:
         support = (
-            _support(chosen.likelihood, data.event_shape)
+            _support(config.likelihood, data.event_shape)
             if has_parts
-            else _own_support(parser, chosen, data)
+            else _own_support(config, data)
         )
-        settled += ["--observation", f"pyro_vae.engine.data.{_observation(support, data)}"]
-    batch_size = config.batch_size or min(BATCH_SIZE, len(data.train))
+        config.observation = Component(f"pyro_vae.engine.{_observation(support, data)}")
     if config.batch_size is None:
-        settled += ["--batch-size", str(batch_size)]
+        config.batch_size = min(BATCH_SIZE, len(data.train))
     if config.epochs is None:
-        batches = math.ceil(len(data.train) / batch_size)
-        settled += ["--epochs", str(min(100, max(30, _TRAINING_STEPS // batches)))]
-    return settled
+        batches = math.ceil(len(data.train) / config.batch_size)
+        config.epochs = min(100, max(30, _TRAINING_STEPS // batches))
 
 
 def single_numbers(support: Any) -> Any:
@@ -109,58 +103,51 @@ def _default_likelihood(data: Dataset) -> str:
     return f"{_COMPONENTS}.Normal"
 
 
-def _from_data(option: str, part: Any, data: Dataset) -> list[str]:
-    """Return what a likelihood wants to know about the data and has not been told."""
-    if not isinstance(part, Namespace) or "class_path" not in part:
-        return []
-    given = part.get("init_args") or Namespace()
-    wanted = set(_parameters(part.class_path)) - set(vars(given))
-    settled = []
-    for name, value in _facts(data, wanted).items():
-        settled += [f"{option}.{name}", value]
+def _with_facts(part: Any, data: Dataset) -> Any:
+    """Return a likelihood with what it wants to know about the data and has not been given."""
+    if not isinstance(part, Component):
+        return part
+    wanted = _parameters(part.path) - set(part.arguments)
+    facts = _facts(data, wanted)
     if "family" in wanted:
-        family = Namespace(class_path=_default_likelihood(data))
-        settled += [f"{option}.family", family.class_path]
-        settled += _from_data(f"{option}.family", family, data)
-    for name, inner in vars(given).items():
-        settled += _from_data(f"{option}.{name}", inner, data)
-    return settled
+        facts["family"] = Component(_default_likelihood(data))
+    arguments = {**part.arguments, **facts}
+    return part.given(**{name: _with_facts(value, data) for name, value in arguments.items()})
 
 
-def _symbols(encoder: Any, likelihood: Any) -> list[str]:
-    """Return which symbols an encoder reads, where it asks: the categories of the likelihood."""
-    known = vars((likelihood and likelihood.get("init_args")) or Namespace())
-    asked = vars(encoder.get("init_args") or Namespace()) if encoder else {}
+def _with_symbols(encoder: Any, likelihood: Any) -> Any:
+    """Return an encoder that reads the likelihood's categories, where it asks for symbols."""
+    if not isinstance(encoder, Component) or not isinstance(likelihood, Component):
+        return encoder
+    known, asked = likelihood.all_arguments(), arguments_of(encoder.path).keys()
     pairs = {"num_symbols": "num_categories", "padding": "padding"}
-    return [
-        word
+    return encoder.given(**{
+        ours: known[theirs]
         for ours, theirs in pairs.items()
-        if ours in asked and asked[ours] is None and known.get(theirs) is not None
-        for word in (f"--encoder.{ours}", str(known[theirs]))
-    ]
+        if ours in asked - encoder.arguments.keys() and theirs in known
+    })  # fmt: skip
 
 
-def _parameters(path: str) -> list[str]:
+def _parameters(path: str) -> set[str]:
     """Return the arguments of a family that the data may decide."""
-    module, _, name = path.rpartition(".")
-    family = getattr(__import__(module, fromlist=[name]), name)
-    names = list(inspect.signature(family).parameters)
-    if issubclass(family, Automatic):
-        return [name for name in names if name == "total_count" and family.counts_up_to_it]
+    family, names = imported(path), set(arguments_of(path))
+    if isinstance(family, type) and issubclass(family, Automatic):
+        return names & {"total_count"} if family.counts_up_to_it else set()
     return names
 
 
-def _facts(data: Dataset, wanted: set[str]) -> dict[str, str]:
-    facts = {}
+def _facts(data: Dataset, wanted: set[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
     largest = _largest(data)
     if largest is not None:
-        for name, value in (
-            ("total_count", largest), ("levels", largest), ("num_categories", largest + 1)
-        ):  # fmt: skip
-            if name in wanted:
-                facts[name] = str(max(2, value) if name == "num_categories" else value)
+        counts = {
+            "total_count": largest,
+            "levels": largest,
+            "num_categories": max(2, largest + 1),
+        }
+        facts = {name: value for name, value in counts.items() if name in wanted}
     if "columns" in wanted and len(data.event_shape) == 1:
-        facts["columns"] = json.dumps(_columns(data))
+        facts["columns"] = _columns(data)
     return facts
 
 
@@ -186,7 +173,7 @@ def _rows(data: Dataset) -> Iterator[Tensor]:
         yield from (x.float() for x in in_chunks(part.x))
 
 
-def _columns(data: Dataset) -> list[dict[str, Any]]:
+def _columns(data: Dataset) -> list[Component]:
     """Return the family of each column: bits, a few categories, counts or real numbers."""
     whole = torch.ones(data.event_shape, dtype=torch.bool)
     largest = torch.full(data.event_shape, -math.inf)
@@ -196,23 +183,20 @@ def _columns(data: Dataset) -> list[dict[str, Any]]:
     return [_column(*column) for column in zip(whole.tolist(), largest.tolist(), strict=True)]
 
 
-def _column(whole: bool, largest: float) -> dict[str, Any]:
+def _column(whole: bool, largest: float) -> Component:
     if not whole:
-        return {"class_path": f"{_COMPONENTS}.Normal"}
+        return Component(f"{_COMPONENTS}.Normal")
     if largest <= 1:
-        return {"class_path": f"{_COMPONENTS}.Bernoulli"}
+        return Component(f"{_COMPONENTS}.Bernoulli")
     if largest < _MOST_CATEGORIES:
-        arguments = {"num_categories": int(largest) + 1}
-        return {"class_path": f"{_COMPONENTS}.Categorical", "init_args": arguments}
-    return {"class_path": class_path("NegativeBinomial")}
+        return Component(f"{_COMPONENTS}.Categorical", {"num_categories": int(largest) + 1})
+    return Component(class_path("NegativeBinomial"))
 
 
-def _support(likelihood: Any, event_shape: Shape) -> Any:
+def _support(likelihood: Component, event_shape: Shape) -> Any:
     """Build the likelihood once to see its support; None where it states none."""
-    parser = Parser()
-    parser.add_argument("--likelihood", type=Callable[[Shape], Family])
     with torch.random.fork_rng(devices=[]), torch.no_grad(), Budget():
-        family = parser.build(Namespace(likelihood=likelihood)).likelihood(event_shape)
+        family = built("--likelihood", HINTS["likelihood"], likelihood)(event_shape)
         raw = torch.zeros(family.raw_shape)
         try:
             return family(raw).support
@@ -220,7 +204,7 @@ def _support(likelihood: Any, event_shape: Shape) -> Any:
             return None
 
 
-def _own_support(parser: Parser, config: Any, data: Dataset) -> Any:
+def _own_support(config: Any, data: Dataset) -> Any:
     """Return the support of the one site of a program that observes its data as they are.
 
     None of any other program: it makes of its data itself what its sites observe.
@@ -229,7 +213,7 @@ def _own_support(parser: Parser, config: Any, data: Dataset) -> Any:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             as_they_are = AsFloat(data.levels)
-            pair: Any = build_program(config, parser.build(config), data, as_they_are)
+            pair: Any = build_program(config, components_built(config), data, as_they_are)
             program = Program(pair.model, pair.guide).on(few.names)
             return observed_support(program, observe_once(few, as_they_are, seed=0, device="cpu"))
         except Exception:  # what is wrong with a program is said when it is trained

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 
 from pyro_vae.cli import runs
-from pyro_vae.cli.lists import with_lists
-from pyro_vae.cli.parser import training_parser
-from pyro_vae.cli.parts import check_trusted, named, with_loaded_files
-from pyro_vae.cli.settled import default_arguments
+from pyro_vae.cli.classes import named
+from pyro_vae.cli.config_files import check_trusted
+from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.options import training_parser
+from pyro_vae.cli.parser import as_dict, as_text
 from pyro_vae.components import Automatic, Family
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.datasets import Dataset, from_arrays
@@ -66,10 +66,9 @@ def data_of(kind: str) -> Dataset:
 
 def settled(kind: str, *options: str) -> dict:
     """Return the configuration of a command line once the data have settled it."""
-    arguments, _ = with_loaded_files(with_lists(list(options)))
-    parser = training_parser()
-    settled = default_arguments(parser, arguments, data_of(kind))
-    return yaml.safe_load(parser.dump(parser.parse_args([*arguments, *settled])))
+    config = training_parser().parse(options)
+    settle(config, data_of(kind))
+    return as_dict(config)
 
 
 # By the data: the likelihood given, then observation, likelihood and its arguments as settled.
@@ -210,7 +209,7 @@ def test_columns_are_named_as_a_list(spelling: str, separator: str) -> None:
 )
 def test_a_column_that_cannot_be_says_why(columns: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        with_lists(["--likelihood", "Columns", "--likelihood.columns", columns])
+        training_parser().parse(["--likelihood", "Columns", "--likelihood.columns", columns])
 
 
 # Names --------------------------------------------------------------------------------------------
@@ -239,20 +238,11 @@ def test_our_own_families_come_before_pyros() -> None:
 
 
 def test_names_inside_a_part_are_found_too() -> None:
-    arguments, _ = with_loaded_files(
-        [
-            "--likelihood",
-            "Incomplete",
-            "--likelihood.family",
-            "Laplace",
-            "--likelihood.help",
-            "Beta",
-        ]
-    )
-    assert arguments[3] == "pyro_vae.components.automatic.Laplace"
-    assert arguments[5] == "pyro_vae.components.automatic.Beta"
+    options = ["--likelihood", "Incomplete", "--likelihood.family"]
+    family = training_parser().parse([*options, "Laplace"]).likelihood.arguments["family"]
+    assert family.path == "pyro_vae.components.automatic.Laplace"
     with pytest.raises(ValueError, match="did you mean Laplace"):
-        with_loaded_files(["--likelihood", "Incomplete", "--likelihood.family", "Laplac"])
+        training_parser().parse([*options, "Laplac"])
 
 
 # Bits per dimension -------------------------------------------------------------------------------
@@ -282,12 +272,11 @@ UNITS = {
 
 @pytest.mark.parametrize(("kind", "likelihood"), UNITS)
 def test_bits_are_those_of_the_stored_integers(kind: str, likelihood: str) -> None:
-    parser = training_parser()
     tiny = ["--network.hidden", "[2]", "--latent", "2", "--device", "cpu"]
-    arguments, _ = with_loaded_files([*f"--likelihood {likelihood}".split(), *tiny])
+    config = training_parser().parse([*f"--likelihood {likelihood}".split(), *tiny])
     data = data_of(kind)
-    config = parser.parse_args([*arguments, *default_arguments(parser, arguments, data)])
-    run = runs.open_run(config, parser.build(config), data)
+    settle(config, data)
+    run = runs.open_run(config, data)
     found = runs._bits_per_dim(run, SimpleNamespace(bits_per_dim=10))
     assert found == UNITS[kind, likelihood]
 
@@ -321,11 +310,12 @@ MISSING = {
 
 
 @pytest.mark.parametrize("typed", MISSING)
-def test_codes_of_missing_values_are_read_as_typed_and_from_a_file(typed: str) -> None:
+def test_codes_of_missing_values_are_read_as_typed_and_from_a_file(typed: str, tmp_path) -> None:
     parser = training_parser()
-    config = parser.parse_args(typed.split())
+    config = parser.parse(typed.split())
     assert config.missing == MISSING[typed]
-    again = parser.parse_string(parser.dump(config))
+    (tmp_path / "run.yaml").write_text(as_text(as_dict(config)))
+    again = training_parser().parse(["--config", str(tmp_path / "run.yaml")])
     wanted = [float(word) for word in MISSING[typed].split(",")]
     assert [float(word) for word in str(again.missing).split(",")] == wanted
 
@@ -333,7 +323,7 @@ def test_codes_of_missing_values_are_read_as_typed_and_from_a_file(typed: str) -
 @pytest.mark.parametrize("typed", ["--missing NA", "--missing=", "--missing inf"])
 def test_what_is_no_code_is_refused(typed: str) -> None:
     with pytest.raises(ValueError, match="--missing"):
-        training_parser().parse_args(typed.split())
+        training_parser().parse(typed.split())
 
 
 @pytest.mark.parametrize(("bits", "levels", "told"), [

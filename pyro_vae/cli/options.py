@@ -1,0 +1,206 @@
+"""The options of ``pyro-vae train``, and those that other commands share with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pyro_vae.arguments import LARGEST_COUNT
+from pyro_vae.cli.parser import Parser
+
+__all__ = [
+    "add_data",
+    "add_program",
+    "check_ranges",
+    "latent_sizes",
+    "missing_codes",
+    "training_parser",
+]
+
+_AT_LEAST = {
+    "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
+    "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
+    "num_temperatures": 2, "num_chains": 1, "num_data": 1,
+}  # fmt: skip
+_POSITIVE = ("lr", "clip_norm")
+
+
+def training_parser() -> Parser:
+    """Return the parser of ``pyro-vae train``."""
+    parser = Parser(
+        "train",
+        "Train a VAE on data, evaluate it on held-out data and write a report.",
+        usage="pyro-vae train [options]",
+        epilog="Your own component is an import path, my_package.MyPrior, or a file, "
+        "my_file.py:MyPrior. --prior.help NAME and its like show a component's arguments, given as "
+        "--prior.ARGUMENT VALUE, or as 'NAME(ARGUMENT=VALUE)'.",
+    )
+    parser.option(
+        parser, "--config", Path | None, "YAML file of these options, such as a run's own"
+    )
+    parser.flag(parser, "--print_config", "print the options as YAML and exit")
+    add_data(parser)
+    add_program(parser)
+    _add_training(parser)
+    _add_run(parser)
+    return parser
+
+
+def add_data(parser: Parser) -> None:
+    """Add the options of the data."""
+    group = parser.add_argument_group("data")
+    add = parser.option
+    help_ = "data set's name, a .npy or .npz file, or a folder of images"
+    add(group, "--data", str, help_, "digits")
+    help_ = (
+        "weight of each row in training: a .npy file with one number per row, or the name of an "
+        "array in the .npz file of --data (default: its array 'weights', if any)"
+    )
+    add(group, "--data-weights", str | None, help_, metavar="FILE_OR_KEY")
+    add(group, "--data-root", str, "folder of named data sets, also for downloads", "data")
+    help_ = "codes of missing values in a file, such as -9999 or -9999,-8888, besides NaN"
+    add(group, "--missing", missing_codes, help_, metavar="NUMBERS")
+    help_ = "map from stored values to observations (default: by the data)"
+    parser.role(group, "observation", help_)
+
+
+def add_program(parser: Parser) -> None:
+    """Add the options of the program."""
+    group = parser.add_argument_group("program")
+    help_ = "program with model(x) and guide(x) (default: VAE, or HierarchicalVAE of several)"
+    parser.role(group, "model", help_)
+    parser.role(group, "prior", "prior p(z)", "pyro_vae.components.StandardNormal")
+    parser.role(group, "likelihood", "likelihood p(x | z) (default: by the data)")
+    parser.role(group, "posterior", "posterior q(z | x)", "pyro_vae.components.DiagonalNormal")
+    parser.role(group, "network", "network of encoder and decoder", "pyro_vae.components.MLP")
+    for role, density in (("encoder", "q(z | x)"), ("decoder", "p(x | z)")):
+        help_ = f"network of {density} alone, in place of --network"
+        parser.role(group, role, help_, names=False)
+    help_ = (
+        "number of latents, or of each layer from the data up, such as 64,32,16; images: "
+        "CHANNELSxHEIGHTxWIDTH (default: the program's own, such as 40)"
+    )
+    parser.option(group, "--latent", latent_sizes, help_, metavar="SIZES")
+
+
+def _add_training(parser: Parser) -> None:
+    group = parser.add_argument_group("training")
+    add = parser.option
+    help_ = (
+        "objective to maximise (default: Trace_ELBO, or TraceMeanField_ELBO where the KL has a "
+        "closed form)"
+    )
+    parser.role(group, "objective", help_)
+    help_ = "fraction of the run over which the weight of the KL rises from 0 to 1, such as 0.3"
+    add(group, "--kl-warmup", float | None, help_, metavar="FRACTION")
+    add(group, "--beta", float | None, "weight of the KL, as in the beta-VAE")
+    help_ = "free bits: nats of KL per layer that cost nothing"
+    add(group, "--free-bits", float | None, help_, metavar="NATS")
+    add(group, "--epochs", int | None, "passes over the data (default: by their size)")
+    help_ = "data per step (default: 128, or all of them if fewer)"
+    add(group, "--batch-size", int | None, help_)
+    add(group, "--lr", float, "Adam's learning rate", 1e-3)
+    help_ = "factor on the learning rate over the run"
+    parser.role(group, "schedule", help_, "pyro_vae.inference.Cosine")
+    help_ = "which parameters each step moves, the guide's or the model's (default: all)"
+    parser.role(group, "turns", help_)
+    help_ = "largest norm of the gradient of the loss per datum"
+    add(group, "--clip-norm", float | None, help_)
+    help_ = "epochs without a better validation ELBO before training stops"
+    add(group, "--patience", int | None, help_)
+
+
+def _add_run(parser: Parser) -> None:
+    group = parser.add_argument_group("run")
+    add = parser.option
+    add(group, "--num-samples", int, "importance samples per datum for log p(x)", 1000)
+    help_ = "weights to evaluate: those with the best validation ELBO, or the last"
+    add(group, "--weights", Literal["best", "last"], help_, "best")
+    engines = Literal["auto", "eager", "recorded", "compiled"]
+    help_ = "run steps eagerly, recorded or compiled; auto chooses by the length of the run"
+    add(group, "--engine", engines, help_, "auto")
+    precisions = Literal["float32", "tf32", "bfloat16"]
+    help_ = "precision of the networks' matrix multiplications; densities are always float32"
+    add(group, "--precision", precisions, help_, "float32")
+    add(group, "--device", str, "auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps", "auto")
+    add(group, "--seed", int, "seed for weights, noise and data order", 0)
+    add(group, "--tensorboard", bool, "write TensorBoard scalars too", False)
+    add(group, "--out", Path | None, "run folder (default: runs/DATA-MODEL-TIME)")
+    add(group, "--init-from", Path | None, "run folder whose best weights training starts from")
+    add(group, "--resume", Path | None, "run folder to resume, bit for bit")
+
+
+# Types --------------------------------------------------------------------------------------------
+
+
+def missing_codes(given: Any) -> str | None:
+    """Return the numbers that stand for missing values as one word: "-9999,-8888".
+
+    Args:
+        given: A number, a list of numbers, or numbers parted by commas or blanks.
+
+    Raises:
+        ValueError: If it holds no number, or something else.
+    """
+    if given is None:
+        return None
+    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+    words = text.strip("[]() ").replace(",", " ").split()
+    if words and all(_is_number(word) for word in words):
+        return ",".join(words)
+    raise ValueError(f"--missing {text}: give numbers, such as -9999 or -9999,-8888")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return not math.isinf(float(word))
+    except ValueError:
+        return False
+
+
+def latent_sizes(given: Any) -> int | str | None:
+    """Return the sizes of the layers of latents as one word: 40, or "64,32,16".
+
+    Args:
+        given: A number, a list of numbers, or numbers parted by commas; "8x14x14" is the shape
+            of an image.
+
+    Raises:
+        ValueError: If it holds no number, or one that is not positive.
+    """
+    if given is None:
+        return None
+    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+    words = re.split(r"\s*,\s*|\s+", text.strip("[]() ").removesuffix(","))
+    if words == [""]:
+        raise ValueError("--latent: name the size of at least one layer, such as 40")
+    for size in (size for word in words for size in word.split("x")):
+        if not re.fullmatch(r"-?[0-9]+", size):
+            raise ValueError(f"--latent {text}: expected a whole number, or 64,32,16")
+        if int(size) < 1:
+            raise ValueError(f"--latent {text}: give 1 or more")
+    return int(words[0]) if len(words) == 1 and "x" not in words[0] else ",".join(words)
+
+
+def check_ranges(options: Any) -> None:
+    """Check the numbers among the options against their ranges.
+
+    Raises:
+        ValueError: If one is outside; names the option, its value and the range.
+    """
+    for name, value in vars(options).items():
+        option = f"--{name.replace('_', '-')}"
+        least = _AT_LEAST.get(name)
+        if value is None or (least is None and name not in _POSITIVE):
+            continue
+        if least is None and not value > 0:
+            raise ValueError(f"{option} {value}: give a number above 0")
+        if least is not None and value < least:
+            raise ValueError(f"{option} {value}: give {least} or more")
+        if least is not None and name != "seed" and value > LARGEST_COUNT:
+            never = f"more than {LARGEST_COUNT:,} would never end, or fit in memory"
+            raise ValueError(f"{option} {value}: {never}; give fewer")
+        if name == "seed" and value >= 2**63:
+            raise ValueError(f"--seed {value}: give an integer below 2**63")
