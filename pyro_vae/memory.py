@@ -143,14 +143,14 @@ def mapped(array: np.memmap) -> np.memmap:
 
 
 def touched(num_bytes: int) -> None:
-    """Count what is read of mapped arrays; past `MAPPED_BYTES` drop their pages from memory.
+    """Count what is read of mapped arrays; past a quarter of `MAPPED_BYTES` drop their pages.
 
     The files keep them, and the system its cache, as long as there is room. Without this a process
     seems to hold all that it has read, and a limit on its memory may end it.
     """
     global _num_touched
     _num_touched += num_bytes
-    if _num_touched > MAPPED_BYTES and _MAPS and hasattr(mmap, "MADV_DONTNEED"):
+    if _num_touched > MAPPED_BYTES // 4 and _MAPS and hasattr(mmap, "MADV_DONTNEED"):
         for each in list(_MAPS):
             each.madvise(mmap.MADV_DONTNEED)
         _num_touched = 0

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["command", "on_the_command_line", "option", "part", "warn"]
+__all__ = ["command", "of_distributions", "on_the_command_line", "option", "part", "warn"]
 
 _PACKAGE = str(Path(__file__).parent)
 _COMMAND_LINE = ContextVar("command_line", default=False)
+_DISTRIBUTIONS = ContextVar("distributions", default=False)
 # Arguments that take an object; the others among the parts take what builds one.
 _OBJECTS = ("objective", "observation", "schedule", "turns")
 
@@ -25,6 +26,16 @@ def on_the_command_line() -> Iterator[None]:
         yield
     finally:
         _COMMAND_LINE.reset(token)
+
+
+@contextlib.contextmanager
+def of_distributions() -> Iterator[None]:
+    """Let advice name distributions: a context, for programs that take no likelihood as a part."""
+    token = _DISTRIBUTIONS.set(True)
+    try:
+        yield
+    finally:
+        _DISTRIBUTIONS.reset(token)
 
 
 def option(name: str, value: object = "", *, python: str | None = None) -> str:
@@ -51,12 +62,16 @@ def part(role: str, name: str, **arguments: object) -> str:
     """Return a part as it is named for a role, with its arguments.
 
     ``--likelihood Binomial --likelihood.total_count 16`` on the command line; in Python
-    ``likelihood=partial(Binomial, total_count=16)``, or ``objective=FreeBits(nats=0.5)``.
+    ``likelihood=partial(Binomial, total_count=16)``, or ``objective=FreeBits(nats=0.5)``; and
+    ``Binomial(total_count=16)`` to who writes the distribution in the program.
     """
-    if _COMMAND_LINE.get():
+    written = role == "likelihood" and _DISTRIBUTIONS.get()
+    if _COMMAND_LINE.get() and not written:
         options = [option(f"{role}.{key}", value) for key, value in arguments.items()]
         return " ".join([option(role, name), *options])
     given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    if written:
+        return f"{name}({given})" if given else name
     if role in _OBJECTS:
         return f"{role}={name}({given})"
     return f"{role}=partial({name}, {given})" if given else f"{role}={name}"

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "components.networks": {"arguments", "wording"},
     "components": {"arguments", "budget", "components.networks", "distributions", "wording"},
     "models": {"arguments", "components", "components.networks", "distributions"},
-    "inference": {"arguments", "fields", "wording"},
+    "inference": {"arguments", "fields", "memory", "wording"},
     "recording": {"budget", "files", "inference", "wording"},
     # What follows builds on these; engine and evaluation are blind to each other.
     "engine": {*GROUND, "recording", "signals", "terminal"},

@@ -93,8 +93,9 @@ def test_a_run_diverged_that_stands_worse_than_untrained(case):
         assert wrong.came_back == (said == "exploded")
 
 
-def test_a_run_that_only_overfits_did_not_diverge():
-    trained, found = RISING, PEAKED - 5 * np.maximum(EPOCHS - 35, 0)
+@pytest.mark.parametrize("nats", [5, 50], ids=["a little", "worse than untrained, by much"])
+def test_a_run_that_only_overfits_did_not_diverge(nats):
+    trained, found = RISING, PEAKED - nats * np.maximum(EPOCHS - 35, 0)
     assert divergence(history(trained, found), before(-490)) is None
     assert overfitting(history(trained, found)).epoch == 36
 

@@ -226,8 +226,8 @@ def test_options_that_are_edited_after_training_are_named(place, capsys):
         if what is None:
             config_files.refuse_edited(path, kept)
             continue
-        for command in (["evaluate", "a/run"], ["sample", "a/run"], ["train", "--resume", "a/run"]):
-            assert main(command) == 2
+        for command in (["evaluate"], ["sample"], ["plot"], ["train", "--resume"]):
+            assert main([*command, "a/run"]) == 2
             assert what in said(capsys)
     # A run that goes on with its data elsewhere, and for longer, has not been edited.
     path.write_text(written)
@@ -237,6 +237,7 @@ def test_options_that_are_edited_after_training_are_named(place, capsys):
     assert main(["evaluate", "a/run", "--data", "moved.npz"]) == 0
 
 
+@pytest.mark.filterwarnings("default:.*holds other data")
 def test_a_labelled_run_is_sampled_without_its_data(place, capsys):
     run = trained(place, X + 9 * LABELS[:, None], *CONDITIONAL, labels=LABELS)
     (place / "a" / "d.npz").unlink()
@@ -247,6 +248,9 @@ def test_a_labelled_run_is_sampled_without_its_data(place, capsys):
     capsys.readouterr()
     assert main(["sample", "a/run", "--label", "9"]) == 2
     assert "--label 9: the run's classes are 0, 1, 2" in said(capsys)
+    np.save("bare.npy", X)
+    assert main(["evaluate", "a/run", "--data", "bare.npy"]) == 2
+    assert "takes 'y', which stands for labels, but the data have no such" in said(capsys)
 
 
 def test_a_program_that_keeps_facts_of_the_data_elsewhere_is_opened_with_them_alone(place, capsys):

@@ -80,7 +80,7 @@ BAD = [
     (Bernoulli, COUNTS, r"index \(0, 2\) is 2 .*range 0 to 16.*binarise.*total_count=16"),
     (Bernoulli, with_value(BITS, -1), r"index \(3, 1\) is -1"),
     (Bernoulli, with_value(BITS, torch.nan), r"nan at index \(3, 1\), and 1"),
-    (partial(Binomial, total_count=9), COUNTS, r"integers 0 to 9.*is 10.*count to 16"),
+    (partial(Binomial, total_count=9), COUNTS, r"integers 0 to 9.*is 10.*value to 16"),
     (Binomial, GREY, r"integers 0 to 16.*is 0.04"),
     (Binomial, with_value(COUNTS, -3), r"index \(3, 1\) is -3.*Normal"),
     (Normal, with_value(GREY, torch.nan), r"nan at index \(3, 1\), and 1.*Incomplete.*Normal"),

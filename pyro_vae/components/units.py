@@ -34,7 +34,8 @@ def units_of(distribution: Any, data: Tensor) -> tuple[Tensor, Tensor] | None:
         for wanted in ("real", "positive")
     )
     loc = torch.where(real, of_real.loc, 0.0)
-    scale = torch.where(real, of_real.scale, torch.where(positive, _median(data), 1.0))
+    median = _median(data) if bool(positive.any()) else torch.ones_like(of_real.scale)
+    scale = torch.where(real, of_real.scale, torch.where(positive, median, 1.0))
     shape = data.shape[1:]
     return loc.expand(shape), scale.expand(shape)
 

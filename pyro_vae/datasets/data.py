@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.datasets.values import chunks
 from pyro_vae.fields import KNOWN
+from pyro_vae.memory import room
 
 __all__ = ["Data", "Dataset", "Shape", "in_default_type", "joined"]
 
@@ -125,9 +127,19 @@ def _all_rows(data: Data) -> range | Tensor:
 
 
 def joined(parts: Sequence[Data]) -> Data:
-    """All rows of several data, with the fields that all of them have."""
+    """All rows of several data, with the fields that all have; many lie in a temporary file."""
     shared = [name for name in parts[0].fields if all(name in part.fields for part in parts)]
-    return Data(**{name: torch.cat([part.fields[name] for part in parts]) for name in shared})
+    return Data(**{name: _joined([part.fields[name] for part in parts]) for name in shared})
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    arrays = [part.cpu().numpy() for part in parts]
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    found, begin = room(shape, np.result_type(*arrays)), 0
+    for _, rows in itertools.chain.from_iterable(map(chunks, arrays)):
+        found[begin : begin + len(rows)] = rows
+        begin += len(rows)
+    return torch.from_numpy(found)
 
 
 def in_default_type(values: Tensor) -> Tensor:

@@ -77,9 +77,10 @@ def divergence(
     """Return how training went wrong; None where it did not.
 
     An epoch stands badly if both ELBO and distortion are worse than before training, the latter by
-    more than all that training gained and than itself, or the rate is absurd; a KL that was
-    weighted by little makes the ELBO alone worse. A run diverged, too, if it ends with less than
-    half of what it had gained, in validation as in training.
+    more than all that training gained and than itself, or the rate is absurd, and so is what was
+    trained on, or else the run overfits; a KL that was weighted by little makes the ELBO alone
+    worse. A run diverged, too, if it ends with less than half of what it had gained, in validation
+    as in training.
 
     Args:
         history: One record per epoch, of ``Fit``.
@@ -94,7 +95,7 @@ def divergence(
     bad = [
         record
         for record in history
-        if record["validation_elbo_nats"] < elbo
+        if max(record["validation_elbo_nats"], record["train_nats"]) < elbo
         and (
             record["validation_distortion_nats"] > distortion + margin
             or record["validation_rate_nats"] > _ABSURD_NATS

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Rows
 
-from pyro_vae.datasets.data import Data, in_default_type
-from pyro_vae.memory import room, touched
+from pyro_vae.datasets.data import Data, in_default_type, joined
+from pyro_vae.memory import MAPPED_BYTES, room, touched
 from pyro_vae.wording import option
 
 __all__ = [
@@ -42,7 +42,7 @@ The validation and test rows take the next two, so that no two parts share their
 _CHUNK_BYTES = 2**26
 _PAGES_AROUND = 2**16  # bytes of a file that Linux maps around a row that is read
 _REPRESENTATIVE_ROWS = 10_000
-_REPRESENTATIVE_ELEMENTS = 2**26
+_REPRESENTATIVE_ELEMENTS = 2**25
 
 
 class Observation:
@@ -218,6 +218,7 @@ def observe_once(
                 observed = _room(data.x.shape, dtype or chunk.dtype)
             observed[begin : begin + len(rows)] = chunk
             begin += len(rows)
+            touched(chunk.nbytes)
     assert observed is not None
     fields = {name: in_default_type(values) for name, values in data.fields.items()}
     fields["x"] = observed
@@ -247,13 +248,29 @@ def representative(
         device: where the observed rows go.
 
     Returns:
-        All rows, or up to 10,000 of them, and no more than 2**26 numbers.
+        All rows, or up to 10,000 of them, and no more than 2**25 numbers.
     """
     wanted = min(_REPRESENTATIVE_ROWS, _REPRESENTATIVE_ELEMENTS // max(1, data.x[0].numel()))
     if len(data) > max(2, wanted):
         index = torch.linspace(0, len(data) - 1, max(2, wanted), dtype=torch.float64).long()
-        data = data[index]
+        data = _gathered(data, index)
     return observe_once(data, observation, seed=OBSERVATION_SEED, device=device)
+
+
+def _gathered(data: Data, index: Tensor) -> Data:
+    """Rows by index, some at a time, so that the pages around them are dropped on the way."""
+    around = _bytes_around(*data.fields.values())
+    found = []
+    for few in index.split(max(1, MAPPED_BYTES // 4 // around)):
+        found.append(data[few])
+        touched(around * len(few))
+    rows = torch.cat([torch.as_tensor(one.rows) for one in found])
+    return Data(**joined(found).fields, rows=rows)
+
+
+def _bytes_around(*tensors: Tensor) -> int:
+    """How many bytes of mapped files reading one row brings into memory."""
+    return max(sum(tensor[:1].nbytes for tensor in tensors), _PAGES_AROUND)
 
 
 def _check_levels(x: Tensor, observation: Observation) -> None:
@@ -407,11 +424,7 @@ class Batches:
     def _resident(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
         for index in order.split(self._sizes(len(order))):
             yield (index,)
-            touched(self._bytes_around * len(index))
-
-    @property
-    def _bytes_around(self) -> int:
-        return max(sum(tensor[:1].nbytes for tensor in self._tensors), _PAGES_AROUND)
+            touched(_bytes_around(*self._tensors) * len(index))
 
     def __call__(self, *draw: Tensor) -> tuple[Tensor, ...]:
         """Turn what `draws` gives into a batch: gather the rows and observe them."""
@@ -452,7 +465,7 @@ class Batches:
         )
         for batch in loader:
             yield tuple(tensor.to(self._device) for tensor in batch)
-            touched(self._bytes_around * len(batch[0]))
+            touched(_bytes_around(*self._tensors) * len(batch[0]))
 
 
 class _Gather(Rows[list[Tensor]]):

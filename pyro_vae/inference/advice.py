@@ -84,7 +84,7 @@ def advice(support: Any, seen: Range) -> str:
     low, high = seen.low, seen.high
     whole = low >= 0 and seen.whole
     if whole and isinstance(support, constraints.integer_interval):
-        return f"raise the largest count to {high:g} or more"
+        return f"raise its largest value to {high:g} ({high + 1:g} levels) or more"
     if whole:
         return _advice_for_counts(support, int(high))
     if low >= 0 and high <= 1:

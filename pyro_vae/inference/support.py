@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_vae.inference.advice import Range, advice, described, range_of
 from pyro_vae.inference.probe import Probe, Spread
-from pyro_vae.inference.sites import View, is_masked_out, observed_places, view_of
-from pyro_vae.wording import part
+from pyro_vae.inference.sites import View, is_masked_out, line_of, observed_places, view_of
+from pyro_vae.memory import touched
+from pyro_vae.wording import of_distributions, part
 
 __all__ = ["Part", "check_support", "family_name", "observes_arguments"]
 
@@ -136,6 +138,7 @@ class _Observed:
             site = {**self.site, "value": view.of(rows)}
             if bool(_not_finite(site).any()) or bool(_outside(site).any()):
                 yield start
+            touched(rows.nbytes)
 
     def _runs(self, begin: int, end: int) -> Iterator[tuple[int, Any]]:
         """Run the program on rows, a chunk at a time; yield where each begins, and its site."""
@@ -158,7 +161,19 @@ class _Observed:
                 row = start + place[self.dim]
                 index = (part.number(row), *place[: self.dim], *place[self.dim + 1 :])
                 where = f"index {index}{part.described(row)}"
-                raise ValueError(message(self, site, place, where))
+                with contextlib.nullcontext() if self.is_of_parts else of_distributions():
+                    raise ValueError(message(self, site, place, where))
+
+    @property
+    def is_of_parts(self) -> bool:
+        """Whether the program has parts, of which its likelihood may be another one."""
+        modules = (each for root in self.probe.program.reachable for each in root.modules())
+        return any(type(each).__module__.startswith("pyro_vae.components") for each in modules)
+
+    @property
+    def line(self) -> str:
+        """Where the user's program has its distribution; nothing where a part has it."""
+        return "" if self.is_of_parts else line_of(self.probe.model_trace.nodes[self.name])
 
     def num_outside(self) -> int:
         """Return how many numbers, or rows, the distribution does not have."""
@@ -307,14 +322,20 @@ def _of_not_finite(observed: _Observed, site: Any, place: tuple[int, ...], where
         return _of_masked(observed.name, site, value, where)
     mend = "repair or leave out these data"
     if math.isnan(value):
-        by_number = _support(site["fn"]).event_dim == 0
-        family = {"family": family_name(site["fn"])} if by_number else {}
-        taken = part("likelihood", "Incomplete", **family)
-        mend += f", or, if NaN is a missing value, take its likelihood ({taken})"
+        mend += f", or, if NaN is a missing value, {_of_missing(observed, site)}"
     return (
-        f"the data are not all finite: site {observed.name!r} is given {value:g} at {where}, and "
+        f"the data are not all finite: site {observed.name!r}{observed.line} is given {value:g} at "
+        f"{where}, and "
         f"{observed.range().num_not_finite} such value(s) in all: {mend}"
     )
+
+
+def _of_missing(observed: _Observed, site: Any) -> str:
+    if not observed.is_of_parts:
+        return "mask it: .mask(~x.isnan()) of the distribution, and obs=x.nan_to_num()"
+    by_number = _support(site["fn"]).event_dim == 0
+    family = {"family": family_name(site["fn"])} if by_number else {}
+    return f"take its likelihood ({part('likelihood', 'Incomplete', **family)})"
 
 
 def _of_masked(name: str, site: Any, value: float, where: str) -> str:
@@ -339,8 +360,8 @@ def _of_outside(observed: _Observed, site: Any, place: tuple[int, ...], where: s
     inside = bool(_inside(_support(site["fn"]), site["value"])[place])
     edge = ", where its density is not finite" if inside else ""
     return (
-        f"the data do not fit the likelihood: site {name!r} is {family}, whose values are "
-        f"{described(support)}, but the value at {where} is {shown}{edge} (data range "
+        f"the data do not fit the likelihood: site {name!r} is {family}{observed.line}, whose "
+        f"values are {described(support)}, but the value at {where} is {shown}{edge} (data range "
         f"{seen.low:g} to {seen.high:g}; {observed.num_outside()} such); {advice(support, seen)}"
     )
 

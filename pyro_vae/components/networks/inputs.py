@@ -97,11 +97,11 @@ def alike(x: Tensor) -> tuple[int, ...]:
 def _location_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation, which broadcast against one datum."""
     # In float32 the mean of numbers far from zero is off by more than they differ.
-    wide = x if x.device.type == "mps" else x.double()
+    wide = x.to(x.dtype if x.device.type == "mps" else torch.float64, copy=True)
     axes = alike(x)
     # A column of which nothing has been observed has no mean.
     loc = wide.nanmean(axes, keepdim=True).nan_to_num()
-    scale = (wide - loc).square().nanmean(axes, keepdim=True).sqrt().nan_to_num()
+    scale = wide.sub_(loc).square_().nanmean(axes, keepdim=True).sqrt().nan_to_num()
     # Below the type's precision, what differs is the rounding of numbers that are all the same.
     rounding = torch.finfo(x.dtype).eps * loc.abs()
     size = torch.where(loc == 0, 1.0, loc.abs())
