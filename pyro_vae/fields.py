@@ -92,8 +92,8 @@ def _missing(role: str, field: str, argument: str, there: Collection[str]) -> st
     held = ", ".join(name for name in there if name not in DERIVED)
     return (
         f"the {role} takes {argument!r}{stands_for}, but the data have no such field: they have "
-        f"{held}; give it with them, as in {{'x': x, {field!r}: ...}}, or give the argument a "
-        "default"
+        f"{held}; give it by name beside x, in a dictionary or a .npz file, or give the argument "
+        "a default"
     )
 
 
@@ -110,8 +110,10 @@ def names_by_position(functions: Sequence[Callable[..., Any]], num_fields: int) 
 def by_name(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
     """Return a function that is called with these fields in turn, and takes its own of them."""
     taken = _arguments(function)
-    needed = [field for field, p in taken.items() if p.default is p.empty]
-    if not taken or _takes_all(function) or needed == [*names]:
+    by_place = [
+        field for field, p in taken.items() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY
+    ]
+    if not taken or _takes_all(function) or by_place == [*names]:
         return function
 
     @functools.wraps(function, updated=())
