@@ -72,7 +72,7 @@ def test_each_datum_reaches_its_own_exact_posterior() -> None:
 
 def test_row_numbers_stand_where_labels_do() -> None:
     vae = UnamortizedVAE.assemble((4,), (2,), num_data=6, network=NETWORK)
-    part = Data(binary(), torch.arange(6))
+    part = Data(binary())
     before = vae.posterior.raw.detach().clone()
     done = fit(vae, Dataset("toy", part, part, part, levels=1), epochs=1, batch_size=3)
     assert len(done.history) == 1
@@ -88,7 +88,7 @@ def test_a_datum_has_the_same_posterior_in_any_batch() -> None:
 
 
 def rows_of(x: Tensor) -> Dataset:
-    part = Data(x, torch.arange(len(x)))
+    part = Data(x)
     return Dataset("rows", part, part, part, levels=1)
 
 

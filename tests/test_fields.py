@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from command import TINY
 
 from pyro_vae import evaluation, fit, memory
-from pyro_vae.cli import known_data
+from pyro_vae.cli import known_data, main
 from pyro_vae.datasets import Data, Dataset, as_dataset, from_arrays, load
 from pyro_vae.datasets.data import joined
 from pyro_vae.engine.data import AsFloat, Batches, Binarize, observe_once
@@ -390,3 +392,47 @@ def test_a_program_that_does_not_know_of_missing_labels_is_refused(part):
     fitted(program("x, y", "x, labelled=None"), data)
     with pytest.raises(ValueError, match="1 of 3 rows have no label"):
         evaluation.elbo(program("x, y", "x"), data.parts[part][:3])
+
+
+# ------------------------------------------------------------------------- the command line
+
+CONDITIONAL = """
+import torch, pyro, pyro.distributions as dist
+from torch import nn
+
+class Adjusted(nn.Module):
+    def __init__(self, event_shape, latent_shape, covariates_shape):
+        super().__init__()
+        (d,), (self.k,), (c,) = event_shape, latent_shape, covariates_shape
+        self.encoder, self.decoder = nn.Linear(d, self.k), nn.Linear(self.k + c, d)
+
+    def model(self, x, covariates):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.k), 1.0).to_event(1))
+            given = torch.cat([z, covariates.expand(*z.shape[:-1], -1)], -1)
+            pyro.sample("x", dist.Normal(self.decoder(given), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+"""
+
+
+def test_the_command_line_hands_fields_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.py").write_text(CONDITIONAL)
+    covariates = 5 * np.random.default_rng(0).normal(size=(60, 1))
+    np.savez("d.npz", x=np.repeat(covariates, 2, 1) + 0.1, covariates=covariates)
+    np.savez("alone.npz", x=covariates)
+    named = ["--model", "my.py:Adjusted"]
+    options = ["--epochs", "40", "--lr", "0.05", "--weights", "last", "--engine", "eager"]
+    assert main(["train", *TINY, *named, *options, "--data", "d.npz", "--out", "run"]) == 0
+    assert main(["evaluate", "run", *named]) == 0
+    Path("d.npz").unlink()
+    assert main(["sample", "run", *named, "--num", "4", "--mean"]) == 0
+    # In turn those of the few rows that the run keeps, which are its first training rows.
+    drawn, rows = np.load("run/samples.npy"), known_data.read(Path("run")).few.covariates[:4]
+    assert np.abs(drawn - rows.numpy()).max() < 2
+    capsys.readouterr()
+    assert main(["train", *TINY, *named, "--data", "alone.npz", "--out", "other"]) == 2
+    assert "it takes covariates, which alone.npz has not; name a .npz" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from pyro_vae.components.automatic import class_path, distribution_names
 from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.data import Observation
 from pyro_vae.engine.turns import Turns
+from pyro_vae.fields import KNOWN
 from pyro_vae.inference import Schedule
 
 __all__ = [
@@ -63,7 +64,7 @@ FUNCTIONS = (
 _FILLED_IN = {"event_shape", "latent_shape", "in_shape", "out_shape", "context_shape", "raw_shape"}
 _FILLED_IN_OF_PROGRAMS = _FILLED_IN | {
     "prior", "likelihood", "posterior", "latent_shapes", "priors", "posteriors", "upward",
-    "num_classes",
+    "num_classes", *(f"{field}_shape" for field in KNOWN),
 }  # fmt: skip
 _SYNONYMS = {"swish": "silu"}
 _MODULES = (

@@ -20,6 +20,7 @@ from pyro_vae.components import (
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.data import Observation, representative
+from pyro_vae.fields import KNOWN
 from pyro_vae.inference.explaining import explaining
 
 __all__ = ["build_program", "default_program", "latent_shapes", "unused_options"]
@@ -92,6 +93,7 @@ def build_program(config: Any, objects: Any, data: Dataset, observation: Observa
     families = {name: getattr(objects, name) for name in _PARTS}
     if "num_classes" in wanted:
         families |= _classes(data, observation, model_class.__name__)
+    _check_fields(model_class, data)
     if takes:
         families["data"] = _seen(data, observation)
         given = {k: v for k, v in families.items() if k in takes or "**" in takes}
@@ -141,6 +143,7 @@ def _by_name(
         "event_shape": data.event_shape, "latent_shape": shapes[0], "latent_shapes": shapes,
         "num_classes": families.get("num_classes"),
     }  # fmt: skip
+    known |= {f"{name}_shape": tuple(x.shape[1:]) for name, x in data.train.fields.items()}
     several, one = {"priors", "posteriors"}, {"prior", "likelihood", "posterior"}
     if several & wanted:
         build = assemble_ladder if "upward" in wanted else assemble_hierarchy
@@ -160,6 +163,18 @@ def _classes(data: Dataset, observation: Observation, name: str) -> dict[str, An
         )
     seen = representative(data.train, observation).labels
     return {"num_classes": len(data.classes), "labels": seen}
+
+
+def _check_fields(model_class: Any, data: Dataset) -> None:
+    """Refuse a class that needs the shape of a field which the data have not."""
+    for name, argument in inspect.signature(model_class).parameters.items():
+        field = name.removesuffix("_shape")
+        missing = f"{field}_shape" == name and field in KNOWN and field not in data.train.fields
+        if missing and argument.default is argument.empty:
+            raise ValueError(
+                f"--model {model_class.__name__}: it takes {field}, which {data.name} has not; "
+                f"name a .npz file with an array {field!r} beside x"
+            )
 
 
 def _seen(data: Dataset, observation: Observation) -> Tensor:

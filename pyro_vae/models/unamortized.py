@@ -33,11 +33,10 @@ class UnamortizedVAE(PyroModule):
     x       "x"    [B, *event_shape]
     ======  =====  ==================
 
-    It is called with the data's rows in the training set, in the place of labels:
-    ``fit(vae, Dataset("x", part, part, part, levels=None))`` of ``pyro_vae.datasets``, with
-    ``part = Data(x, torch.arange(len(x)))``. Other data have no posterior: that is why training
-    rows serve validation and evaluation, too; or refine posteriors for
-    other data by ``evaluation.refine``, from an encoder.
+    It is called with the number of each row: ``fit(vae, Dataset("x", part, part, part,
+    levels=None))`` of ``pyro_vae.datasets``, with ``part = Data(x)``. Other data have no posterior:
+    that is why training rows serve validation and evaluation, too; or refine posteriors for other
+    data by ``evaluation.refine``, from an encoder.
 
     Args:
         prior: p(z), a module that returns a distribution.
