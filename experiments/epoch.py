@@ -28,7 +28,7 @@ from programs import Contender, Epochs, Perceptrons
 from worker import Block, Worker
 
 from pyro_vae import datasets, fit
-from pyro_vae.datasets.arrays import from_splits
+from pyro_vae.datasets import from_arrays
 from pyro_vae.engine import Binarize, Observation
 
 __all__ = ["CONTENDERS", "curve", "measure", "table"]
@@ -86,7 +86,7 @@ def _given(program: Perceptrons) -> tuple[datasets.Dataset, Observation | None]:
         return program.dataset(), Binarize(255, resample=False)
     rows = program.data().reshape(-1, 1, program.side, program.side).astype(np.uint8)
     parts = {"train": rows, "validation": rows[:128], "test": rows[:128]}
-    return from_splits("made", {name: (x, None) for name, x in parts.items()}), None
+    return from_arrays(parts, name="made"), None
 
 
 CONTENDERS: dict[str, Contender] = {

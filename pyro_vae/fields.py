@@ -45,14 +45,14 @@ def field_of(name: str) -> str:
     return next((field for field, names in KNOWN.items() if name.lower() in names), name)
 
 
-def found_names(names: Collection[str]) -> dict[str, list[str]]:
-    """Return by field the names that stand for it among some, those that are preferred first."""
-    found: dict[str, list[str]] = {field: [] for field in KNOWN}
-    for name in names:
-        found.setdefault(field_of(name), []).append(name)
-    for field, order in KNOWN.items():
-        found[field].sort(key=lambda name, order=order: order.index(name.lower()))  # type: ignore[misc]
-    return {field: held for field, held in found.items() if held}
+def found_names(names: Collection[str]) -> dict[str, str]:
+    """Return which of some names each field has: of several the one that is listed first."""
+    ordered = [name for known in sum(KNOWN.values(), ()) for name in names if name.lower() == known]
+    others = [name for name in names if name not in ordered]
+    found: dict[str, str] = {}
+    for name in [*ordered, *others]:
+        found.setdefault(field_of(name), name)
+    return found
 
 
 def meant(name: str) -> str:

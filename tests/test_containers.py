@@ -193,7 +193,7 @@ REFUSED = {
     "text of rows": ([["a", "b"]] * 9, "dtype <U1 is not numeric"),
     "0-d tensor": (torch.tensor(3.0), "shape ()"),
     "other keys": ({"a": X, "b": X}, "a dictionary of 'a', 'b'; expected x"),
-    "two names of a field": ({"x": X, "y": Y, "labels": Y}, "'y' and 'labels' are names of one"),
+    "two names of a field": ({"x": X, "y": Y, "labels": Y}, "'labels' beside 'x', 'y'; leave out"),
     "no keys": ({}, "a dictionary of nothing"),
     "two splits": ({"train": X, "test": X}, "no validation split"),
     "two names": ({"train": X, "val": X, "valid": X, "test": X}, "are names of one split"),

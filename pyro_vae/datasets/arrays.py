@@ -18,7 +18,7 @@ from pyro_vae.datasets.labels import number_classes
 from pyro_vae.datasets.storage import is_mapped, stored_as, tensor
 from pyro_vae.datasets.values import Codes, numeric
 
-__all__ = ["as_dataset", "from_arrays", "from_splits", "weighted"]
+__all__ = ["as_dataset", "from_arrays", "weighted"]
 
 
 def as_dataset(data: Any, *, name: str = "array", weights: Any | None = None) -> Dataset:
@@ -76,6 +76,7 @@ def from_arrays(
     weights: Any | None = None,
     name: str = "array",
     levels: int | None = None,
+    classes: Sequence[str] | None = None,
     seed: int = 0,
     missing: float | Sequence[float] = (),
     axes: Axes = as_images,
@@ -103,6 +104,7 @@ def from_arrays(
             as the sum over rows of weight times bound. They are taken as they are, not normalised.
         name: what messages and tables call it.
         levels: the largest value that the data can take; found from the data if not given.
+        classes: what the classes are called, where the labels are their numbers already.
         seed: of the permutation.
         missing: numbers that stand for a missing value, such as -9999.
         axes: how axes are read; `as_given` takes rows of any shape as they are.
@@ -112,23 +114,23 @@ def from_arrays(
             but missing values, values outside `0..levels`, labels or weights that do not fit; what
             holds no rows, such as a generator.
     """
-    parts = unpacked(x, name)
+    parts = {f"{name} {part}".rstrip(): given for part, given in unpacked(x, name).items()}
     for field, values in (("labels", labels), ("weights", weights)):
-        if values is not None and any(field in given for given in parts.values()):
+        if values is not None and (name not in parts or field in parts[name]):
             raise ValueError(f"{name}: {field} are given, and x holds some, too; give them once")
-    if "" not in parts:
-        return from_splits(name, parts, levels, missing=missing, axes=axes)
-    given = {**parts[""]} | ({} if labels is None else {"labels": labels})
-    given |= {} if weights is None else {"weights": weights}
-    (fields,), stored = _read(name, {name: given}, levels, None, Codes(missing), axes)
-    num_rows = len(fields["x"])
+        if values is not None:
+            parts[name][field] = values
+    fields, stored = _read(name, parts, levels, classes, Codes(missing), axes)
+    if name not in parts:
+        return stored.dataset(name, [(part, None) for part in fields])
+    num_rows = len(fields[0]["x"])
     if num_rows < 3:
         count = "one datum" if num_rows == 1 else f"{num_rows} data"
         raise ValueError(
             f"{name}: {count}, but training, validation and test need a row each: give 3 or more"
         )
-    parted = _split(num_rows, seed, in_order=is_mapped(fields["x"]))
-    return stored.dataset(name, [(fields, index) for index in parted])
+    index = _split(num_rows, seed, in_order=is_mapped(fields[0]["x"]))
+    return stored.dataset(name, [(fields[0], rows) for rows in index])
 
 
 def _warn_of_unmet(codes: Codes, name: str) -> None:
@@ -148,25 +150,6 @@ def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
     # The legacy generator: numpy promises that its stream never changes, so splits do not either.
     order = np.random.RandomState(seed).permutation(num_rows)
     return [torch.from_numpy(part) for part in np.split(order, [first, second])]
-
-
-def from_splits(
-    name: str,
-    parts: Mapping[str, Given],
-    levels: int | None = None,
-    classes: Sequence[str] | None = None,
-    *,
-    missing: float | Sequence[float] = (),
-    axes: Axes = as_images,
-) -> Dataset:
-    """A data set from the fields of given `train`, `validation` and `test`.
-
-    Levels and classes are those of all parts, unless given: `classes` are then the names of the
-    labels, which are their numbers.
-    """
-    named = {f"{name} {part}": given for part, given in parts.items()}
-    read, stored = _read(name, named, levels, classes, Codes(missing), axes)
-    return stored.dataset(name, [(fields, None) for fields in read])
 
 
 class _Stored(NamedTuple):
@@ -216,7 +199,7 @@ def _read(
 
 
 def _check_shapes(
-    name: str, read: Sequence[Mapping[str, np.ndarray]], parts: Sequence[str] | Mapping[str, Any]
+    name: str, read: Sequence[Mapping[str, np.ndarray]], parts: Mapping[str, Any]
 ) -> None:
     for field in read[0]:
         shapes = {

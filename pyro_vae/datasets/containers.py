@@ -25,9 +25,9 @@ from torch.utils.data import Dataset as Rows
 
 from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.values import is_picture, num_axes
-from pyro_vae.fields import found_names
+from pyro_vae.fields import KNOWN, found_names
 
-__all__ = ["Given", "split_names", "unpacked"]
+__all__ = ["Given", "parts_by_name", "split_names", "unpacked"]
 
 Given = dict[str, Any]
 """Fields by name, as they are given: x, and what belongs to its rows."""
@@ -152,7 +152,7 @@ def _of_items(items: Sequence[Any], where: str) -> Given:
         raise ValueError(f"{where}: empty; give at least 3 rows")
     first = items[0]
     if isinstance(first, Mapping):
-        return _named({key: [item[key] for item in items] for key in first}, where)
+        return _of_mapping({key: [item[key] for item in items] for key in first}, where)[""]
     is_record = isinstance(first, (tuple, list)) and num_axes(first[0]) >= 1
     columns = [list(column) for column in zip(*items, strict=True)] if is_record else [items]
     return _positional(columns, where)
@@ -201,41 +201,59 @@ def _stacked(rows: Sequence[Any], where: str) -> Any:
 
 
 def _of_mapping(data: Mapping[Any, Any], where: str) -> dict[str, Given]:
-    names = {str(key).lower(): key for key in data}
-    splits = split_names(names, where)
-    if splits is None:
-        return {"": _named(data, where)}
-    others = [key for name, key in names.items() if name not in splits.values()]
-    if others:
-        raise ValueError(
-            f"{where}: a dictionary with {', '.join(map(repr, others))} beside "
-            f"{', '.join(splits.values())}; leave out what is not to be used"
-        )
+    keys = {str(key): key for key in data}
+    parts = parts_by_name(keys, where)
+    _refuse_others(keys, parts, where)
+    if "" in parts:
+        return {"": _whole({field: data[keys[name]] for field, name in parts[""].items()}, where)}
     found = {}
-    for part, name in splits.items():
-        held = unpacked(data[names[name]], f"{where} {part}")
+    for part, names in parts.items():
+        held = unpacked(data[keys[names["x"]]], f"{where} {part}")
         if "" not in held:
             raise ValueError(f"{where} {part}: a split that is split again; give its rows")
-        found[part] = held[""]
+        beside = {field: data[keys[name]] for field, name in names.items() if field != "x"}
+        found[part] = {**held[""], **_whole(beside, where)}
     return found
 
 
-def _named(data: Mapping[Any, Any], where: str) -> Given:
-    """Fields by the names that they are known by, and others by their own."""
-    keys = {str(key): key for key in data}
-    found = found_names(keys)
-    if "x" not in found:
+def _refuse_others(
+    keys: Collection[str], parts: Mapping[str, Mapping[str, str]], where: str
+) -> None:
+    if any("x" not in names for names in parts.values()):
         raise ValueError(
-            f"{where}: a dictionary of {', '.join(map(repr, data)) or 'nothing'}; expected x (or "
+            f"{where}: a dictionary of {', '.join(map(repr, keys)) or 'nothing'}; expected x (or "
             "images, data) with y (labels), weights and other fields, or train, validation and "
             "test; columns of a table are one array by numpy.column_stack(list(columns.values()))"
         )
-    doubled = next((names for names in found.values() if len(names) > 1), None)
-    if doubled is not None:
+    used = [name for names in parts.values() for name in names.values()]
+    others = [name for name in keys if name not in used]
+    if others:
         raise ValueError(
-            f"{where}: {' and '.join(map(repr, doubled))} are names of one field; leave one"
+            f"{where}: a dictionary with {', '.join(map(repr, others))} beside "
+            f"{', '.join(map(repr, used))}; leave out what is not to be used"
         )
-    return _whole({field: data[keys[name]] for field, (name,) in found.items()}, where)
+
+
+def parts_by_name(names: Collection[str], where: str) -> dict[str, dict[str, str]]:
+    """Which name stands for which field of which split; for "" where none are names of splits.
+
+    Rows of a split are `train` or `x_train`, labels `train_labels`, `y_train` and the like.
+
+    Raises:
+        ValueError: one split is missing, or has two names.
+    """
+    stems = {name.removeprefix("x_"): name for name in names if name.startswith("x_")}
+    splits = split_names([*names, *(stem for stem in stems if stem not in names)], where)
+    if splits is None:
+        return {"": found_names(names)}
+    found = {}
+    for part, stem in splits.items():
+        found[part] = {"x": stems.get(stem, stem)}
+        for field in [*KNOWN][1:]:
+            both = (each for n in KNOWN[field] for each in (f"{stem}_{n}", f"{n}_{stem}"))
+            if (name := next((each for each in both if each in names), None)) is not None:
+                found[part][field] = name
+    return found
 
 
 def split_names(found: Collection[str], where: str) -> dict[str, str] | None:

@@ -10,14 +10,14 @@ import numpy as np
 
 from pyro_vae import memory
 from pyro_vae.datasets import archives
-from pyro_vae.datasets.arrays import from_arrays, from_splits
+from pyro_vae.datasets.arrays import from_arrays
 from pyro_vae.datasets.axes import Axes, as_images
-from pyro_vae.datasets.containers import Given, split_names
+from pyro_vae.datasets.containers import Given, parts_by_name, split_names
 from pyro_vae.datasets.data import Dataset
 from pyro_vae.datasets.images import read_images, visible
 from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
-from pyro_vae.fields import KNOWN, found_names, meant
+from pyro_vae.fields import KNOWN, meant
 
 __all__ = ["load_file", "load_folder"]
 
@@ -41,10 +41,9 @@ def load_file(
     if axes is as_images:
         pixels = as_pixels({part: fields["x"] for part, fields in parts.items()})
         parts = {part: {**fields, "x": pixels[part]} for part, fields in parts.items()}
-    if "" in parts:
-        return from_arrays(parts[""], name=path.name, missing=missing, axes=axes)
-    found = from_splits(path.name, parts, missing=missing, axes=axes)
-    warn_of_shared_rows(found)
+    found = from_arrays(parts.get("", parts), name=path.name, missing=missing, axes=axes)
+    if "" not in parts:
+        warn_of_shared_rows(found)
     return found
 
 
@@ -104,48 +103,27 @@ def _npz_fields(
     path: Path, arrays: dict[str, np.ndarray], apart: Collection[str]
 ) -> dict[str, Given]:
     """The fields of each split; of "" where the names are not those of splits."""
-    parts = _npz_splits(path, arrays, apart)
-    if parts is not None:
-        return parts
-    names = {field: held[0] for field, held in found_names(arrays).items() if field in KNOWN}
-    others = [name for name in arrays if name not in {*names.values(), *apart}]
-    if "x" not in names and len(others) == 1:
-        names["x"] = others[0]
-    if "x" not in names:
-        raise ValueError(
-            f"{path}: holds {', '.join(arrays) or 'no arrays'}; expected train, validation and "
-            f"test, or x (images, data) with y (labels), {', '.join([*KNOWN][2:])}, or a single "
-            "array"
-        )
-    if isinstance(arrays[names["x"]], np.memmap):
-        _warn_of_order(path, arrays[names["x"]])
-    _warn_of_others(path, arrays, {*names.values()}, apart)
-    return {"": {field: arrays[name] for field, name in names.items()}}
-
-
-def _npz_splits(
-    path: Path, arrays: dict[str, np.ndarray], apart: Collection[str]
-) -> dict[str, Given] | None:
-    """The fields of each split; None where the names are not those of splits.
-
-    Rows are `train` or `x_train`, labels `train_labels`, `train_y` or `y_train`, and so on.
-    """
-    stems = {name.removeprefix("x_"): name for name in arrays if name.startswith("x_")}
-    parts = split_names([*arrays, *(stem for stem in stems if stem not in arrays)], str(path))
-    if parts is None:
-        return None
-    used: set[str] = set()
-    found = {}
-    for part, stem in parts.items():
-        names = {"x": stems.get(stem, stem)}
-        for field in [*KNOWN][1:]:
-            both = (each for n in KNOWN[field] for each in (f"{stem}_{n}", f"{n}_{stem}"))
-            if (name := next((each for each in both if each in arrays), None)) is not None:
-                names[field] = name
-        found[part] = {field: arrays[name] for field, name in names.items()}
-        used |= {*names.values()}
+    parts = parts_by_name(arrays, str(path))
+    if "" in parts:
+        names = {field: name for field, name in parts[""].items() if field in KNOWN}
+        others = [name for name in arrays if name not in {*names.values(), *apart}]
+        if "x" not in names and len(others) == 1:
+            names["x"] = others[0]
+        if "x" not in names:
+            raise ValueError(
+                f"{path}: holds {', '.join(arrays) or 'no arrays'}; expected train, validation "
+                f"and test, or x (images, data) with y (labels), {', '.join([*KNOWN][2:])}, or a "
+                "single array"
+            )
+        if isinstance(arrays[names["x"]], np.memmap):
+            _warn_of_order(path, arrays[names["x"]])
+        parts = {"": names}
+    used = {name for names in parts.values() for name in names.values()}
     _warn_of_others(path, arrays, used, apart)
-    return found
+    return {
+        part: {field: arrays[name] for field, name in names.items()}
+        for part, names in parts.items()
+    }
 
 
 def _warn_of_others(
@@ -176,7 +154,7 @@ def load_folder(folder: Path) -> Dataset:
             stacklevel=4,
         )
     splits = {part: _of_images(place / name) for part, name in parts.items()}
-    found = from_splits(folder.resolve().name, splits)
+    found = from_arrays(splits, name=folder.resolve().name)
     warn_of_shared_rows(found)
     return found
 

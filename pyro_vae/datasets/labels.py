@@ -75,41 +75,60 @@ def _ordered(found: set[Any]) -> list[Any]:
 
 
 class _Labels(NamedTuple):
-    """Labels of some rows.
+    """Labels of some rows: those that are known, whose they are, and whether -1 marks the others.
 
     Attributes:
-        values: those that are known, as booleans, integers or text.
-        is_known: which rows they are of, `(N,)`.
-        marked: whether a row without one is marked by -1.
+        values: `(M,)` booleans, integers or text.
+        is_known: which of the rows have one, `(N,)`.
+        marked: whether there are rows with -1.
     """
 
     values: np.ndarray
     is_known: np.ndarray
-    marked: bool = False
+    marked: bool
 
     @classmethod
-    def read(cls, values: Any, num_rows: int, where: str) -> _Labels:
+    def read(cls, given: Any, num_rows: int, where: str) -> _Labels:
         """Read one label a row; see ``number_classes``."""
-        array, hidden = _column(values, where)
-        _check_shape(array, num_rows, where)
+        array, is_known = _column(given, num_rows, where)
         if array.dtype.kind == "O":
-            hidden = hidden | np.array([is_missing(value) for value in array.tolist()], bool)
+            is_known = is_known & ~np.array([is_missing(value) for value in array.tolist()], bool)
         elif array.dtype.kind == "f":
-            hidden = hidden | np.isnan(array)
-        plain = _plain(array[~hidden], np.flatnonzero(~hidden), where)
-        if plain.dtype.kind != "i" or not (plain == -1).any():
-            return cls(plain, ~hidden)
-        is_known = ~hidden
-        is_known[is_known] = plain != -1
-        return cls(plain[plain != -1], is_known, marked=True)
+            is_known = is_known & ~np.isnan(array)
+        values = _plain(array[is_known], np.flatnonzero(is_known), where)
+        marks = values == -1 if values.dtype.kind == "i" else np.zeros(len(values), bool)
+        is_known[is_known] = ~marks
+        return cls(values[~marks], is_known, bool(marks.any()))
 
     def numbered(self, number: Mapping[Any, int]) -> np.ndarray:
         """The number of each row's class, -1 where a row has none."""
         found, place = np.unique(self.values, return_inverse=True)
         table = np.array([number[value] for value in found.tolist()], np.int64)
-        numbers = np.full(len(self.is_known), -1, np.int64)
+        numbers = np.full(len(self.is_known), -1)
         numbers[self.is_known] = table[place.reshape(-1)]
         return numbers
+
+
+def _column(given: Any, num_rows: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """The labels as one array of a label a row, and which of them are not masked."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    is_known = ~np.ma.getmaskarray(given) if isinstance(given, np.ma.MaskedArray) else None
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        raise ValueError(f"labels of {where}: not one label a row; {_CURE}") from None
+    is_known = np.ones(array.shape, bool) if is_known is None else is_known
+    if array.ndim == 2 and array.shape[1] == 1:
+        array, is_known = array[:, 0], is_known[:, 0]
+    if array.ndim != 1:
+        one_hot = array.ndim == 2 and array.dtype.kind in "biuf" and (array.sum(1) == 1).all()
+        cure = ": one-hot rows are numbered by labels.argmax(1)" if one_hot else ""
+        raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},){cure}")
+    if len(array) != num_rows:
+        raise ValueError(f"{where}: {len(array)} labels for {num_rows} rows; give one label a row")
+    return array, is_known
 
 
 def _check_one_kind(present: Mapping[str, np.ndarray]) -> None:
@@ -119,31 +138,6 @@ def _check_one_kind(present: Mapping[str, np.ndarray]) -> None:
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"of {where} {kind}" for where, kind in kinds.items())
         raise ValueError(f"labels {listed}; give all as numbers or all as text")
-
-
-def _column(values: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """The labels as one array, and which of them are masked."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    hidden = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise ValueError(f"labels of {where}: not one label a row; {_CURE}") from None
-    hidden = np.zeros(array.shape, bool) if hidden is None else hidden
-    if array.ndim == 2 and array.shape[1] == 1:
-        return array[:, 0], hidden[:, 0]
-    return array, hidden
-
-
-def _check_shape(array: np.ndarray, num_rows: int, where: str) -> None:
-    if array.ndim != 1:
-        one_hot = array.ndim == 2 and array.dtype.kind in "biuf" and (array.sum(1) == 1).all()
-        cure = ": one-hot rows are numbered by labels.argmax(1)" if one_hot else ""
-        raise ValueError(f"labels of {where}: shape {array.shape}, expected ({num_rows},){cure}")
-    if len(array) != num_rows:
-        raise ValueError(f"{where}: {len(array)} labels for {num_rows} rows; give one label a row")
 
 
 def _plain(array: np.ndarray, rows: np.ndarray, where: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyro_vae.datasets.arrays import from_arrays, from_splits
+from pyro_vae.datasets.arrays import from_arrays
 from pyro_vae.datasets.data import Dataset
 from pyro_vae.datasets.downloads import download
 from pyro_vae.datasets.files import reason_of
@@ -109,7 +109,7 @@ def _load_idx(name: str, root: Path, files: _Idx) -> Dataset:
     held = _held_out(name, train, classes, files.num_validation)
     _check_published(name, folder, stems, [digest for _, digest in read])
     parts = {**held, "test": {"x": test, "labels": test_classes}}
-    return from_splits(name, parts, levels=255, classes=files.classes)
+    return from_arrays(parts, name=name, levels=255, classes=files.classes)
 
 
 def _idx_path(folder: Path, stem: str) -> Path | None:
@@ -202,7 +202,7 @@ def _load_colour(name: str, root: Path) -> Dataset:
     fields = _pixels(train)
     held = _held_out(name, fields["x"], fields["labels"], 5_000)
     parts = {**held, "test": _pixels(test)}
-    return from_splits(name, parts, levels=255, classes=_COLOUR[name])
+    return from_arrays(parts, name=name, levels=255, classes=_COLOUR[name])
 
 
 def _pixels(images: Any) -> dict[str, np.ndarray]:
