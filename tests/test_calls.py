@@ -14,7 +14,7 @@ from pyro_vae.cli import main
 from pyro_vae.cli.compare import comparison_parser
 from pyro_vae.cli.components import Component
 from pyro_vae.cli.config_files import read_config
-from pyro_vae.cli.names import PARTS, offered
+from pyro_vae.cli.names import ROLES, offered
 from pyro_vae.cli.options import training_parser
 from pyro_vae.cli.shorthand import settle_objective
 
@@ -105,7 +105,7 @@ def test_arguments_of_a_call_can_be_given_beside_it():
     assert contains(given(found["network"]), ("MLP", {"hidden": [3], "activation": ("ReLU", {})}))
 
 
-@pytest.mark.parametrize("role", PARTS)
+@pytest.mark.parametrize("role", ROLES)
 def test_every_part_by_name_is_itself_called_with_nothing(role):
     for name in offered(role):
         assert parsed(f"--{role}", f"{name}()")[role].name == name

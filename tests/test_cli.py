@@ -37,7 +37,7 @@ from runs import final
 from pyro_vae import evaluation
 from pyro_vae.cli import main
 from pyro_vae.cli.combinations import matching_posterior, matching_prior, small_parts
-from pyro_vae.cli.names import PARTS, offered, stated
+from pyro_vae.cli.names import ROLES, offered, stated
 from pyro_vae.cli.options import training_parser
 
 FLAGS = (
@@ -156,7 +156,7 @@ def test_list_shows_every_part_once_with_its_line(capsys):
     assert main(["list"]) == 0
     sections = capsys.readouterr().out.split("\n--")[1:]
     options = [section.partition("\n")[0].split(", --") for section in sections]
-    assert [name for names in options for name in names] == list(PARTS)
+    assert [name for names in options for name in names] == list(ROLES)
     for section, (option, *others) in zip(sections, options, strict=True):
         assert all(offered(other).keys() <= offered(option).keys() for other in others)
         rows = re.findall(r"^  (\w+) +(\S.*\.)$", section, re.MULTILINE)
@@ -240,7 +240,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("option", PARTS)
+@pytest.mark.parametrize("option", ROLES)
 def test_every_offered_part_is_taken_by_its_name(option, capsys):
     """That each of them is built and trains is asked without a command line."""
     for name in offered(option):
@@ -257,13 +257,13 @@ def test_a_part_of_each_role_trains_by_its_name(kind, folder, tmp_path, monkeypa
     assert len(records(tmp_path / "run")) == 2
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     for option, name in pairwise(words):
-        if option.removeprefix("--") in PARTS:
+        if option.removeprefix("--") in ROLES:
             assert stored[option[2:]]["class_path"].endswith(f".{name}")
 
 
 def test_each_role_is_among_them():
     words = " ".join(TOGETHER.values()).split()
-    assert PARTS.keys() <= {word[2:] for word in words if word.startswith("--")}
+    assert ROLES.keys() <= {word[2:] for word in words if word.startswith("--")}
 
 
 def trains(option, name, folder, out, monkeypatch, capsys):
@@ -292,7 +292,7 @@ def test_pictures_cope_with_every_kind_of_latent(name, folder, tmp_path, monkeyp
     ("option", "name"),
     [
         pytest.param(option, name, marks=() if option == "model" else pytest.mark.slow)
-        for option in PARTS
+        for option in ROLES
         for name in offered(option)
     ],
 )

@@ -12,8 +12,8 @@ from command import FUNCTIONS, TINY
 
 from pyro_vae.cli import main, pictures
 from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.data_loading import load_data
 from pyro_vae.cli.options import training_parser
-from pyro_vae.cli.reading import loaded
 
 PROGRAMS = '''
 import torch, pyro, pyro.distributions as dist
@@ -120,7 +120,7 @@ def test_what_a_program_observes_decides_how(fn: str, tmp_path, monkeypatch) -> 
     Path(file).write_text(source)
     np.save("x.npy", np.random.default_rng(0).integers(0, 10, (30, 3, 3)).astype("u1"))
     config = training_parser().parse(["--data", "x.npy", "--model", file])
-    settle(config, loaded(config.data, config))
+    settle(config, load_data(config.data, config))
     assert config.observation.name == expected
 
 

@@ -226,7 +226,7 @@ def test_pyros_distributions_are_parts_by_their_names(role: str) -> None:
     assert issubclass(part, Family)
     with pytest.raises(ValueError, match="did you mean SoftLaplace"):
         named(role, "SoftLaplac")
-    with pytest.raises(ValueError, match="no such part"):
+    with pytest.raises(ValueError, match="no such network"):
         named("network", "SoftLaplace")
 
 

@@ -13,7 +13,7 @@ import torch
 from command import TINY
 
 from pyro_vae import evaluation, fit, memory
-from pyro_vae.cli import known_data, main
+from pyro_vae.cli import data_record, main
 from pyro_vae.datasets import Data, Dataset, as_dataset, from_arrays, load
 from pyro_vae.datasets.data import joined
 from pyro_vae.engine.data import AsFloat, Batches, Binarize, observe_once
@@ -211,9 +211,9 @@ def test_a_mapped_field_stays_in_its_file_and_comes_as_programs_take_it(
 @ALL
 def test_a_run_keeps_the_field_of_its_few_rows(kind, tmp_path):
     name, _, expected = field_of(kind)
-    known = known_data.know(data_of(kind), "x.npz", tmp_path, "")
-    known_data.write(known, tmp_path)
-    few = known_data.read(tmp_path).few
+    known = data_record.know(data_of(kind), "x.npz", tmp_path, "")
+    data_record.write(known, tmp_path)
+    few = data_record.read(tmp_path).few
     assert same(few.fields[name], expected[row_of(few.x)])
 
 
@@ -431,7 +431,7 @@ def test_the_command_line_hands_fields_on(tmp_path, monkeypatch, capsys):
     Path("d.npz").unlink()
     assert main(["sample", "run", *named, "--num", "4", "--mean"]) == 0
     # In turn those of the few rows that the run keeps, which are its first training rows.
-    drawn, rows = np.load("run/samples.npy"), known_data.read(Path("run")).few.covariates[:4]
+    drawn, rows = np.load("run/samples.npy"), data_record.read(Path("run")).few.covariates[:4]
     assert np.abs(drawn - rows.numpy()).max() < 2
     capsys.readouterr()
     assert main(["train", *TINY, *named, "--data", "alone.npz", "--out", "other"]) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_vae import memory
-from pyro_vae.cli.known_data import row_hashes
+from pyro_vae.cli.data_record import row_hashes
 from pyro_vae.datasets.data import Data, joined
 from pyro_vae.datasets.values import chunks
 from pyro_vae.engine import data as engine_data

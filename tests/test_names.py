@@ -16,12 +16,12 @@ import pyro_vae.inference
 from pyro_vae.cli import main
 from pyro_vae.cli.classes import named
 from pyro_vae.cli.combinations import Combination, matching_posterior, small_parts
-from pyro_vae.cli.names import PARTS, by_data, hints, known_as, offered, plain, stated
+from pyro_vae.cli.names import ROLES, by_data, hints, known_as, offered, plain, stated
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 SYNONYMS = [
     (option, name, synonym)
-    for option in PARTS
+    for option in ROLES
     for name, part in offered(option).items()
     for synonym in stated(part, "synonyms", ())
 ]
@@ -89,9 +89,9 @@ def test_a_synonym_is_one_part_however_it_is_written(option, name, synonym):
     assert len(at_home) <= 1 or {"prior", "likelihood", "posterior"} >= {option}
 
 
-@pytest.mark.parametrize("option", PARTS)
+@pytest.mark.parametrize("option", ROLES)
 def test_names_that_are_nearly_parts_are_no_parts_and_lead_to_some(option):
-    everything = {name for other in PARTS for name in offered(other)}
+    everything = {name for other in ROLES for name in offered(other)}
     for name, sentence in hints(option).items():
         assert known_as(name, option) is None
         assert any(part in sentence for part in everything)
@@ -99,7 +99,7 @@ def test_names_that_are_nearly_parts_are_no_parts_and_lead_to_some(option):
 
 
 def test_a_name_in_another_case_is_taken_only_where_one_is_meant():
-    for option in PARTS:
+    for option in ROLES:
         names = [plain(name) for name in offered(option)]
         assert len(names) == len(set(names))
 

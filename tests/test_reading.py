@@ -10,8 +10,8 @@ import pytest
 from command import PROGRAM, train
 
 from pyro_vae.cli import main
+from pyro_vae.cli.data_loading import load_data
 from pyro_vae.cli.options import training_parser
-from pyro_vae.cli.reading import loaded
 
 
 @pytest.mark.parametrize(("model", "event"), [("", (1, 4, 3)), ("VAE", (1, 4, 3)), ("own", (4, 3))])
@@ -20,7 +20,7 @@ def test_a_program_of_ones_own_sees_the_axes_of_the_file(tmp_path: Path, model, 
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 4, 3)))
     named = {"": [], "own": ["--model", f"{tmp_path / 'own_axes.py'}:MyVAE"]}
     config = training_parser().parse(named.get(model, ["--model", model]))
-    assert loaded(tmp_path / "x.npy", config).event_shape == event
+    assert load_data(tmp_path / "x.npy", config).event_shape == event
 
 
 def test_masks_and_names_of_classes_go_through_a_run(tmp_path, monkeypatch, capsys) -> None:

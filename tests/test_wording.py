@@ -11,7 +11,7 @@ import torch
 
 import pyro_vae
 from pyro_vae import VAE, fit
-from pyro_vae.cli.words import in_options
+from pyro_vae.cli.option_messages import in_options
 from pyro_vae.components import MLP, Bernoulli
 from pyro_vae.inference.advice import Range, advice
 from pyro_vae.wording import command, on_the_command_line, option, part

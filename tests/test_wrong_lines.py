@@ -101,9 +101,9 @@ def test_a_wrong_line_ends_in_one_line(seed, tmp_path, monkeypatch, capsys):
 
 
 WORDS = {
-    "prior: {class_path: NoSuch}": "--prior NoSuch: no such part",
+    "prior: {class_path: NoSuch}": "--prior NoSuch: no such prior",
     "out: 3": "--out: expected the name of a file or folder",
-    "likelihood: {init_args: {scale: 1}}": r"--likelihood.scale: name a part that takes it",
+    "likelihood: {init_args: {scale: 1}}": r"--likelihood.scale: name a class that takes it",
     "prior: !!python/object/apply:os.system [ls]": "line 1: a tag .* is not taken",
 }
 
@@ -119,4 +119,4 @@ def test_a_file_of_options_is_answered_without_the_parsers_words(text, tmp_path,
 
 def test_an_argument_of_a_part_that_is_not_named_asks_for_the_name(capsys):
     assert main(["train", "--objective.num_particles", "3"]) == 2
-    assert "--objective.num_particles: name a part that takes it" in capsys.readouterr().err
+    assert "--objective.num_particles: name a class that takes it" in capsys.readouterr().err

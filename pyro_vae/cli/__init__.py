@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_vae.cli.words import in_options
+from pyro_vae.cli.option_messages import in_options
 from pyro_vae.signals import Interrupted, Stop, answered, owning_process
 from pyro_vae.terminal import occupy_descriptors, printing
 from pyro_vae.wording import on_the_command_line
@@ -17,12 +17,12 @@ from pyro_vae.wording import on_the_command_line
 __all__ = ["main"]
 
 _COMMANDS = {
-    "train": "train a program on data, judge it and write a report",
-    "evaluate": "judge a trained run anew",
+    "train": "train a program on data, evaluate it and write a report",
+    "evaluate": "evaluate a trained run again",
     "sample": "draw from the prior of a trained run",
-    "plot": "draw a trained run's pictures anew",
+    "plot": "draw a trained run's pictures again",
     "compare": "compare objectives: their gradients, and what they train to",
-    "list": "show every part by name, with its one line",
+    "list": "list every component by name, with one line each",
 }
 _WORKING = ("train", "evaluate", "sample", "plot", "compare")
 
@@ -30,7 +30,7 @@ _WORKING = ("train", "evaluate", "sample", "plot", "compare")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status.
 
-    Mistakes of a user's are told in one line and give 2; a run that diverged, whose results are
+    A user's mistake is one line and gives 2; a run that diverged, whose results are
     written, gives 3; SIGINT gives 130, SIGTERM 143 and SIGHUP 129.
     Set ``PYRO_VAE_DEBUG=1`` to see where in the code an error arose.
     """
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was_closed = out.gone
         status = _answered(words)
         out.flush()
-    # A command that works goes on without its reader (`| head`); one that only tells has failed.
+    # A command that works goes on without its reader (`| head`); one that only prints has failed.
     left = out.gone and not was_closed and words[:1] not in [[name] for name in _WORKING]
     return status or int(left)
 

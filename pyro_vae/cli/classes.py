@@ -19,7 +19,7 @@ import pyro_vae.components.networks
 import pyro_vae.inference
 import pyro_vae.inference.schedules
 from pyro_vae.cli import user_files
-from pyro_vae.cli.names import PARTS, hints, known_as, nearest, offered, plain, serves
+from pyro_vae.cli.names import ROLES, hints, known_as, nearest, offered, plain, serves
 from pyro_vae.components import Family
 from pyro_vae.components.automatic import class_path, distribution_names
 from pyro_vae.components.conditional import Shape
@@ -101,7 +101,7 @@ def named(role: str, name: str, option: str = "") -> str:
     if ".py" in name:
         return _of_user(role, name, option)
     classes = offered(role)
-    others = distribution_names() if PARTS[role][1] is Family else ()
+    others = distribution_names() if ROLES[role][1] is Family else ()
     meant = known_as(name, role, others)
     if meant in classes:
         return user_files.public_path(classes[meant])
@@ -109,7 +109,7 @@ def named(role: str, name: str, option: str = "") -> str:
         return class_path(meant)
     if "." in name:
         return _of_user(role, name, option)
-    package = PARTS[role][0]
+    package = ROLES[role][0]
     if name in package.__all__ and not serves(getattr(package, name), role):
         user_files.refuse_role(option, name, getattr(package, name), role)
     if hint := hints(role).get(plain(name)):
@@ -117,9 +117,9 @@ def named(role: str, name: str, option: str = "") -> str:
     pyros = "any of Pyro's distributions, " if others else ""
     near = nearest(name, [*classes, *others]).strip()
     raise ValueError(
-        f"{option} {name}: no such part{near and f' ({near})'}; choose from what pyro-vae "
-        f"list shows, or give {pyros}an import path (my_package.MyPart) or a file "
-        "(my_file.py:MyPart)"
+        f"{option} {name}: no such {role}{near and f' ({near})'}; choose from what pyro-vae "
+        f"list shows, or give {pyros}an import path (my_package.My{role.title()}) or a file "
+        f"(my_file.py:My{role.title()})"
     )
 
 
@@ -238,7 +238,7 @@ def nested(option: str, name: str, hint: Any) -> str:
         meant = known_as(name, option.removeprefix("--").partition(".")[0], others)
         if meant is not None:
             return known.get(meant) or class_path(meant)
-    role = next((role for role, (_, base) in PARTS.items() if base in wanted), None)
+    role = next((role for role, (_, base) in ROLES.items() if base in wanted), None)
     if "." in name and role is not None:
         return named(role, name, option)
     if "." in name and (wanted or is_builder(hint)):

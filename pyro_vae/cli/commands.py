@@ -1,4 +1,4 @@
-"""The commands: parse, check, build, run, print. Imported only once a command is known."""
+"""The commands: parse, check, build, run, print. Imported only once a command is named."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyro_vae import datasets
-from pyro_vae.cli import config_files, data_weights, known_data, pictures, runs
+from pyro_vae.cli import config_files, data_record, data_weights, pictures, runs
 from pyro_vae.cli.compare import compare
 from pyro_vae.cli.component_help import help_of
 from pyro_vae.cli.costs import naming_options
 from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.data_loading import load_data
 from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
-from pyro_vae.cli.names import PARTS, by_data, known_as, offered, stated, summary
-from pyro_vae.cli.observing import likelihoods
+from pyro_vae.cli.names import ROLES, by_data, known_as, offered, stated, summary
+from pyro_vae.cli.observed_sites import likelihoods
 from pyro_vae.cli.options import check_ranges, training_parser
 from pyro_vae.cli.parser import Given, Parser, as_dict, as_text
 from pyro_vae.cli.programs import unused_options
-from pyro_vae.cli.reading import loaded
-from pyro_vae.cli.sampling import check_suffix, write
+from pyro_vae.cli.sample_files import check_suffix, write
 from pyro_vae.components.automatic import distribution_names
 from pyro_vae.engine.run_folder import held, new_run_folder, unused_folder
 from pyro_vae.evaluation import samples
@@ -54,13 +54,13 @@ def train(arguments: list[str]) -> int:
     data = _training_data(config, given, resumed)
     with naming_options(config):
         settle(config, data)
-    known_data.absolute(config)
-    data_weights.absolute(config)
+    data_record.make_paths_absolute(config)
+    data_weights.make_path_absolute(config)
     out = _run_folder(config, data) if resumed is None else resumed
     run = runs.open_run(config, data)
     kept = as_dict(config, "out", "resume", *unused_options(config))
-    if resumed is not None and (known := known_data.read(out)) is not None:
-        kept["data"] = known.source["given"]  # where they are now, --data says each time
+    if resumed is not None and (record := data_record.read(out)) is not None:
+        kept["data"] = record.source["given"]  # where they are now, --data says each time
     text = as_text(kept)
     with _in_folder(out, text, resumed=resumed is not None, changed=changed):
         runs.keep_data(run, out, text)
@@ -89,8 +89,8 @@ def _options(parser: Parser, given: Given, resumed: Path | None) -> tuple[Namesp
     if "out" in given.values:
         raise ValueError(f"--out: a resumed run stays in its folder, {resumed}; leave --out out")
     stored = parser.held(path, given.modules)
-    known = known_data.read(resumed)
-    config_files.refuse_edited(path, "" if known is None else known.options)
+    record = data_record.read(resumed)
+    config_files.refuse_edited(path, "" if record is None else record.options)
     config = parser.config(stored, *parser.files(given), given)
     before = as_dict(parser.config(stored))
     return config, config_files.refuse_changes(resumed, before, as_dict(config))
@@ -98,8 +98,8 @@ def _options(parser: Parser, given: Given, resumed: Path | None) -> tuple[Namesp
 
 def _training_data(config: Namespace, given: Given, resumed: Path | None) -> datasets.Dataset:
     if resumed is None:
-        return loaded(config.data, config)
-    return known_data.to_go_on_with(resumed, given.values.get("data"), config)
+        return load_data(config.data, config)
+    return data_record.data_to_resume(resumed, given.values.get("data"), config)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -109,7 +109,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.option(parser, "--num-samples", int | None, help_)
     add_diagnosis(parser)
     parser.flag(
-        parser, "--all", "evaluate all rows of other data (--data), not only their test part"
+        parser, "--all", "evaluate all rows of other data (--data), not only those for testing"
     )
     run, done, options, text = _opened(parser, arguments)
     num_samples = options.num_samples or run.config.num_samples
@@ -151,9 +151,9 @@ def plot(arguments: list[str]) -> None:
 
 
 def list_parts(arguments: list[str]) -> None:
-    """Show every part by name, with its one line."""
-    parser = Parser("list", "Show every part by name, with one line each.")
-    help_ = "show which parts combine: posteriors with priors, and objectives with posteriors"
+    """List every component by name, with one line each."""
+    parser = Parser("list", "List every component by name, with one line each.")
+    help_ = "show which components combine: posteriors with priors, and objectives with posteriors"
     parser.flag(parser, "--combinations", help_)
     if parser.parse(arguments).combinations:
         from pyro_vae.cli import combinations
@@ -162,7 +162,7 @@ def list_parts(arguments: list[str]) -> None:
             print(line, flush=True)
         return
     print("data: " + ", ".join(datasets.NAMES) + ", or a .npy or .npz file or a folder of images")
-    for option in PARTS:
+    for option in ROLES:
         if option in ("encoder", "decoder"):
             continue  # networks, too
         print(f"\n--{option}" + (", --encoder, --decoder" if option == "network" else ""))
@@ -178,7 +178,7 @@ def list_parts(arguments: list[str]) -> None:
 
 
 def _also(option: str, name: str, part: type) -> str:
-    """Return the other names of a part in this role that its line does not hold."""
+    """Return the other names of a component in this role that its line does not hold."""
     others = [
         other
         for other in stated(part, "synonyms", ())
@@ -199,7 +199,7 @@ def _run_parser(command: str, description: str) -> Parser:
     add(parser, "--seed", int | None, "seed for draws")
     help_ = "best (by validation) or last (default: as in training)"
     add(parser, "--weights", Literal["best", "last"] | None, help_)
-    for role in PARTS:
+    for role in ROLES:
         help_ = "file and class of the run's program, if it is your own"
         parser.role(parser, role, help_ if role == "model" else "", names=False)
     return parser
@@ -213,19 +213,19 @@ def _opened(
     options = parser.config(given)
     check_ranges(options)
     folder = options.run = expanded(str(options.run))
-    path, known = config_files.run_config(folder), known_data.read(folder)
+    path, record = config_files.run_config(folder), data_record.read(folder)
     training = training_parser()
     stored = training.held(path, given.modules)
-    config_files.refuse_edited(path, "" if known is None else known.options)
-    shared = (*PARTS, "device", "data_root")
+    config_files.refuse_edited(path, "" if record is None else record.options)
+    shared = (*ROLES, "device", "data_root")
     config = training.config(stored, given.only(shared))
     data = (
-        loaded(config.data, config)
-        if known is None
-        else known.judged(options, config, needs_data=needs_data)
+        load_data(config.data, config)
+        if record is None
+        else record.evaluation_data(options, config, needs_data=needs_data)
     )
     settle(config, data)
-    run = runs.open_run(config, data, known)
+    run = runs.open_run(config, data, record)
     done = runs.load(run, folder, weights=options.weights or config.weights)
     return run, done, options, path.read_text()
 
@@ -272,7 +272,7 @@ def _announce(run: runs.Run, out: Path) -> None:
 
 
 def _likelihood(run: runs.Run) -> str:
-    """Return what scores the data: a part by its name, or a program of the user's own by its sites.
+    """Return what scores the data: a likelihood by its name, or a program of the user's own by its sites.
 
     What is wrong with such a program is said when it is trained.
     """
@@ -280,7 +280,7 @@ def _likelihood(run: runs.Run) -> str:
         return f"{run.config.likelihood.name} likelihood"
     name = type(run.program).__name__
     with contextlib.suppress(Exception):
-        found = likelihoods(run.bound, run.test()[:3])
+        found = likelihoods(run.bound, run.test_rows()[:3])
         return f"{name} ({', '.join(f'{site} ~ {family}' for site, family in found.items())})"
     return name
 
@@ -300,7 +300,7 @@ def _evaluated_at_once(run: runs.Run, done: Fit, out: Path, text: str) -> None:
     try:
         _report(run, done, out, text, run.config.num_samples, {})
     except Interrupted as stopped:
-        message = f"interrupted after training; judge it with: pyro-vae evaluate {as_word(out)}"
+        message = f"interrupted after training; evaluate it with: pyro-vae evaluate {as_word(out)}"
         raise Interrupted(stopped.signum, message) from stopped
 
 
@@ -315,19 +315,19 @@ def _report(
     insists: bool = True,
 ) -> None:
     """Evaluate a run, print what is found, and store it, if that can be or the caller insists."""
-    results = runs.judge(run, done, num_samples=num_samples) | diagnosis
+    results = runs.evaluate(run, done, num_samples=num_samples) | diagnosis
     print(page.table(results))
     print("", *results["verdict"], sep="\n", flush=True)
     try:
         if run.on_other_data:
             own_folder(out)
-        runs.store(results, out)
+        runs.store_results(results, out)
         drawn = pictures.draw(run, done, out / "pictures")
-        runs.tell(run, done, results, drawn, out, config)
+        runs.write_report(run, done, results, drawn, out, config)
     except OSError as error:
         if not any((folder / config_files.CONFIG).exists() for folder in (out, out.parent)):
             raise FileNotFoundError(
-                f"{show(out)} was removed while it was judged: the numbers above are not stored"
+                f"{show(out)} was removed during the evaluation: the numbers above are not stored"
             ) from error
         if insists:
             raise

@@ -18,9 +18,9 @@ from pyro_vae.cli import data_weights, runs
 from pyro_vae.cli.component_help import help_of
 from pyro_vae.cli.components import built
 from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.data_loading import load_data
 from pyro_vae.cli.options import add_data, add_program, check_ranges
 from pyro_vae.cli.parser import Parser, as_dict, as_text
-from pyro_vae.cli.reading import loaded
 from pyro_vae.engine.run_folder import new_run_folder, unused_folder
 from pyro_vae.files import expanded, remove, replace_file, sync_folder, temporary_for
 from pyro_vae.laboratory import Comparison
@@ -45,9 +45,9 @@ def compare(arguments: list[str]) -> None:
     check_ranges(config)
     if not config.objectives:
         raise ValueError("--objectives: the list is empty; name at least one, such as ELBO IWAE")
-    data = loaded(config.data, config)
+    data = load_data(config.data, config)
     settle(config, data)
-    data_weights.absolute(config)
+    data_weights.make_path_absolute(config)
     text = as_text(as_dict(config, "out"))
     objectives = [built("--objectives", ELBO, objective) for objective in config.objectives]
     run = runs.open_run(config, data_weights.with_weights(config, data))

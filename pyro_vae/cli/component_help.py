@@ -20,7 +20,7 @@ from pyro_vae.cli.classes import (
     results,
 )
 from pyro_vae.cli.components import Component
-from pyro_vae.cli.names import PARTS, offered, summary
+from pyro_vae.cli.names import ROLES, offered, summary
 from pyro_vae.cli.values import argument_of
 
 __all__ = ["help_of"]
@@ -41,7 +41,7 @@ def help_of(way: Sequence[str], name: str | None, config: Any) -> str:
     """
     role, *inner = way
     option = "--" + ".".join(way)
-    if role not in PARTS:
+    if role not in ROLES:
         raise ValueError(f"{option}.help: only components have help of their own, as --prior.help")
     value, hint, owner = getattr(config, role, None), None, None
     for place, argument in enumerate(inner):

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pyro_vae.cli.classes import FUNCTIONS, imported
-from pyro_vae.cli.names import PARTS
+from pyro_vae.cli.names import ROLES
 from pyro_vae.cli.user_files import functions_path
 from pyro_vae.files import replace_file
 
@@ -130,7 +130,7 @@ def check_trusted(config: Any, modules: set[str]) -> None:
 
     Raises:
         ValueError: If it holds no options, names another file of options, or names a class that is
-            no part of pyro_vae, objective of Pyro's or module of torch's.
+            no class of pyro_vae, objective of Pyro's or module of torch's.
     """
     if not isinstance(config, dict):
         raise ValueError(f"a {type(config).__name__} instead of options such as 'latent: 40'")
@@ -138,7 +138,7 @@ def check_trusted(config: Any, modules: set[str]) -> None:
         if option in ("config", "resume"):
             raise ValueError(f"it has the option {option!r}, which belongs on the command line")
         if option not in _NO_NAMES:
-            _check_value(value, modules, is_class=str(option).partition(".")[0] in PARTS)
+            _check_value(value, modules, is_class=str(option).partition(".")[0] in ROLES)
 
 
 def _check_value(value: Any, modules: set[str], *, is_class: bool) -> None:
@@ -157,7 +157,7 @@ def _check_value(value: Any, modules: set[str], *, is_class: bool) -> None:
                 continue
             if path.rpartition(".")[0] not in modules and not _is_ours(path):
                 raise ValueError(
-                    f"it names {path!r}, which is not part of pyro_vae: name that part again on "
+                    f"it names {path!r}, which is not part of pyro_vae: name that class again on "
                     "the command line (such as --model my_file.py:MyVAE) to have it imported"
                 )
 
@@ -185,7 +185,7 @@ def _is_ours(path: str) -> bool:
     if any(found is function for function in FUNCTIONS):
         return True
     # The definition counts, not the path: pyro_vae.cli.os.system is not ours.
-    bases = tuple(base for _, base in PARTS.values())
+    bases = tuple(base for _, base in ROLES.values())
     return (
         inspect.isclass(found)
         and issubclass(found, bases)

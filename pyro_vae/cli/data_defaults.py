@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from pyro_vae.budget import Budget
 from pyro_vae.cli.classes import HINTS, arguments_of, imported
 from pyro_vae.cli.components import Component, built
-from pyro_vae.cli.observing import observed_support
+from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program, default_program, unused_options
 from pyro_vae.cli.shorthand import settle_objective

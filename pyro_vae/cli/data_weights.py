@@ -12,10 +12,10 @@ from pyro_vae.datasets.arrays import weighted
 from pyro_vae.datasets.columns import column
 from pyro_vae.files import reason, show
 
-__all__ = ["absolute", "with_weights"]
+__all__ = ["make_path_absolute", "with_weights"]
 
 
-def absolute(config: Any) -> None:
+def make_path_absolute(config: Any) -> None:
     """Let the path of a configuration's weights hold wherever it is read from; in place."""
     if config.data_weights is not None and Path(config.data_weights).expanduser().is_file():
         config.data_weights = str(Path(config.data_weights).expanduser().resolve())

@@ -36,7 +36,7 @@ def diagnose(run: Run, options: Any) -> dict[str, Any]:
     if not (options.ais or options.gaps):
         return {}
     model, guide = run.program.model, run.program.guide
-    rows = run.test()[: options.num_data]
+    rows = run.test_rows()[: options.num_data]
     shown: dict[str, Any] = {"progress": sys.stderr.isatty(), "seed": options.seed or 0}
     annealing = {
         "num_temperatures": options.num_temperatures, "num_chains": options.num_chains, **shown,

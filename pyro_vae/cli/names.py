@@ -1,6 +1,6 @@
-"""What the command line offers by name, from what parts state of themselves.
+"""What the command line offers by name, from what classes state of themselves.
 
-Names come from the packages' own ``__all__`` and from each part's ``synonyms``; a part's ``roles``
+Names come from the packages' own ``__all__`` and from each class's ``synonyms``; its ``roles``
 say which options offer it.
 """
 
@@ -27,7 +27,7 @@ import pyro_vae.models
 from pyro_vae.components import Family
 
 __all__ = [
-    "PARTS",
+    "ROLES",
     "by_data",
     "hints",
     "known_as",
@@ -48,7 +48,7 @@ _ELBOS = {
     "RenyiELBO": "Renyi's bound of order alpha; of order 0 the importance weighted bound.",
 }
 
-PARTS: dict[str, tuple[ModuleType, type]] = {
+ROLES: dict[str, tuple[ModuleType, type]] = {
     "model": (pyro_vae.models, nn.Module),
     "prior": (pyro_vae.components, Family),
     "likelihood": (pyro_vae.components, Family),
@@ -70,7 +70,7 @@ def stated(part: type, fact: str, default: Any) -> Any:
 
 def offered(option: str) -> dict[str, type]:
     """Return the classes that an option offers by name, from the public names of its package."""
-    package, base = PARTS[option]
+    package, base = ROLES[option]
     found = {name: getattr(package, name) for name in package.__all__}
     if option == "objective":
         found = {name: getattr(pyro.infer, name) for name in _ELBOS} | found
@@ -86,22 +86,22 @@ def offered(option: str) -> dict[str, type]:
 
 
 def serves(part: type, option: str) -> bool:
-    """Whether a part states that it has a role, or states nothing about its roles."""
+    """Whether a class states that it has a role, or states nothing about its roles."""
     return option in stated(part, "roles", (option,))
 
 
 def known_as(name: str, option: str, others: Iterable[str] = ()) -> str | None:
-    """Return the name of the part that a person means by one; None if it is not clear.
+    """Return the name of the class that a person means by one; None if it is not clear.
 
     Case, hyphens and underscores do not count where only one name is meant. A synonym of several
-    parts is that of the one which is most at home in the role.
+    classes is that of the one which is most at home in the role.
 
     Args:
         name: As typed.
         option: The role, such as "prior".
         others: Further names, such as of Pyro's distributions.
     """
-    parts = offered(option) if option in PARTS else {}
+    parts = offered(option) if option in ROLES else {}
     if name in parts or name in others:
         return name
     meant = [
@@ -118,7 +118,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def hints(option: str) -> dict[str, str]:
-    """Return what to take for names that are nearly a part's, by the name in plain letters."""
+    """Return what to take for names that are nearly a class's, by the name in plain letters."""
     return {
         plain(name): sentence
         for part in offered(option).values()
@@ -151,7 +151,7 @@ def by_data() -> dict[str, dict[str, type]]:
 
 
 def summary(part: type) -> str:
-    """Return a part's one line: the first sentence of its docstring, without formulas."""
+    """Return a class's one line: the first sentence of its docstring, without formulas."""
     if part.__name__ in _ELBOS:
         return _ELBOS[part.__name__]
     paragraph = " ".join((inspect.getdoc(part) or "").partition("\n\n")[0].split())

@@ -16,7 +16,7 @@ from pyro_vae.cli import config_files
 from pyro_vae.cli.calls import split_words
 from pyro_vae.cli.classes import HINTS
 from pyro_vae.cli.components import Component, as_stored, built, components_in
-from pyro_vae.cli.names import PARTS, nearest, offered
+from pyro_vae.cli.names import ROLES, nearest, offered
 from pyro_vae.cli.user_files import load_file
 from pyro_vae.cli.values import component, merged, read, with_argument
 
@@ -194,9 +194,9 @@ class Parser(argparse.ArgumentParser):
         for key, value in config_files.read_config(path, modules).items():
             dest = str(key).removesuffix(".class_path")
             role = dest.partition(".")[0]
-            if dest not in self._readers and not (role in self._readers and role in PARTS):
+            if dest not in self._readers and not (role in self._readers and role in ROLES):
                 raise ValueError(self._unrecognised([f"--{dest.replace('_', '-')}"]))
-            if dest in PARTS and isinstance(value, dict) and [*value] == ["init_args"]:
+            if dest in ROLES and isinstance(value, dict) and [*value] == ["init_args"]:
                 values |= {f"{dest}.{name}": v for name, v in value["init_args"].items()}
             else:
                 values[dest] = value
@@ -250,7 +250,7 @@ class Parser(argparse.ArgumentParser):
     def _is_of_component(self, option: str) -> bool:
         role, point, inner = option.removeprefix("--").partition(".")
         return option.startswith("--") and bool(point and inner) and (
-            (role in PARTS and role in self._readers) or inner == "help"
+            (role in ROLES and role in self._readers) or inner == "help"
         )  # fmt: skip
 
     def _unrecognised(self, words: Sequence[str]) -> str:

@@ -111,7 +111,7 @@ class _Program:
 
     def __init__(self, run: Run) -> None:
         self.model, self.guide = run.program.model, run.program.guide
-        self.test = run.test()
+        self.test = run.test_rows()
 
     def few(self, count: int) -> Data:
         """Return the first test data."""

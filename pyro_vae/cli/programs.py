@@ -43,7 +43,7 @@ def default_program(config: Any) -> None:
 
 
 def unused_options(config: Any) -> set[str]:
-    """Return the options of parts and latents that a program has no argument for."""
+    """Return the options of components and latents that a program has no argument for."""
     model_class = imported(config.model.path)
     wanted = set(inspect.signature(model_class).parameters)
     takes = _assembles(model_class, config.model.all_arguments())

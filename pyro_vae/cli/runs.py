@@ -19,13 +19,13 @@ from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
 from pyro_vae.budget import Budget
-from pyro_vae.cli import known_data
+from pyro_vae.cli import data_record
 from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
 from pyro_vae.cli.data_defaults import single_numbers
+from pyro_vae.cli.data_record import DataRecord
 from pyro_vae.cli.data_weights import with_weights
-from pyro_vae.cli.known_data import KnownData
-from pyro_vae.cli.observing import observed_support
+from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.datasets import Data, Dataset
@@ -47,7 +47,7 @@ from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
 
-__all__ = ["Run", "judge", "load", "open_run", "store", "tell", "train"]
+__all__ = ["Run", "evaluate", "load", "open_run", "store_results", "train", "write_report"]
 
 _OF_LEVELS = {
     "Binarize": "integers, or values in [0, 1]",
@@ -69,7 +69,7 @@ class Run:
         observation: How its rows become observations.
         program: An object with ``model`` and ``guide``.
         device: Where it runs.
-        known: What the run keeps of the data that it was trained on; None before it does.
+        record: What the run keeps of the data that it was trained on; None before it does.
     """
 
     config: Any
@@ -78,17 +78,17 @@ class Run:
     observation: Observation
     program: Any
     device: torch.device
-    known: KnownData | None = None
+    record: DataRecord | None = None
 
     @cached_property
     def on_other_data(self) -> bool:
         """Whether the data are others than those that the run was trained on."""
-        return self.known is not None and self.data.fingerprint() != self.known.fingerprint
+        return self.record is not None and self.data.fingerprint() != self.record.fingerprint
 
     @property
     def num_trained_on(self) -> int:
         """How many of the test rows the run was trained on."""
-        return 0 if self.known is None else self.known.num_trained_on(self.data.test.x)
+        return 0 if self.record is None else self.record.num_trained_on(self.data.test.x)
 
     @cached_property
     def bound(self) -> Program:
@@ -102,18 +102,18 @@ class Run:
         Args:
             label: Classes by name or number; all that occur unless given.
         """
-        rows = self.test()
-        if self.known is None or "labels" not in self.bound.fields:
+        rows = self.test_rows()
+        if self.record is None or "labels" not in self.bound.fields:
             if label is not None:
                 raise ValueError(f"--label {label}: the run's program takes no labels")
             return rows
-        chosen = self.known.in_turn(label)
+        chosen = self.record.labels_to_sample(label)
         if chosen is None:
             return rows
         some = rows[torch.arange(len(chosen)) % len(rows)]
         return some.replace(labels=chosen.to(self.device))
 
-    def test(self) -> Data:
+    def test_rows(self) -> Data:
         """Return the test data, observed once."""
         return self._observed(self.data.test, OBSERVATION_SEED + 2)
 
@@ -129,13 +129,13 @@ class Run:
         return observe_once(data, self.observation, seed=seed, device=self.device)
 
 
-def open_run(config: Any, data: Dataset, known: KnownData | None = None) -> Run:
+def open_run(config: Any, data: Dataset, record: DataRecord | None = None) -> Run:
     """Build what a configuration stands for.
 
     Args:
         config: The values of the options.
-        data: The data set that it names, or that a trained run is judged on.
-        known: What a trained run keeps of its data.
+        data: The data set that it names, or that a trained run is evaluated on.
+        record: What a trained run keeps of its data.
     """
     device = resolve_device(config.device)
     objects = components_built(config)
@@ -144,22 +144,22 @@ def open_run(config: Any, data: Dataset, known: KnownData | None = None) -> Run:
     if num_particles < 1:
         raise ValueError(f"--objective.num_particles {num_particles}: give 1 or more")
     torch.manual_seed(config.seed)
-    seen = known.stand_in() if known is not None and known.opens_alone else data
+    seen = record.stand_in() if record is not None and record.opens_alone else data
     with naming_options(config), Budget(most_operations=MOST_OPERATIONS):
         program = build_program(config, objects, seen, observation)
-    return Run(config, objects, data, observation, program, device, known)
+    return Run(config, objects, data, observation, program, device, record)
 
 
 def keep_data(run: Run, out: Path, options: str) -> None:
     """Store what a run keeps of its data, and its options, in its folder, unless they are there."""
-    if known_data.read(out) is not None:
+    if data_record.read(out) is not None:
         return
-    known = known_data.know(run.data, run.config.data, out, options)
-    few = run._observed(known.few, OBSERVATION_SEED)
+    record = data_record.record_of(run.data, run.config.data, out, options)
+    few = run._observed(record.few, OBSERVATION_SEED)
     with torch.random.fork_rng():
-        rebuilt = build_program(run.config, run.objects, known.stand_in(), run.observation)
-        alone = known_data.opens_alone(run.program.to(run.device), rebuilt.to(run.device), few)
-    known_data.write(replace(known, opens_alone=alone), out)
+        rebuilt = build_program(run.config, run.objects, record.stand_in(), run.observation)
+        alone = data_record.rebuilds_alike(run.program.to(run.device), rebuilt.to(run.device), few)
+    data_record.write(replace(record, opens_alone=alone), out)
 
 
 def _levels(config: Any, data: Dataset) -> int | None:
@@ -200,16 +200,16 @@ def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
 def load(run: Run, folder: Path, *, weights: str) -> Fit:
     """Load the best or the last weights of a run folder into the run's program."""
     run.program.to(run.device)
-    few = run.arguments(run.test()[:3])
+    few = run.arguments(run.test_rows()[:3])
     done = load_weights(run.bound.model, run.bound.guide, folder, *few, weights=weights)
     counts = (done["epoch"], done["step"], done["seconds"], done["best_epoch"])
     return Fit(done["history"], *counts, weights=done["weights"], start=done["start"],
                init_from=done["init_from"])  # fmt: skip
 
 
-def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
+def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     """Return the numbers of the run on its test data, nats per datum, as a plain record."""
-    rows = run.test()
+    rows = run.test_rows()
     program = Probe(run.bound, *run.arguments(rows))
     bound = evaluation.elbo(program, rows)
     estimate = optional("log p(x)", lambda: _estimate(program, rows, num_samples))
@@ -225,7 +225,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         **_by_site(bound),
         "bits_per_dim": bits_per_dim,
         **_units(activity),
-        **_told(information),
+        **_information_record(information),
         "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
         "num_parameters": _num_parameters(run),
         "epochs": done.epochs,
@@ -240,7 +240,7 @@ def judge(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "verdict": [
             *_course(done),
             *(
-                []  # a program that has diverged tells nothing of its parts
+                []  # a program that has diverged says nothing of its components
                 if diverged(done)
                 else [
                     *beyond_storage(bits_per_dim, run.data.levels),
@@ -275,12 +275,12 @@ def _sampled(estimate: evaluation.ImportanceEstimate | None, num_samples: int) -
 
 
 def _course(done: Fit) -> list[str]:
-    """Say where training went wrong or too far, and which weights are judged."""
+    """Say where training went wrong or too far, and which weights are evaluated."""
     said = divergence(done.history, done.start) or overfitting(done.history)
     if said is None:
         return []
-    judged = f"the {done.weights} weights, of epoch {done.judged_epoch}, are judged"
-    other = "; --weights best judges the best" if done.weights == "last" else ""
+    judged = f"the {done.weights} weights, of epoch {done.judged_epoch}, are evaluated"
+    other = "; --weights best evaluates the best" if done.weights == "last" else ""
     return [f"{said}; {judged}{other}"]
 
 
@@ -302,12 +302,12 @@ def _units(activity: dict[str, evaluation.UnitActivity] | None) -> dict[str, Any
 def _information(run: Run) -> evaluation.Information | None:
     """Return what the latents tell of the first test data; None if a flow has no inverse."""
     try:
-        return evaluation.mutual_information(run.program, run.test()[:_COMPARED_ROWS])
+        return evaluation.mutual_information(run.program, run.test_rows()[:_COMPARED_ROWS])
     except ValueError:
         return None
 
 
-def _told(found: evaluation.Information | None) -> dict[str, Any]:
+def _information_record(found: evaluation.Information | None) -> dict[str, Any]:
     if found is None:
         return {}
     return {
@@ -332,7 +332,7 @@ def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
     Those are real numbers, densities of integers that were not dequantised, bags and sequences,
     data of which numbers are missing, and what a program makes of its data before it observes it.
     """
-    support = observed_support(run.bound, run.test()[:3])
+    support = observed_support(run.bound, run.test_rows()[:3])
     numbers = single_numbers(support)
     if run.data.levels is None or numbers is None or _has_missing(run):
         return None
@@ -348,7 +348,7 @@ def _has_missing(run: Run) -> bool:
 
 
 def _probe_accuracy(run: Run) -> float | None:
-    train, test = run.training_rows(_SEEN_ROWS), run.test()
+    train, test = run.training_rows(_SEEN_ROWS), run.test_rows()
     if train.labels is None or test.labels is None or "labels" in run.bound.fields:
         return None
     train, test = (rows[rows.labelled.nonzero().flatten().cpu()] for rows in (train, test))
@@ -361,7 +361,7 @@ def _probe_accuracy(run: Run) -> float | None:
     return evaluation.linear_probe(means[0], train.labels, means[1], test.labels)
 
 
-def store(results: dict[str, Any], out: Path) -> None:
+def store_results(results: dict[str, Any], out: Path) -> None:
     """Write ``results.json`` into the run folder; numbers that are not finite are null."""
     text = json.dumps(_finite(results), indent=2)
     replace_file(out / "results.json", f"{text}\n".encode())
@@ -373,7 +373,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tell(
+def write_report(
     run: Run,
     done: Fit,
     results: dict[str, Any],

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vae.cli.names import PARTS, offered, serves
+from pyro_vae.cli.names import ROLES, offered, serves
 
 __all__ = [
     "Functions",
@@ -72,7 +72,7 @@ def class_of(option: str, name: str) -> tuple[str, Any]:
         return name, _imported_class(option, name)
     file, _, attribute = name.partition(":")
     if not attribute:
-        raise ValueError(f"{option} {name}: say which class of the file, {file}:MyPart")
+        raise ValueError(f"{option} {name}: say which class of the file, {file}:MyPrior")
     module = load_file(Path(file))
     return f"{module.__name__}.{attribute}", getattr(module, attribute, None)
 
@@ -145,7 +145,7 @@ def check_class(option: str, name: str, found: Any, role: str) -> None:
     Raises:
         ValueError: If it is not.
     """
-    base = PARTS[role][1]
+    base = ROLES[role][1]
     if role == "model" and inspect.isclass(found) and not issubclass(found, base):
         found = _as_module(found)
         if not issubclass(found, base):
@@ -189,7 +189,7 @@ def refuse_role(option: str, name: str, part: Any, role: str) -> None:
     Raises:
         ValueError: Always.
     """
-    roles = [f"--{other}" for other in PARTS if part in offered(other).values()]
+    roles = [f"--{other}" for other in ROLES if part in offered(other).values()]
     does = f"serves as {' or '.join(roles)}" if roles else "is for programs in Python"
     blind = ""
     with contextlib.suppress(TypeError, ValueError):  # it takes more than a shape

@@ -90,7 +90,7 @@ def argument_of(option: str, value: Any, name: str, end: str = "") -> tuple[Any,
         ValueError: If there is no component, or it takes no such argument.
     """
     if not isinstance(value, Component):
-        raise ValueError(f"{option}.{name}{end}: name a part that takes it, such as {option} NAME")
+        raise ValueError(f"{option}.{name}{end}: name a class that takes it, such as {option} NAME")
     argument = arguments_of(value.path).get(name)
     if argument is None:
         said = f"{value.name} takes no such argument; {takes(value.path, name)}"

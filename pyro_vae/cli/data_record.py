@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import datasets
-from pyro_vae.cli.reading import loaded
+from pyro_vae.cli.data_loading import load_data
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.datasets.data import joined
 from pyro_vae.engine import checkpoint
@@ -27,13 +27,13 @@ from pyro_vae.inference.program import Program
 from pyro_vae.memory import touched
 
 __all__ = [
-    "KnownData",
-    "absolute",
-    "know",
-    "opens_alone",
+    "DataRecord",
+    "data_to_resume",
+    "make_paths_absolute",
     "read",
+    "rebuilds_alike",
+    "record_of",
     "row_hashes",
-    "to_go_on_with",
     "write",
 ]
 
@@ -45,7 +45,7 @@ _CHUNK_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
-class KnownData:
+class DataRecord:
     """What a run keeps of the data that it was trained on.
 
     Attributes:
@@ -99,19 +99,19 @@ class KnownData:
             FileNotFoundError: If they are nowhere.
         """
         if given is not None:
-            return loaded(given, config)
+            return load_data(given, config)
         absolute, relative = self.source["absolute"], self.source["relative"]
         if absolute is None or relative is None:
-            return loaded(str(self.source["given"]), config)
+            return load_data(str(self.source["given"]), config)
         for path in (Path(absolute), folder.resolve() / relative):
             if path.exists():
-                return loaded(path, config)
+                return load_data(path, config)
         raise FileNotFoundError(
             f"{show(folder)} was trained on {show(Path(absolute))}, which is not there any more: "
             "say with --data where the data are now"
         )
 
-    def held_against(self, data: Dataset, folder: Path) -> str | None:
+    def difference_from(self, data: Dataset, folder: Path) -> str | None:
         """Say how data differ from those that the run was trained on; None if they do not."""
         if data.fingerprint() == self.fingerprint:
             return None
@@ -121,8 +121,8 @@ class KnownData:
         seen = self.num_trained_on(data.test.x)
         return f"{said}: of its {len(data.test):,} test rows, {seen:,} were trained on"
 
-    def judged(self, options: Any, config: Any, *, needs_data: bool) -> Dataset:
-        """Load the data that a run is judged on, held against those that it was trained on.
+    def evaluation_data(self, options: Any, config: Any, *, needs_data: bool) -> Dataset:
+        """Load the data that a run is evaluated on, compared with those that it was trained on.
 
         Args:
             options: Of the command: ``run``, ``data`` and, where it has it, ``all``.
@@ -135,21 +135,21 @@ class KnownData:
         if not needs_data and self.opens_alone and options.data is None:
             return self.stand_in()
         data = self.load(options.run, options.data, config)
-        said, judges_all = self.held_against(data, options.run), getattr(options, "all", False)
-        if said is None and judges_all:
-            raise ValueError("--all judges all rows of other data: name them with --data")
+        said, takes_all = self.difference_from(data, options.run), getattr(options, "all", False)
+        if said is None and takes_all:
+            raise ValueError("--all evaluates all rows of other data: name them with --data")
         if said is None:
             return data
         if options.data is None:
             raise ValueError(f"{said}; name them with --data to take them nevertheless")
-        data = self.adopted(data)
-        if judges_all:
-            data = whole(data)
+        data = self.converted(data)
+        if takes_all:
+            data = all_as_test(data)
             said = f"{said}; of all {len(data.test):,} rows, {self.num_trained_on(data.test.x):,}"
         warnings.warn(said, stacklevel=2)
         return data
 
-    def adopted(self, data: Dataset) -> Dataset:
+    def converted(self, data: Dataset) -> Dataset:
         """Return other data as the run's program reads them: its levels, its class numbers.
 
         Raises:
@@ -183,7 +183,7 @@ class KnownData:
         found = data.map(lambda part: part.replace(labels=numbers[part.labels]))
         return replace(found, classes=self.classes)
 
-    def in_turn(self, chosen: str | None) -> Tensor | None:
+    def labels_to_sample(self, chosen: str | None) -> Tensor | None:
         """Return the labels to sample: those chosen, by name or number, or all in turn.
 
         Raises:
@@ -204,7 +204,7 @@ class KnownData:
         return torch.tensor([names.index(word) for word in words])
 
 
-def absolute(config: Any) -> None:
+def make_paths_absolute(config: Any) -> None:
     """Let a configuration's paths hold wherever it is read from; in place."""
     if config.data.lower().replace("-", "_") not in datasets.NAMES:
         path = Path(config.data).expanduser()
@@ -215,7 +215,7 @@ def absolute(config: Any) -> None:
     config.data_root = str(Path(config.data_root).expanduser().resolve())
 
 
-def know(data: Dataset, given: str, folder: Path, options: str) -> KnownData:
+def record_of(data: Dataset, given: str, folder: Path, options: str) -> DataRecord:
     """Return what a run in ``folder`` is to keep of its data, which ``--data`` names ``given``."""
     path = Path(given)
     source = {"given": given, "absolute": None, "relative": None}
@@ -225,7 +225,7 @@ def know(data: Dataset, given: str, folder: Path, options: str) -> KnownData:
     labels = None if train.labels is None else train.labels.unique()
     labels = None if labels is None else labels[labels >= 0][:_STARTING_ROWS]
     hashes = np.sort(row_hashes(train.x))[:_MOST_HASHES]
-    return KnownData(
+    return DataRecord(
         data.name, source, data.fingerprint(), data.levels, data.classes, len(train),
         _few(train), labels, hashes, options=options,
     )  # fmt: skip
@@ -241,7 +241,7 @@ def _few(train: Data) -> Data:
     return Data(**few.fields)
 
 
-def to_go_on_with(folder: Path, given: str | None, config: Any) -> Dataset:
+def data_to_resume(folder: Path, given: str | None, config: Any) -> Dataset:
     """Load the data of a run that is resumed in ``folder``.
 
     Args:
@@ -252,16 +252,16 @@ def to_go_on_with(folder: Path, given: str | None, config: Any) -> Dataset:
     Raises:
         ValueError: If they are not those that it was trained on.
     """
-    known = read(folder)
-    if known is None:
-        return loaded(config.data, config)
-    data = known.load(folder, given, config)
-    if (said := known.held_against(data, folder)) is not None:
+    record = read(folder)
+    if record is None:
+        return load_data(config.data, config)
+    data = record.load(folder, given, config)
+    if (said := record.difference_from(data, folder)) is not None:
         raise ValueError(f"{said}; a run goes on with its own data alone: restore them")
     return data
 
 
-def opens_alone(program: Any, rebuilt: Any, few: Data) -> bool:
+def rebuilds_alike(program: Any, rebuilt: Any, few: Data) -> bool:
     """Tell whether a program that was built on the few rows is the same under the same weights.
 
     Args:
@@ -308,18 +308,18 @@ def row_hashes(x: Tensor) -> np.ndarray:
 # On disk ------------------------------------------------------------------------------------------
 
 
-def write(known: KnownData, folder: Path) -> None:
+def write(record: DataRecord, folder: Path) -> None:
     """Store what a run keeps of its data in the run's folder."""
     state = {
-        **{name: value for name, value in vars(known).items() if name != "few"},
-        "classes": None if known.classes is None else list(known.classes),
-        "few": dict(known.few.fields),
-        "hashes": torch.from_numpy(known.hashes),
+        **{name: value for name, value in vars(record).items() if name != "few"},
+        "classes": None if record.classes is None else list(record.classes),
+        "few": dict(record.few.fields),
+        "hashes": torch.from_numpy(record.hashes),
     }
     checkpoint.save(folder / _FOLDER, state, step=0)
 
 
-def read(folder: Path) -> KnownData | None:
+def read(folder: Path) -> DataRecord | None:
     """Return what a run kept of its data; None if it is of a version that kept nothing.
 
     Raises:
@@ -331,7 +331,7 @@ def read(folder: Path) -> KnownData | None:
     state = checkpoint.load(path)
     try:
         classes = None if state["classes"] is None else tuple(map(str, state["classes"]))
-        return KnownData(
+        return DataRecord(
             **{
                 **state,
                 "classes": classes,
@@ -346,7 +346,7 @@ def read(folder: Path) -> KnownData | None:
         ) from error
 
 
-def whole(data: Dataset) -> Dataset:
-    """Return data all of whose rows are judged; none of their labels trains a probe."""
+def all_as_test(data: Dataset) -> Dataset:
+    """Return data of which all rows are for testing; none of their labels trains a probe."""
     test = joined([*data.parts.values()])
     return replace(data, train=data.train.replace(labels=None), test=test)

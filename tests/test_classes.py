@@ -17,11 +17,11 @@ from pyro.infer import Trace_ELBO
 import pyro_vae.cli.commands  # noqa: F401 - what it imports is not for the sake of a name
 from pyro_vae.cli.classes import named
 from pyro_vae.cli.config_files import check_trusted
-from pyro_vae.cli.names import PARTS, nearest, offered, summary
+from pyro_vae.cli.names import ROLES, nearest, offered, summary
 from pyro_vae.cli.options import training_parser
 from pyro_vae.cli.user_files import Functions
 
-every_role = pytest.mark.parametrize("option", PARTS)
+every_role = pytest.mark.parametrize("option", ROLES)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_a_name_stands_for_its_class(option):
     for name, offer in offered(option).items():
         part = imported(named(option, name))
         assert part is offer
-        assert issubclass(part, PARTS[option][1])
-        assert part is not PARTS[option][1]
+        assert issubclass(part, ROLES[option][1])
+        assert part is not ROLES[option][1]
 
 
 @every_role
@@ -180,7 +180,7 @@ def wrap(inner: st.SearchStrategy) -> st.SearchStrategy:
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(
     place=st.recursive(st.just("HERE"), wrap, max_leaves=4),
-    option=st.sampled_from(list(PARTS)),
+    option=st.sampled_from(list(ROLES)),
     path=st.sampled_from(["os.system", "subprocess.Popen", "builtins.eval"]),
 )
 def test_a_foreign_name_is_refused_wherever_it_stands(place, option, path):
@@ -261,7 +261,7 @@ def test_functions_start_from_the_seed(files):
     ],
 )
 def test_a_part_that_serves_elsewhere_is_refused_with_what_it_is_for(option, name, said):
-    package = PARTS[option][0].__name__
+    package = ROLES[option][0].__name__
     for word in (name, f"{package}.{name}"):
         with pytest.raises(ValueError, match=re.escape(said)):
             named(option, word)

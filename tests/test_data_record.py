@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command import TINY
 
-from pyro_vae.cli import config_files, known_data, main
+from pyro_vae.cli import config_files, data_record, main
 from pyro_vae.datasets import from_arrays
 
 X = np.random.default_rng(0).normal(size=(60, 3)).astype("f4")
@@ -48,24 +49,24 @@ class MyVAE(nn.Module):
 
 def test_rows_have_one_hash_whatever_their_type_and_order():
     rows = torch.randint(0, 200, (500, 7), generator=torch.Generator().manual_seed(0))
-    found = known_data.row_hashes(rows)
+    found = data_record.row_hashes(rows)
     assert len(set(found.tolist())) == len({tuple(row) for row in rows.tolist()}) == 500
     for dtype in (torch.uint8, torch.int32, torch.float32, torch.float64):
-        assert (known_data.row_hashes(rows.to(dtype)) == found).all()
-    assert (known_data.row_hashes(rows.flip(0)) == found[::-1]).all()
-    assert (known_data.row_hashes(rows[:, [1, 0, *range(2, 7)]]) != found).any()
+        assert (data_record.row_hashes(rows.to(dtype)) == found).all()
+    assert (data_record.row_hashes(rows.flip(0)) == found[::-1]).all()
+    assert (data_record.row_hashes(rows[:, [1, 0, *range(2, 7)]]) != found).any()
     signed = torch.tensor([[0.0, torch.nan], [-0.0, -torch.nan]])
-    assert len(set(known_data.row_hashes(signed).tolist())) == 1
+    assert len(set(data_record.row_hashes(signed).tolist())) == 1
 
 
 def test_rows_that_were_trained_on_are_counted(monkeypatch):
     data = from_arrays(X)
-    known = known_data.know(data, "x.npy", known_data.Path(), "")
+    known = data_record.record_of(data, "x.npy", Path(), "")
     assert known.num_trained_on(data.train.x) == 48
     assert known.num_trained_on(data.test.x) == 0
     assert known.num_trained_on(torch.cat([data.train.x[:7], data.test.x]).flip(0)) == 7
-    monkeypatch.setattr(known_data, "_MOST_HASHES", 24)  # the smaller half of them
-    half = known_data.know(data, "x.npy", known_data.Path(), "")
+    monkeypatch.setattr(data_record, "_MOST_HASHES", 24)  # the smaller half of them
+    half = data_record.record_of(data, "x.npy", Path(), "")
     assert half.num_trained_on(data.train.x) == 48
     assert half.num_trained_on(data.test.x) == 0
 
@@ -73,9 +74,9 @@ def test_rows_that_were_trained_on_are_counted(monkeypatch):
 @pytest.mark.parametrize("labels", [None, LABELS, np.array(["a", "b", "c"])[LABELS]])
 def test_what_is_known_of_data_is_read_as_it_was_written(tmp_path, labels):
     x = np.where(np.arange(180).reshape(60, 3) == 7 * 3, np.nan, X)
-    known = known_data.know(from_arrays(x, labels), str(tmp_path / "x.npy"), tmp_path, "")
-    known_data.write(known, tmp_path)
-    found = known_data.read(tmp_path)
+    known = data_record.record_of(from_arrays(x, labels), str(tmp_path / "x.npy"), tmp_path, "")
+    data_record.write(known, tmp_path)
+    found = data_record.read(tmp_path)
     for name, value in vars(known).items():
         if name == "few":
             assert torch.equal(found.few.x.nan_to_num(), known.few.x.nan_to_num())
@@ -86,31 +87,34 @@ def test_what_is_known_of_data_is_read_as_it_was_written(tmp_path, labels):
     stand_in = found.stand_in()
     assert stand_in.event_shape == (3,)
     assert len(stand_in.train) == 48
-    assert known_data.read(tmp_path / "nothing") is None
+    assert data_record.read(tmp_path / "nothing") is None
 
 
-LABELLED = known_data.know(
-    from_arrays(X, np.array(["cat", "dog", "emu"])[LABELS], name="pets"), "x", known_data.Path(), ""
+LABELLED = data_record.record_of(
+    from_arrays(X, np.array(["cat", "dog", "emu"])[LABELS], name="pets"),
+    "x",
+    Path(),
+    "",
 )
 
 
 def test_classes_are_sampled_in_turn_or_as_they_are_named():
-    assert LABELLED.in_turn(None).tolist() == [0, 1, 2]
-    assert LABELLED.in_turn("dog").tolist() == [1]
-    assert LABELLED.in_turn("emu,cat").tolist() == [2, 0]
+    assert LABELLED.labels_to_sample(None).tolist() == [0, 1, 2]
+    assert LABELLED.labels_to_sample("dog").tolist() == [1]
+    assert LABELLED.labels_to_sample("emu,cat").tolist() == [2, 0]
     with pytest.raises(ValueError, match=r"--label 7: the run's classes are cat, dog, emu"):
-        LABELLED.in_turn("7")
+        LABELLED.labels_to_sample("7")
     with pytest.raises(ValueError, match="without labels"):
-        replace(LABELLED, labels=None).in_turn("cat")
+        replace(LABELLED, labels=None).labels_to_sample("cat")
 
 
 def test_other_data_have_the_runs_levels_and_class_numbers():
     few = from_arrays(X[:30], np.array(["dog", "emu"])[LABELS[:30] % 2])
-    found = LABELLED.adopted(few)
+    found = LABELLED.converted(few)
     assert found.classes == ("cat", "dog", "emu")
     assert set(found.train.labels.tolist()) == {1, 2}
-    counts = known_data.know(from_arrays(np.arange(60).reshape(20, 3)), "x", known_data.Path(), "")
-    assert counts.adopted(from_arrays(np.arange(30).reshape(10, 3))).levels == 59
+    counts = data_record.record_of(from_arrays(np.arange(60).reshape(20, 3)), "x", Path(), "")
+    assert counts.converted(from_arrays(np.arange(30).reshape(10, 3))).levels == 59
 
 
 @pytest.mark.parametrize(
@@ -122,14 +126,14 @@ def test_other_data_have_the_runs_levels_and_class_numbers():
 )
 def test_data_that_do_not_fit_are_refused(other, message):
     with pytest.raises(ValueError, match=message):
-        LABELLED.adopted(other)
+        LABELLED.converted(other)
 
 
 def test_values_beyond_the_levels_are_refused():
-    counts = known_data.know(from_arrays(np.arange(60).reshape(20, 3)), "x", known_data.Path(), "")
+    counts = data_record.record_of(from_arrays(np.arange(60).reshape(20, 3)), "x", Path(), "")
     for other, found in ((X, "real numbers"), (np.arange(90).reshape(30, 3), "values up to 89")):
         with pytest.raises(ValueError, match=f"holds {found}.*whole numbers from 0 to 59"):
-            counts.adopted(from_arrays(other))
+            counts.converted(from_arrays(other))
 
 
 # The commands -------------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ def test_options_that_are_edited_after_training_are_named(place, capsys):
     run = trained(place, X)
     path = run / "config.yaml"
     written = path.read_text()
-    kept = known_data.read(run).options
+    kept = data_record.read(run).options
     for before, (after, what) in EDITED.items():
         assert before in written
         path.write_text(written.replace(before, after, 1))
@@ -256,7 +260,7 @@ def test_a_labelled_run_is_sampled_without_its_data(place, capsys):
 def test_a_program_that_keeps_facts_of_the_data_elsewhere_is_opened_with_them_alone(place, capsys):
     (place / "my.py").write_text(OF_THE_DATA)
     run = trained(place, X, "--model", f"{place / 'my.py'}:MyVAE", "--prior", "StandardNormal")
-    assert known_data.read(run).opens_alone is False
+    assert data_record.read(run).opens_alone is False
     (place / "a" / "d.npz").rename("moved.npz")
     capsys.readouterr()
     assert main(["sample", "a/run", "--model", "my.py:MyVAE"]) == 2
@@ -289,7 +293,7 @@ def test_a_run_that_cannot_be_written_to_is_judged_and_one_that_is_gone_is_said(
 
     monkeypatch.setattr("pyro_vae.cli.runs.replace_file", removed)
     assert main(["evaluate", "a/run"]) == 2
-    assert "was removed while it was judged: the numbers above are not stored" in said(capsys)
+    assert "was removed during the evaluation: the numbers above are not stored" in said(capsys)
     assert not run.exists()
 
 

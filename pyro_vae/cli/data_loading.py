@@ -7,10 +7,10 @@ from typing import Any
 
 from pyro_vae import datasets
 
-__all__ = ["loaded"]
+__all__ = ["load_data"]
 
 
-def loaded(given: str | Path, config: Any) -> datasets.Dataset:
+def load_data(given: str | Path, config: Any) -> datasets.Dataset:
     """Load data for a program: as tables and images for ours, of any shape as it is for others.
 
     Args:
