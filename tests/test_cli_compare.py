@@ -158,7 +158,7 @@ def test_arguments_are_those_of_pyros_bases_too():
         (["--objectives", "[]"], "--objectives: the list is empty"),
         (
             ["--objectives", "ELBO", "IWEA"],
-            "--objectives IWEA: no such objective (did you mean IWAE?)",
+            "IWEA: no such objective (did you mean IWAE?)",
         ),
         (["--objectives", "IWAE(num_particles=0)"], "num_particles=0: at least one sample"),
         (["--objectives", "IWAE(particles=3)"], "no argument 'particles'; did you mean num_part"),

@@ -113,7 +113,7 @@ OPTIONS = {
     "--network.hidden null": r"--network\.hidden None: expected numbers, such as 300,300",
     "--network.hidden [8,0]": r"--network\.hidden \(8, 0\): layer sizes are positive integers",
     "--network Recurrent": r"got \(\d,\): give num_symbols if these are symbols, use MLP, or name",
-    "--decoder Recurent": r"--decoder Recurent: no such decoder \(did you mean RecurrentDecoder\?\)",
+    "--decoder Recurent": r"no such decoder \(did you mean RecurrentDecoder\?\)",
     "--encoder.hidden [3]": r"--encoder\.hidden: name a class that takes it",
     "--objective RenyiELBO --objective.alpha 1": "alpha should not be equal to 1",
     "--objective Trace_ELBO --objective.num_particles 0": "num_particles 0: give 1 or more",

@@ -117,24 +117,25 @@ def matching_prior(parts: Parts, posterior: str) -> str:
     Raises:
         ValueError: If none has.
     """
-    names = sorted(parts.priors, key=lambda name: (name != "StandardNormal", name != posterior))
-    for name in names:
-        if _plain(parts, name, posterior).refusal() is None:
-            return name
-    raise ValueError(f"no prior has the values of a {posterior}")
+    pairs = {name: _plain(parts, name, posterior) for name in parts.priors}
+    return _first_that_fits(pairs, ("StandardNormal", posterior), f"prior for {posterior}")
 
 
 def matching_posterior(parts: Parts, prior: str) -> str:
-    """Return the first posterior that has the values of a prior; its own or a normal if they do.
+    """Return the first posterior that has the values of a prior; a normal or its own if they do.
 
     Raises:
         ValueError: If none has.
     """
-    names = sorted(parts.posteriors, key=lambda name: (name != "DiagonalNormal", name != prior))
-    for name in names:
-        if _plain(parts, prior, name).refusal() is None:
+    pairs = {name: _plain(parts, prior, name) for name in parts.posteriors}
+    return _first_that_fits(pairs, ("DiagonalNormal", prior), f"posterior for {prior}")
+
+
+def _first_that_fits(pairs: dict[str, Combination], first: tuple[str, str], sought: str) -> str:
+    for name in sorted(pairs, key=lambda name: (name != first[0], name != first[1])):
+        if pairs[name].refusal() is None:
             return name
-    raise ValueError(f"no posterior has the values of a {prior}")
+    raise ValueError(f"no {sought} has the same values")
 
 
 def tables(parts: Parts) -> Iterator[str]:

@@ -105,7 +105,7 @@ def _training_data(config: Namespace, given: Given, resumed: Path | None) -> dat
 def evaluate(arguments: list[str]) -> None:
     """Evaluate a trained run again."""
     parser = _run_parser("evaluate", "Evaluate a trained run again and rewrite its report.")
-    help_ = "importance samples per datum for log p(x)"
+    help_ = "number of importance samples per datum for log p(x)"
     parser.option(parser, "--num-samples", int | None, help_)
     add_diagnosis(parser)
     parser.flag(
@@ -127,7 +127,7 @@ def sample(arguments: list[str]) -> None:
     parser.flag(parser, "--mean", "write E[x | z] in place of draws")
     help_ = "class to draw, by name or number, or several: 3,7 (default: all in turn)"
     add(parser, "--label", str | None, help_)
-    help_ = ".npy file, or .npz for several sites (default: RUN/samples.*)"
+    help_ = "output file: .npy, or .npz for several sites (default: RUN/samples.*)"
     add(parser, "--out", Path | None, help_)
     run, _, options, _ = _opened(parser, arguments, needs_data=False)
     check_suffix(options.out)
@@ -191,13 +191,14 @@ def _run_parser(command: str, description: str) -> Parser:
     parser = Parser(command, description)
     add = parser.option
     parser.positional("run", Path, "the run folder")
-    add(parser, "--device", str | None, "auto, cpu, cuda, mps (default: the run's own)")
+    help_ = "device: auto, cpu, cuda, cuda:1 or mps (default: the run's own)"
+    add(parser, "--device", str | None, help_)
     help_ = "folder of named data sets (default: the run's own)"
     add(parser, "--data-root", str | None, help_)
     help_ = "the run's data where they are now, or other data to evaluate on"
     add(parser, "--data", str | None, help_)
-    add(parser, "--seed", int | None, "seed for draws")
-    help_ = "best (by validation) or last (default: as in training)"
+    add(parser, "--seed", int | None, "seed for random draws")
+    help_ = "weights to load: the best by validation, or the last (default: as in training)"
     add(parser, "--weights", Literal["best", "last"] | None, help_)
     for role in ROLES:
         help_ = "file and class of the run's program, if it is your own"
@@ -272,7 +273,7 @@ def _announce(run: runs.Run, out: Path) -> None:
 
 
 def _likelihood(run: runs.Run) -> str:
-    """Return what scores the data: a likelihood by its name, or a program of the user's own by its sites.
+    """Return what scores the data: a likelihood, or the sites of a program of the user's own.
 
     What is wrong with such a program is said when it is trained.
     """

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import pyro
-import torch
 from pyro.infer import ELBO
 
 from pyro_vae.cli import data_weights, runs
@@ -81,19 +78,20 @@ def _add_comparison(parser: Parser) -> None:
     group = parser.add_argument_group("comparison")
     add = parser.option
     parser.components(group, "--objectives", "objective", "objectives to compare", _DEFAULT)
-    add(group, "--epochs", int, "passes over the data for each objective", 20)
-    add(group, "--warm-up-epochs", int, "epochs of the ELBO before gradients are measured", 3)
-    help_ = "data per step (default: 128, or all of them if fewer)"
+    add(group, "--epochs", int, "number of passes over the data for each objective", 20)
+    help_ = "number of epochs of the ELBO before gradients are measured"
+    add(group, "--warm-up-epochs", int, help_, 3)
+    help_ = "number of data per step (default: 128, or all of them if fewer)"
     add(group, "--batch-size", int | None, help_)
     add(group, "--lr", float, "Adam's learning rate, which is constant", 1e-3)
     help_ = "largest norm of the gradient of the loss per datum"
     add(group, "--clip-norm", float | None, help_)
     add(group, "--num-rows", int, "number of data on which gradients are measured", 64)
     add(group, "--num-repeats", int, "number of draws of each gradient", 200)
-    add(group, "--num-samples", int, "importance samples per datum for log p(x)", 200)
+    add(group, "--num-samples", int, "number of importance samples per datum for log p(x)", 200)
     engines = Literal["auto", "eager", "recorded", "compiled"]
     add(group, "--engine", engines, "run steps eagerly, recorded or compiled, as in train", "auto")
-    add(group, "--device", str, "auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps", "auto")
+    add(group, "--device", str, "device: auto (CUDA, MPS or CPU), cpu, cuda, cuda:1 or mps", "auto")
     add(group, "--seed", int, "seed for weights, noise and data order", 0)
     add(group, "--out", Path | None, "output folder (default: runs/compare-DATA-TIME)")
 
@@ -145,15 +143,6 @@ def _report(run: runs.Run, found: Comparison, out: Path, config: str) -> None:
         history=[],
         pictures=pictures,
         config=f"{found.table()}\n\n{config}",
-        provenance={
-            "command": f"pyro-vae compare --config {out.parent / 'config.yaml'}",
-            "seed": run.config.seed,
-            "device": str(run.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
+        provenance=runs.provenance(run, f"pyro-vae compare --config {out.parent / 'config.yaml'}"),
     )
     print(found.table())

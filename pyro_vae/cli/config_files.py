@@ -197,38 +197,23 @@ def _is_ours(path: str) -> bool:
 
 
 def refuse_changes(folder: Path, stored: dict[str, Any], options: dict[str, Any]) -> bool:
-    """Refuse to resume a run under options that make it another one.
-
-    Args:
-        folder: The run's.
-        stored: The options that it was started with, as a file holds them.
-        options: Those that it is to be resumed with.
+    """Refuse to resume the run in a folder under options that make it another one.
 
     Returns:
-        Whether any of those that may change has changed.
+        Whether any of the options that may change has changed.
 
     Raises:
         ValueError: Names the option and both values.
     """
-    before, now = _flat(stored), _flat(options)
-    changed = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
-    for key in changed:
-        if key.partition(".")[0] not in _CHANGES_BITS:
+    changes = _differences(stored, options)
+    for key, (before, now) in changes.items():
+        if key.partition(".")[0] not in _CHANGES_BITS | _MAY_CHANGE:
             option = f"--{key.replace('_', '-')}"
             raise ValueError(
-                f"{option} {now.get(key)}: the run was started with {before.get(key)} and goes on "
-                f"with its own options; leave {option} out, or start a new run with --config "
-                f"{folder / CONFIG}"
+                f"{option} {now}: the run was started with {before} and goes on with its own "
+                f"options; leave {option} out, or start a new run with --config {folder / CONFIG}"
             )
-    return bool(changed)
-
-
-def _flat(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in leaves(options).items()
-        if key.partition(".")[0] not in _MAY_CHANGE and key != "model.file"
-    }
+    return any(key.partition(".")[0] in _CHANGES_BITS for key in changes)
 
 
 def refuse_edited(path: Path, trained_with: str) -> None:
@@ -241,33 +226,33 @@ def refuse_edited(path: Path, trained_with: str) -> None:
     Raises:
         ValueError: Names the option and both values.
     """
-    if not trained_with:
-        return
-    stored, now = leaves(yaml.safe_load(trained_with)), leaves(_read(path))
-    for key in [*now, *stored]:
-        free = key.partition(".")[0] in _MAY_BE_EDITED | _CHANGES_BITS or key == "model.file"
-        if not free and stored.get(key) != now.get(key):
+    changes = _differences(yaml.safe_load(trained_with), _read(path)) if trained_with else {}
+    for key, values in changes.items():
+        if key.partition(".")[0] not in _MAY_BE_EDITED | _CHANGES_BITS:
             name = f"--{key.replace('_', '-')}"
-            after, before = (
-                f"{name} {t[key]}" if key in t else f"no {name}" for t in (now, stored)
-            )
+            before, after = (f"no {name}" if v is None else f"{name} {v}" for v in values)
             raise ValueError(
                 f"{path} was edited: it has {after} where the run was trained with {before}; put "
                 "that back, or train a new run with the file as --config"
             )
 
 
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return both values of the options that differ, but for where a program's file is."""
+    old, new = leaves(before), leaves(now)
+    keys = [key for key in dict.fromkeys([*new, *old]) if key != "model.file"]
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
 def leaves(options: Any, place: str = "") -> dict[str, Any]:
     """Return the options of a file by their place, such as ``network.hidden``."""
     if not isinstance(options, dict):
         return {place: options}
-    return {
-        key: value
-        for name, inner in options.items()
-        for key, value in leaves(
-            inner, place if name in ("class_path", "init_args") else f"{place}.{name}".lstrip(".")
-        ).items()
-    }
+    found: dict[str, Any] = {}
+    for name, inner in options.items():
+        within = place if name in ("class_path", "init_args") else f"{place}.{name}".lstrip(".")
+        found |= leaves(inner, within)
+    return found
 
 
 @contextlib.contextmanager

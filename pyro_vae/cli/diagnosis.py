@@ -26,8 +26,8 @@ def add_diagnosis(parser: Parser) -> None:
     parser.flag(parser, "--ais", help_)
     parser.flag(parser, "--gaps", "approximation gap (family of q) and amortization gap (encoder)")
     add = parser.option
-    add(parser, "--num-temperatures", int, "AIS temperatures; more are more exact", 100)
-    add(parser, "--num-chains", int, "AIS chains per datum", 8)
+    add(parser, "--num-temperatures", int, "number of AIS temperatures; more are more exact", 100)
+    add(parser, "--num-chains", int, "number of AIS chains per datum", 8)
     add(parser, "--num-data", int, "number of test data for --ais and --gaps", 100)
 
 

@@ -52,7 +52,7 @@ def add_data(parser: Parser) -> None:
     """Add the options of the data."""
     group = parser.add_argument_group("data")
     add = parser.option
-    help_ = "data set's name, a .npy or .npz file, or a folder of images"
+    help_ = "name of a data set, a .npy or .npz file, or a folder of images"
     add(group, "--data", str, help_, "digits")
     help_ = (
         "weight of each row in training: a .npy file with one number per row, or the name of an "
@@ -60,7 +60,7 @@ def add_data(parser: Parser) -> None:
     )
     add(group, "--data-weights", str | None, help_, metavar="FILE_OR_KEY")
     add(group, "--data-root", str, "folder of named data sets, also for downloads", "data")
-    help_ = "codes of missing values in a file, such as -9999 or -9999,-8888, besides NaN"
+    help_ = "numbers that mark missing values in a file besides NaN, such as -9999 or -9999,-8888"
     add(group, "--missing", missing_codes, help_, metavar="NUMBERS")
     help_ = "map from stored values to observations (default: by the data)"
     parser.role(group, "observation", help_)
@@ -96,10 +96,10 @@ def _add_training(parser: Parser) -> None:
     help_ = "fraction of the run over which the weight of the KL rises from 0 to 1, such as 0.3"
     add(group, "--kl-warmup", float | None, help_, metavar="FRACTION")
     add(group, "--beta", float | None, "weight of the KL, as in the beta-VAE")
-    help_ = "free bits: nats of KL per layer that cost nothing"
+    help_ = "KL per layer, in nats, that is free of cost (free bits)"
     add(group, "--free-bits", float | None, help_, metavar="NATS")
-    add(group, "--epochs", int | None, "passes over the data (default: by their size)")
-    help_ = "data per step (default: 128, or all of them if fewer)"
+    add(group, "--epochs", int | None, "number of passes over the data (default: by their size)")
+    help_ = "number of data per step (default: 128, or all of them if fewer)"
     add(group, "--batch-size", int | None, help_)
     add(group, "--lr", float, "Adam's learning rate", 1e-3)
     help_ = "factor on the learning rate over the run"
@@ -108,14 +108,14 @@ def _add_training(parser: Parser) -> None:
     parser.role(group, "turns", help_)
     help_ = "largest norm of the gradient of the loss per datum"
     add(group, "--clip-norm", float | None, help_)
-    help_ = "epochs without a better validation ELBO before training stops"
+    help_ = "number of epochs without a better validation ELBO after which training stops"
     add(group, "--patience", int | None, help_)
 
 
 def _add_run(parser: Parser) -> None:
     group = parser.add_argument_group("run")
     add = parser.option
-    add(group, "--num-samples", int, "importance samples per datum for log p(x)", 1000)
+    add(group, "--num-samples", int, "number of importance samples per datum for log p(x)", 1000)
     help_ = "weights to evaluate: those with the best validation ELBO, or the last"
     add(group, "--weights", Literal["best", "last"], help_, "best")
     engines = Literal["auto", "eager", "recorded", "compiled"]
@@ -124,7 +124,7 @@ def _add_run(parser: Parser) -> None:
     precisions = Literal["float32", "tf32", "bfloat16"]
     help_ = "precision of the networks' matrix multiplications; densities are always float32"
     add(group, "--precision", precisions, help_, "float32")
-    add(group, "--device", str, "auto (CUDA, MPS, CPU), cpu, cuda, cuda:1, mps", "auto")
+    add(group, "--device", str, "device: auto (CUDA, MPS or CPU), cpu, cuda, cuda:1 or mps", "auto")
     add(group, "--seed", int, "seed for weights, noise and data order", 0)
     add(group, "--tensorboard", bool, "write TensorBoard scalars too", False)
     add(group, "--out", Path | None, "run folder (default: runs/DATA-MODEL-TIME)")

@@ -89,34 +89,17 @@ class Parser(argparse.ArgumentParser):
     def option(
         self, group: Any, name: str, hint: Any, help_: str, default: Any = None, metavar: str = ""
     ) -> None:
-        """Add an option of a type.
-
-        Args:
-            group: Of options, as they are shown.
-            name: Such as ``--lr``.
-            hint: The type, or a function that reads a value.
-            help_: A phrase.
-            default: The value unless given.
-            metavar: What stands for the value in the help.
-        """
-        shown = default if default is not None and default is not False else ""
-        choices = "{" + ",".join(_choices(hint)) + "}" if _choices(hint) else None
-        self._add(group, name, hint if _is_reader(hint) else partial(read, name, hint), default,
-                  f"{help_} (default: {shown})" if shown != "" else help_,
-                  metavar=metavar or choices)  # fmt: skip
+        """Add an option of a type to a group, as ``--help`` shows them."""
+        literal = typing.get_origin(hint) is typing.Literal
+        choices = ("true", "false") if hint is bool else typing.get_args(hint) if literal else ()
+        metavar = metavar or (f"{{{','.join(choices)}}}" if choices else "")
+        help_ += "" if default is None or default is False else f" (default: {default})"
+        self._add(group, name, partial(read, name, hint), default, help_, metavar=metavar or None)
 
     def role(
         self, group: Any, role: str, help_: str, default: str = "", *, names: bool = True
     ) -> None:
-        """Add the option of a role, which takes a component.
-
-        Args:
-            group: Of options, as they are shown.
-            role: Such as "prior".
-            help_: A phrase.
-            default: The import path of the class unless given.
-            names: Whether the help lists the classes to choose from.
-        """
+        """Add the option of a role, which takes a component; its help may list their names."""
         chosen = Component(default) if default else None
         listed = f"{help_}: {', '.join(offered(role))}, or your own" if names else help_
         listed += f" (default: {chosen.name})" if chosen else ""
@@ -132,7 +115,7 @@ class Parser(argparse.ArgumentParser):
             return [component(name, role, each) for each in words]
 
         self._add(group, name, reader, default.split(), f"{help_} (default: {default})",
-                  metavar="NAME ...", nargs="*")  # fmt: skip
+                  metavar="NAME", nargs="*")  # fmt: skip
 
     def positional(self, name: str, hint: Any, help_: str) -> None:
         """Add an argument that stands for itself; it is not optional."""
@@ -180,11 +163,7 @@ class Parser(argparse.ArgumentParser):
         return self._read(vars(found))
 
     def held(self, path: Path, modules: set[str]) -> Given:
-        """Read a file of options.
-
-        Args:
-            path: The YAML file.
-            modules: Modules that the user named on the command line.
+        """Read a file of options, which may name classes of modules that the user has named.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -279,16 +258,6 @@ def _dest(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
 
 
-def _is_reader(hint: Any) -> bool:
-    return callable(hint) and not isinstance(hint, type) and typing.get_origin(hint) is None
-
-
-def _choices(hint: Any) -> list[str]:
-    if typing.get_origin(hint) is typing.Literal:
-        return [*typing.get_args(hint)]
-    return ["true", "false"] if hint is bool else []
-
-
 # Configurations -----------------------------------------------------------------------------------
 
 
@@ -312,10 +281,6 @@ def components_built(config: Any) -> argparse.Namespace:
     Raises:
         ValueError: If an argument is missing, or a class refuses one; one line.
     """
-    roles = {
-        role: hint for role, hint in HINTS.items() if role != "model" and hasattr(config, role)
-    }
-    objects = {
-        role: built(f"--{role}", hint, getattr(config, role)) for role, hint in roles.items()
-    }
+    roles = HINTS.keys() & vars(config).keys() - {"model"}
+    objects = {role: built(f"--{role}", HINTS[role], getattr(config, role)) for role in roles}
     return argparse.Namespace(**objects)

@@ -47,7 +47,16 @@ from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
 
-__all__ = ["Run", "evaluate", "load", "open_run", "store_results", "train", "write_report"]
+__all__ = [
+    "Run",
+    "evaluate",
+    "load",
+    "open_run",
+    "provenance",
+    "store_results",
+    "train",
+    "write_report",
+]
 
 _OF_LEVELS = {
     "Binarize": "integers, or values in [0, 1]",
@@ -389,17 +398,22 @@ def write_report(
         history=done.history,
         pictures=pictures,
         config=_without_folders(config),
-        provenance={
-            "command": f"pyro-vae train --config {out / 'config.yaml'}",
-            "seed": run.config.seed,
-            "device": str(run.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
+        provenance=provenance(run, f"pyro-vae train --config {out / 'config.yaml'}"),
     )
+
+
+def provenance(run: Run, command: str) -> dict[str, Any]:
+    """Return what a report's numbers come from: the command that repeats them, and versions."""
+    return {
+        "command": command,
+        "seed": run.config.seed,
+        "device": str(run.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def _without_folders(config: str) -> str:

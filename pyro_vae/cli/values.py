@@ -132,12 +132,14 @@ def read(option: str, hint: Any, given: Any) -> Any:
 
     Args:
         option: What it is given for, for messages.
-        hint: The type, as an argument is annotated.
+        hint: The type, as an argument is annotated; or a function that reads a value.
         given: The word that was typed, or the value that a file holds.
 
     Raises:
         ValueError: If it is no such value; names the option, the value, and what would do.
     """
+    if inspect.isfunction(hint):
+        return hint(given)
     kinds = [*kinds_of(hint)]
     word = given.strip() if isinstance(given, str) else None
     if word is not None and word.lower() in (_NOTHING if str not in kinds else _NOTHING[:1]):

@@ -157,7 +157,7 @@ class Sylvester(_Flows):
     Args:
         event_shape: The shape of one event, of D numbers.
         num_flows: How many flows follow the normal.
-        rank: M, from 1 to D; None: D.
+        rank: The rank M of each flow, from 1 to D; None: D.
         num_reflections: How many reflections make Q; each takes D raw numbers.
 
     Raises:

@@ -29,7 +29,7 @@ class AutoregressiveBernoulli(Family):
         event_shape: The shape of one event, of D >= 2 entries in the order of memory.
         hidden_dims: The widths of the network's hidden layers, D or more each; None: one layer of
             3 D, but 64 at least.
-        num_context: How many numbers h has, functions of the data where this is a posterior.
+        num_context: The size of h; h is a function of the data where this is a posterior.
 
     Raises:
         ValueError: If there are fewer than two entries, a layer is too narrow, or ``num_context``

@@ -56,8 +56,8 @@ class Flow(Family):
         num_flows: How many steps; with one coupling, half of the dimensions stay normal.
         hidden_dims: The widths of each network's hidden layers, D or more each in autoregressive
             steps; None: one layer of 3 D, but 64 at least.
-        num_context: How many numbers the networks listen to, h, functions of the data where this
-            is a posterior.
+        num_context: The size of h, on which the networks are conditioned; h is a function of the
+            data where this is a posterior.
 
     Raises:
         ValueError: If there are fewer than two dimensions or no steps, a layer is too narrow, or

@@ -133,7 +133,7 @@ class Categorical(Family):
 
     Args:
         event_shape: The shape of one event.
-        num_categories: K.
+        num_categories: The number of categories, K.
 
     Raises:
         ValueError: If there are fewer than two categories.
@@ -231,7 +231,7 @@ class DiscretizedLogisticMixture(Family):
 
     Args:
         event_shape: The shape of one datum.
-        num_components: K.
+        num_components: The number of components, K.
         levels: The largest value.
 
     Raises:

@@ -33,7 +33,7 @@ class MixtureOfNormals(Family):
 
     Args:
         event_shape: The shape of one event.
-        num_components: K.
+        num_components: The number of components, K.
 
     Raises:
         ValueError: If there are no components.
@@ -78,7 +78,7 @@ class VampPrior(Family):
 
     Args:
         event_shape: The shape of one latent.
-        num_pseudo_inputs: K.
+        num_pseudo_inputs: The number of pseudo-inputs, K.
 
     Raises:
         ValueError: If there are no pseudo-inputs; later, if the prior has not met q(z | x), or

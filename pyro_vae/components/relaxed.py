@@ -49,7 +49,7 @@ class RelaxedBernoulli(_Relaxed):
 
     Args:
         event_shape: The shape of one event.
-        temperature: T, positive. A buffer: fill it in place to move it.
+        temperature: The temperature T, positive. A buffer: fill it in place to change it.
 
     Raises:
         ValueError: If ``temperature`` is not positive.
@@ -80,7 +80,7 @@ class Concrete(_Relaxed):
 
     Args:
         event_shape: The shape of one event; its last size is the number of categories.
-        temperature: T, positive. A buffer: fill it in place to move it.
+        temperature: The temperature T, positive. A buffer: fill it in place to change it.
 
     Raises:
         ValueError: If ``temperature`` is not positive.
@@ -111,7 +111,7 @@ class StraightThroughBernoulli(_Relaxed):
 
     Args:
         event_shape: The shape of one event.
-        temperature: T, positive. A buffer: fill it in place to move it.
+        temperature: The temperature T, positive. A buffer: fill it in place to change it.
 
     Raises:
         ValueError: If ``temperature`` is not positive.
@@ -145,7 +145,7 @@ class StraightThroughCategorical(_Relaxed):
 
     Args:
         event_shape: The shape of one event; its last size is the number of categories.
-        temperature: T, positive. A buffer: fill it in place to move it.
+        temperature: The temperature T, positive. A buffer: fill it in place to change it.
 
     Raises:
         ValueError: If ``temperature`` is not positive.

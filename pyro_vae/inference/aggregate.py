@@ -100,8 +100,8 @@ class InfoVAE(Regularized):
 
     Args:
         alpha: How much of the KL is left out, at most 1.
-        weight: lambda; the distance has the weight alpha + lambda - 1.
-        kernel: Between latents.
+        weight: The number lambda; the distance has the weight alpha + lambda - 1.
+        kernel: The kernel between latents.
         num_particles: S, the number of samples of the latents for each datum.
 
     Raises:
@@ -156,7 +156,7 @@ def mmd2(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:
     Args:
         a: Samples of one distribution, ``[..., M, D]``.
         b: Samples of the other, ``[..., N, D]``.
-        kernel: Between samples.
+        kernel: The kernel between samples.
     """
 
     def within(c: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Renyi(Bound):
     alpha gives no bound: that gradient is followed, but IWAE's bound is reported.
 
     Args:
-        alpha: The order, any number but 1.
+        alpha: The order of the bound, any number but 1.
         num_particles: S, the number of samples of the latents for each datum.
 
     Raises:
@@ -94,7 +94,7 @@ class CIWAE(Bound):
         \qquad w_s = \frac{p(x, z_s)}{q(z_s \mid x)}
 
     Args:
-        beta: The part of the ELBO, in [0, 1].
+        beta: The weight of the ELBO beside the IWAE bound, in [0, 1].
         num_particles: S, the number of samples of the latents for each datum.
 
     Raises:
@@ -225,7 +225,7 @@ class InChunks(Objective):
 
     Args:
         objective: One made of log-densities alone: ELBO, IWAE, Renyi, MIWAE, CIWAE, VIMCO.
-        particles_at_once: The size of a chunk.
+        particles_at_once: The number of particles in a chunk.
 
     Raises:
         ValueError: If ``particles_at_once`` is less than 1.

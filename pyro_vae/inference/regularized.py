@@ -68,7 +68,7 @@ class BetaVAE(Regularized):
     the weight keeps the KL at a target, which is ControlVAE.
 
     Args:
-        beta: The weight, not negative.
+        beta: The weight of the KL, not negative.
         num_particles: S, the number of samples of the latents for each datum.
 
     Raises:
@@ -104,7 +104,7 @@ class Capacity(Regularized):
 
     Args:
         capacity: C in nats per datum; in the paper ``Scheduled(Linear(0.0, 25.0))``.
-        gamma: The weight.
+        gamma: The weight of the distance between the KL and C.
         num_particles: S, the number of samples of the latents for each datum.
 
     Raises:

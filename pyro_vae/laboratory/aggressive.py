@@ -36,7 +36,7 @@ class Aggressive(Turns):
     Args:
         window: How many losses are averaged.
         longest: The most steps in a row that the guide takes alone.
-        num_judged: How many validation data the mutual information is of.
+        num_judged: The number of validation data for the mutual information.
 
     Raises:
         ValueError: If a number is less than 1, or ``longest`` less than ``window``.

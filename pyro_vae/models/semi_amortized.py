@@ -45,8 +45,8 @@ class SemiAmortizedVAE(PyroModule):
         likelihood: p(x | z), a module that maps z to a distribution.
         posterior: Where q(z | x) starts; its samples are reparameterised and twice
             differentiable (those of ``VonMisesFisher`` are not).
-        num_steps: K.
-        step_size: :math:`\eta`.
+        num_steps: The number of gradient steps, K.
+        step_size: The size of a gradient step, :math:`\eta`.
         max_norm: The largest norm of a datum's gradient; longer ones are cut.
 
     Raises:

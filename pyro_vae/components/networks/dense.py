@@ -121,8 +121,8 @@ class Residual(nn.Module):
     Args:
         in_shape: The shape of one input.
         out_shape: The shape of one output.
-        width: How many numbers h has.
-        num_blocks: How many blocks.
+        width: The width of h, the state between blocks.
+        num_blocks: The number of residual blocks.
         activation: The nonlinearity a.
         normalise: What stands before each nonlinearity, such as ``nn.BatchNorm1d``.
         initialise: Sets the weights, such as ``glorot``; torch's own unless given.

@@ -33,7 +33,7 @@ class Transformer(nn.Module):
         in_shape: The shape of one sequence; its first axis is time.
         out_shape: The shape of one output.
         width: How many numbers stand for a step.
-        num_heads: How many heads look at once; they share the width.
+        num_heads: The number of attention heads, which share the width.
         num_layers: How many blocks of attention and dense layers there are.
         activation: The nonlinearity of the dense layers.
         num_symbols: How many symbols there are, the padding included; None: real numbers.
@@ -105,7 +105,7 @@ class TransformerDecoder(nn.Module):
         out_shape: ``(K, L, ...)``: K numbers for each place of a sequence of L steps, as the raw
             numbers of a family over sequences are.
         width: How many numbers stand for a step.
-        num_heads: How many heads look at once; they share the width.
+        num_heads: The number of attention heads, which share the width.
         num_layers: How many blocks of attention and dense layers there are.
         activation: The nonlinearity of the dense layers.
         initialise: Sets the weights, such as ``glorot``; torch's own unless given.
