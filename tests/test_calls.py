@@ -321,7 +321,7 @@ def test_wishes_that_contradict_are_refused(flags, said):
 HELPS = {
     "--prior.help": "StandardNormal",
     "--prior MixtureOfNormals(3) --prior.help": "--prior.num_components",
-    "--prior.help MixtureOfNormals": "--prior.num_components  K. (a whole number; default: 10",
+    "--prior.help MixtureOfNormals": "--prior.num_components  The number of components, K.",
     "--prior.help=VampPrior": "--prior.num_pseudo_inputs",
     "--objective.help": "IWAE ",
     "--objective BetaVAE --objective.beta.help": "Scheduled ",
