@@ -93,42 +93,42 @@ def door_of(
     return checked
 
 
-def built(name: str, builder: Callable[..., Any], kind: type[_T], *shapes: tuple[int, ...]) -> _T:
+def built(name: str, builder: Callable[..., Any], kind: type[_T], *shapes: Any) -> _T:
     """Return what a builder makes of shapes, which has to be of a kind.
 
     Args:
         name: What the argument is called that is the builder.
         builder: Called with the shapes.
         kind: What it has to return.
-        shapes: Of the event, or of an input and an output.
+        shapes: Of the event, or of an input and an output; or a number of features, or nothing.
 
     Raises:
         TypeError: If it is no builder, cannot be called so, or returns something else.
     """
-    _refuse_built(name, builder, kind)
+    expected = _of_builder(kind, ([type(each) for each in shapes],))
+    given = " and ".join(map(str, shapes)) or "nothing"
+    _refuse_built(name, builder, expected)
     try:
         made = builder(*shapes)
     except ArgumentError:
         raise
     except (TypeError, AttributeError, RuntimeError, IndexError, KeyError) as error:
         raise TypeError(
-            f"{name}={shown(builder)} cannot build a {kind.__name__} from "
-            f"{' and '.join(map(str, shapes))} ({' '.join(str(error).split())}): expected "
-            f"{_of_builder(kind)}"
+            f"{name}={shown(builder)} cannot build a {kind.__name__} from {given} "
+            f"({' '.join(str(error).split())}): expected {expected}"
         ) from error
     if not isinstance(made, kind):
         raise TypeError(
-            f"{name}={shown(builder)} returns {shown(made)} for {' and '.join(map(str, shapes))}: "
-            f"expected {_of_builder(kind)}"
+            f"{name}={shown(builder)} returns {shown(made)} for {given}: expected {expected}"
         )
     return made
 
 
-def _refuse_built(name: str, builder: Any, kind: type) -> None:
+def _refuse_built(name: str, builder: Any, expected: str) -> None:
     if isinstance(builder, nn.Module):
-        raise TypeError(f"{name}={shown(builder)} is built already: expected {_of_builder(kind)}")
+        raise TypeError(f"{name}={shown(builder)} is built already: expected {expected}")
     if not callable(builder):
-        raise TypeError(f"{name}={shown(builder)}: expected {_of_builder(kind)}")
+        raise TypeError(f"{name}={shown(builder)}: expected {expected}")
 
 
 def _of_builder(kind: type, signature: tuple[Any, ...] = ()) -> str:
@@ -296,6 +296,8 @@ def _function(value: Any, signature: tuple[Any, ...]) -> Any:
         if not issubclass(value, kind):
             raise _Unfit(expected, f"build an object of it: {value.__name__}(...)")
         return value
+    if made is type(None) and isinstance(value, nn.Module):
+        raise _Unfit("a function that returns nothing", "")
     if builds and isinstance(value, nn.Module):
         raise _Unfit(expected, "this one is built already: give its class or a function")
     if isinstance(value, torch.optim.Optimizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_vae import SVI, VAE, evaluation, fit
+from pyro_vae import SVI, VAE, components, evaluation, fit, inference
 from pyro_vae.arguments import at_the_door
 from pyro_vae.components import (
     MLP,
@@ -377,6 +378,38 @@ def test_whatever_an_argument_is_the_call_works_or_says_so(seed):
             except (TypeError, ValueError) as error:
                 told = error
             assert told is None or _is_ours(told), (function.__name__, name, bad, str(told))
+
+
+NEEDED = {
+    "event_shape": (4,), "in_shape": (4,), "out_shape": (2,), "latent_shape": (2,), "weight": 1.0,
+    "num_categories": 3, "total_count": 3, "temperature": 0.5, "network": MLP, "objective": ELBO(),
+    "columns": (Normal, Normal, Normal, Normal), "name": "Laplace", "levels": 3,
+}  # fmt: skip
+
+
+def _constructors():
+    for name in (*inference.__all__, *components.__all__):
+        made = getattr(inference, name, None) or getattr(components, name, None)
+        if not inspect.isclass(made) or issubclass(made, (tuple, Exception)):
+            continue
+        named = inspect.signature(made).parameters.values()
+        needed = [each.name for each in named if each.default is each.empty]
+        if all(name in NEEDED for name in needed):
+            yield pytest.param(made, {name: NEEDED[name] for name in needed}, id=made.__name__)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("made", "needed"), list(_constructors()))
+def test_whatever_a_part_is_given_it_is_built_or_says_so(made, needed):
+    generator = random.Random(0)
+    names = list(inspect.signature(made).parameters)
+    for name, bad in itertools.product(names, generator.sample(ANYTHING, 12)):
+        told = None
+        try:
+            made(**{**needed, name: bad})
+        except (TypeError, ValueError) as error:
+            told = error
+        assert told is None or _is_ours(told), (name, bad, str(told))
 
 
 def test_a_program_of_the_users_own_is_told_its_own_line():

@@ -16,6 +16,7 @@ import torch
 from pyro.distributions.transforms import Transform
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.distributions import bijections, positive
 from pyro_vae.distributions.bijections import shaped
@@ -87,6 +88,7 @@ class Planar(_Flows):
         Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
     """
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_flows: int = 4) -> None:
         size = math.prod(event_shape)
         super().__init__(event_shape, [size, size, 1], num_flows=num_flows)
@@ -113,6 +115,7 @@ class Radial(_Flows):
         Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
     """
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_flows: int = 4) -> None:
         super().__init__(event_shape, [math.prod(event_shape), 1, 1], num_flows=num_flows)
 
@@ -137,6 +140,7 @@ class Householder(_Flows):
         Improving Variational Auto-Encoders using Householder Flow (Tomczak & Welling, 2016)
     """
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_flows: int = 4) -> None:
         super().__init__(event_shape, [math.prod(event_shape)], num_flows=num_flows)
 
@@ -170,6 +174,7 @@ class Sylvester(_Flows):
 
     roles = ("posterior",)
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,

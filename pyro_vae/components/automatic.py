@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import (
     Distribution,
     Family,
@@ -60,6 +61,7 @@ class Automatic(Family):
     data = "any kind, as Pyro's distribution says"
     example: ClassVar = {"distribution": "Laplace"}
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,

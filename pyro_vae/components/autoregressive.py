@@ -10,6 +10,7 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.components.flows import widths
 
@@ -43,6 +44,7 @@ class AutoregressiveBernoulli(Family):
 
     data = "bits"
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,

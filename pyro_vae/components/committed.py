@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.distributions import positive
 
@@ -58,6 +59,7 @@ class AutoregressiveNormal(Family):
 
     scale: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, rate: float = 2.0) -> None:
         super().__init__(event_shape, raw_shape=(0,))
         num_steps, num_units = event_shape[0], math.prod(event_shape[1:])
@@ -105,6 +107,7 @@ class CommittedNormal(Family):
 
     roles = ("posterior",)
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, rate: float = 2.0) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
         num_units = math.prod(event_shape)
@@ -155,6 +158,7 @@ class BatchNormalizedNormal(Family):
 
     roles = ("posterior",)
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, gamma: float = 0.5) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
         if not 0 < gamma < math.inf:

@@ -22,6 +22,7 @@ from pyro.nn import ConditionalDenseNN
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.distributions import AutoregressiveStep, positive
 from pyro_vae.distributions.autoregressive import FAR, Masked
@@ -68,6 +69,7 @@ class Flow(Family):
     ones: Tensor
     _masked = False
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,
@@ -189,6 +191,7 @@ class AffineCoupling(Flow):
 
     synonyms = ("RealNVP",)
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_flows: int = 4, **sizes: Any) -> None:
         super().__init__(event_shape, num_flows=num_flows, **sizes)
 
@@ -224,6 +227,7 @@ class NeuralSpline(Flow):
 
     synonyms = ("NSF",)
 
+    @at_the_door
     def __init__(
         self, event_shape: Shape, *, num_bins: int = 8, bound: float = 4.0, **sizes: Any
     ) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import (
     Distribution,
     Family,
@@ -53,6 +54,7 @@ class ContinuousBernoulli(Family):
     roles = ("likelihood",)
     data = "numbers between 0 and 1"
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
@@ -91,6 +93,7 @@ class LogitNormal(Family):
     roles = ("likelihood",)
     data = "numbers between 0 and 1"
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,
@@ -143,6 +146,7 @@ class Categorical(Family):
     data = "levels and categories"
     synonyms = ("CrossEntropy",)
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_categories: int = 256) -> None:
         super().__init__(event_shape, raw_shape=(num_categories, *event_shape))
         if num_categories < 2:
@@ -195,6 +199,7 @@ class DiscretizedLogistic(Family):
     roles = ("likelihood",)
     data = "levels and categories"
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, levels: int = 255) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
         _check_levels(levels)
@@ -248,6 +253,7 @@ class DiscretizedLogisticMixture(Family):
         "PixelCNN++": "its likelihood, without its network, is DiscretizedLogisticMixture"
     }
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_components: int = 10, levels: int = 255) -> None:
         if num_components < 1:
             raise ValueError(f"num_components={num_components}: a mixture has 1 or more")

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import (
     Distribution,
     Family,
@@ -35,6 +36,7 @@ class Bernoulli(Family):
     data = "bits"
     synonyms = ("BCE",)
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 
@@ -63,6 +65,7 @@ class Binomial(Family):
     roles = ("likelihood", "prior", "posterior")
     data = "counts"
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, total_count: int = 16) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
         if total_count < 1:
@@ -110,6 +113,7 @@ class Normal(Family):
         "Normal(scale=1.0)",
     }
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,

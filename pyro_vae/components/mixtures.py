@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.budget import refuse_numbers
 from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
 from pyro_vae.components.networks.inputs import alike
@@ -43,6 +44,7 @@ class MixtureOfNormals(Family):
 
     anchors: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_components: int = 10) -> None:
         if num_components < 1:
             raise ValueError(
@@ -94,6 +96,7 @@ class VampPrior(Family):
     low: Tensor
     width: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_pseudo_inputs: int = 500) -> None:
         if num_pseudo_inputs < 1:
             raise ValueError(

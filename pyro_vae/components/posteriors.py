@@ -39,6 +39,7 @@ class DiagonalNormal(Family):
     roles = ("posterior", "prior", "likelihood")
     synonyms = ("Gaussian", "MeanField")
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
 
@@ -66,6 +67,7 @@ class LowRankNormal(Family):
         (Rezende, Mohamed & Wierstra, 2014), for a covariance of rank one beside a diagonal
     """
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, rank: int = 2) -> None:
         if rank < 1:
             raise ValueError(f"rank={rank}: a LowRankNormal has one direction or more")
@@ -99,6 +101,7 @@ class FullNormal(Family):
         Unconstrained Parametrizations for Variance-Covariance Matrices (Pinheiro & Bates, 1996)
     """
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         size = math.prod(event_shape)
         super().__init__(event_shape, raw_shape=(size * (size + 3) // 2,))
@@ -129,6 +132,7 @@ class Point(Family):
 
     roles = ()
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
 

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
 
 __all__ = ["StandardNormal", "learned"]
@@ -23,6 +24,7 @@ class StandardNormal(Family):
     loc: Tensor
     scale: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(0,))
         self.register_buffer("loc", torch.zeros(self.event_shape), persistent=False)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 
 __all__ = [
@@ -27,6 +28,7 @@ class _Relaxed(Family):
 
     temperature: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, temperature: float = 2 / 3) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
         if not temperature > 0:
@@ -124,6 +126,7 @@ class StraightThroughBernoulli(_Relaxed):
 
     data = "bits"
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
         super().__init__(event_shape, temperature=temperature)
 
@@ -156,6 +159,7 @@ class StraightThroughCategorical(_Relaxed):
 
     data = "one-hot vectors"
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, temperature: float = 1.0) -> None:
         super().__init__(event_shape, temperature=temperature)
 

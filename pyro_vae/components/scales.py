@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Shape
 from pyro_vae.distributions import positive, raw_at_scale
 
@@ -55,6 +56,7 @@ class SharedScale(Scale):
         ValueError: If ``initial`` is not above ``min_scale``, or that not above zero.
     """
 
+    @at_the_door
     def __init__(
         self, event_shape: Shape, *, initial: float | None = None, min_scale: float = 1e-3
     ) -> None:
@@ -96,6 +98,7 @@ class PerDimensionScale(Scale):
         ValueError: If ``initial`` is not above ``min_scale``, or that not above zero.
     """
 
+    @at_the_door
     def __init__(
         self, event_shape: Shape, *, initial: float | None = None, min_scale: float = 1e-3
     ) -> None:
@@ -151,6 +154,7 @@ class OptimalScale(Scale):
 
     variance: Tensor
 
+    @at_the_door
     def __init__(
         self,
         event_shape: Shape,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.components.scales import mean_of
 
@@ -35,6 +36,7 @@ class Multinomial(Family):
 
     of_data = ("num_words",)
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_words: int | None = None) -> None:
         super().__init__(event_shape, raw_shape=(1, *event_shape))
         _check_vector("Multinomial", event_shape)
@@ -83,6 +85,7 @@ class CategoricalSequence(Family):
     roles = ("likelihood",)
     data = "words and sequences"
 
+    @at_the_door
     def __init__(self, event_shape: Shape, *, num_categories: int = 256, padding: int = 0) -> None:
         super().__init__(event_shape, raw_shape=(num_categories, *event_shape))
         _check_vector("CategoricalSequence", event_shape)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.distributions import positive
 
@@ -32,6 +33,7 @@ class UniformSphere(Family):
 
     zeros: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         super().__init__(event_shape, raw_shape=(0,))
         if event_shape[-1] < 2:
@@ -68,6 +70,7 @@ class VonMisesFisher(Family):
 
     axis: Tensor
 
+    @at_the_door
     def __init__(self, event_shape: Shape) -> None:
         *others, size = event_shape
         if size < 2:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.arguments import at_the_door
+from pyro_vae.arguments import at_the_door, built
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.components.likelihoods import Bernoulli, Normal
 from pyro_vae.components.scales import OptimalScale
@@ -111,7 +111,7 @@ class Incomplete(Family):
 
     @at_the_door
     def __init__(self, event_shape: Shape, *, family: Callable[[Shape], Family] = Normal) -> None:
-        complete = family(event_shape)
+        complete = built("family", family, Family, event_shape)
         super().__init__(event_shape, raw_shape=complete.raw_shape)
         if any(isinstance(module, OptimalScale) for module in complete.modules()):
             raise ValueError(

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.regularized import Regularized, weight_of, weighted_kl
 from pyro_vae.inference.schedules import Moving, check_weight, current
@@ -114,6 +115,7 @@ class InfoVAE(Regularized):
         A Kernel Two-Sample Test (Gretton et al., 2012)
     """
 
+    @at_the_door
     def __init__(
         self,
         alpha: float = 0.0,
@@ -205,6 +207,7 @@ class BetaTCVAE(Regularized):
 
     example: ClassVar = {"num_data": 100}
 
+    @at_the_door
     def __init__(
         self,
         beta: float | Moving = 6.0,
@@ -351,6 +354,7 @@ class DIPVAE(Regularized):
         (Kumar, Sattigeri & Balakrishnan, 2018)
     """
 
+    @at_the_door
     def __init__(
         self,
         covariance: Covariance | None = None,

@@ -29,6 +29,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.utils import stateless
 
+from pyro_vae.arguments import shown
 from pyro_vae.inference.detached import detached
 from pyro_vae.inference.parameters import OwnNames
 from pyro_vae.inference.schedules import Controlled, Moving, check_weight, current
@@ -56,6 +57,8 @@ def checked_names(sites: Collection[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(sites, str):
         raise TypeError(f'sites={sites!r}: give a list of the names of sites, sites=["{sites}"]')
+    if not isinstance(sites, Collection):
+        raise TypeError(f"sites={shown(sites)}: give a list of the names of sites")
     names = tuple(dict.fromkeys(sites))
     for name in names:
         if not isinstance(name, str):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.objectives import IWAE, Bound, Objective, data_weight, log_mean_exp, weighed
 from pyro_vae.inference.program import Program
@@ -44,6 +45,7 @@ class Renyi(Bound):
         Renyi Divergence Variational Inference (Li & Turner, 2016)
     """
 
+    @at_the_door
     def __init__(self, alpha: float = 0.5, num_particles: int = 50) -> None:
         _check_alpha(alpha)
         super().__init__(num_particles)
@@ -77,6 +79,7 @@ class MIWAE(Bound):
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
     """
 
+    @at_the_door
     def __init__(self, num_particles: int = 64, num_groups: int = 8) -> None:
         _check_groups(num_particles, num_groups)
         super().__init__(num_particles)
@@ -105,6 +108,7 @@ class CIWAE(Bound):
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
     """
 
+    @at_the_door
     def __init__(self, beta: float = 0.5, num_particles: int = 64) -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"beta={beta}: the part of the ELBO lies between 0 and 1")
@@ -135,6 +139,7 @@ class PIWAE(Bound):
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
     """
 
+    @at_the_door
     def __init__(self, num_particles: int = 64, num_groups: int = 8) -> None:
         _check_groups(num_particles, num_groups)
         super().__init__(num_particles)
@@ -187,6 +192,7 @@ class DReG(Bound):
         Generalized Doubly Reparameterized Gradient Estimators (Bauer & Mnih, 2021)
     """
 
+    @at_the_door
     def __init__(self, num_particles: int = 50, *, alpha: float = 0.0) -> None:
         _check_alpha(alpha)
         super().__init__(num_particles)
@@ -234,6 +240,7 @@ class InChunks(Objective):
 
     example: ClassVar = {"objective": IWAE(4), "particles_at_once": 2}
 
+    @at_the_door
     def __init__(self, objective: Objective, particles_at_once: int = 100) -> None:
         if particles_at_once < 1:
             raise ValueError(f"particles_at_once={particles_at_once}: at least one is needed")

@@ -17,6 +17,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program, exclusively
 from pyro_vae.inference.sites import Layout
@@ -97,6 +98,7 @@ class Objective(PyroELBO):
     weighs_particles: ClassVar[bool] = False
     """Whether particles are weighed by their densities among themselves, as no ELBO does."""
 
+    @at_the_door
     def __init__(self, num_particles: int = 1) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles={num_particles}: at least one sample is needed")
@@ -271,6 +273,7 @@ class IWAE(Bound):
 
     synonyms = ("IWELBO",)
 
+    @at_the_door
     def __init__(self, num_particles: int = 50) -> None:
         super().__init__(num_particles)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.inference.objectives import Objective, data_weight
 from pyro_vae.inference.schedules import Moving, check_weight, current
 from pyro_vae.inference.terms import SiteTerms
@@ -80,6 +81,7 @@ class BetaVAE(Regularized):
         ControlVAE: Controllable Variational Autoencoder (Shao et al., 2020)
     """
 
+    @at_the_door
     def __init__(self, beta: float | Moving = 4.0, num_particles: int = 1) -> None:
         check_weight("beta", beta)
         super().__init__(num_particles)
@@ -114,6 +116,7 @@ class Capacity(Regularized):
         Understanding disentangling in beta-VAE (Burgess et al., 2018)
     """
 
+    @at_the_door
     def __init__(
         self,
         capacity: float | Moving = 25.0,
@@ -203,6 +206,7 @@ class FreeBits(Regularized):
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
     """
 
+    @at_the_door
     def __init__(
         self, nats: float | Moving = 0.5, split: Split | None = None, num_particles: int = 1
     ) -> None:

@@ -11,11 +11,14 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+
+from pyro_vae.arguments import at_the_door, shown
 
 __all__ = [
     "Constant",
@@ -67,6 +70,7 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_finite(final=self.final)
         if not 0 <= self.final <= 1:
             raise ValueError(f"final={self.final}: the final factor lies between 0 and 1")
 
@@ -93,7 +97,7 @@ class Linear(Schedule):
     until: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_finite(start=self.start, end=self.end)
+        _check_finite(start=self.start, end=self.end, until=self.until)
         if not 0 < self.until < math.inf:
             raise ValueError(f"until={self.until}: the line ends at a positive progress")
 
@@ -128,7 +132,7 @@ class Sigmoid(Schedule):
     width: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_finite(start=self.start, end=self.end)
+        _check_finite(start=self.start, end=self.end, midpoint=self.midpoint, width=self.width)
         if not 0 <= self.midpoint <= 1:
             raise ValueError(f"midpoint={self.midpoint}: the midpoint lies between 0 and 1")
         if not 0 < self.width < math.inf:
@@ -162,7 +166,10 @@ class Cyclical(Schedule):
     cycle: Schedule = field(default_factory=lambda: Linear(until=0.5))
 
     def __post_init__(self) -> None:
-        if self.num_cycles < 1:
+        _check_finite(num_cycles=self.num_cycles)
+        if not isinstance(self.cycle, Schedule):
+            raise ValueError(f"cycle={shown(self.cycle)}: give a schedule, such as Linear()")
+        if self.num_cycles < 1 or self.num_cycles != int(self.num_cycles):
             raise ValueError(f"num_cycles={self.num_cycles}: a run has at least one cycle")
 
     def __call__(self, progress: float) -> float:
@@ -188,6 +195,7 @@ class Moving(nn.Module):
 
     value: Tensor
 
+    @at_the_door
     def __init__(self, value: float) -> None:
         super().__init__()
         self.register_buffer("value", torch.tensor(float(value)))
@@ -213,6 +221,7 @@ class Scheduled(Moving):
         ValueError: If ``num_steps`` is less than 1.
     """
 
+    @at_the_door
     def __init__(self, schedule: Schedule, *, num_steps: int | None = None) -> None:
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"num_steps={num_steps}: a schedule covers at least one step")
@@ -281,6 +290,7 @@ class Controlled(Moving):
 
     total: Tensor
 
+    @at_the_door
     def __init__(
         self,
         target: float,
@@ -368,9 +378,10 @@ def check_weight(name: str, number: float | Tensor | Moving) -> None:
     Raises:
         ValueError: If it is negative or not a number.
     """
-    if isinstance(number, str):
-        raise ValueError(f"{name}={number!r}: give a number, not text")
-    values = [float(current(number))]
+    now = current(number)
+    if not isinstance(now, Real | Tensor) or (isinstance(now, Tensor) and now.numel() != 1):
+        raise ValueError(f"{name}={shown(number)}: give a number")
+    values = [float(now)]
     if isinstance(number, Scheduled):
         values += [number.schedule(step / 100) for step in range(101)]
     wrong = sorted(value for value in values if not 0 <= value < math.inf)
@@ -380,5 +391,5 @@ def check_weight(name: str, number: float | Tensor | Moving) -> None:
 
 def _check_finite(**numbers: float) -> None:
     for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise ValueError(f"{name}={number}: expected a finite number")
+        if not (isinstance(number, Real) and math.isfinite(number)):
+            raise ValueError(f"{name}={shown(number)}: expected a finite number")

@@ -18,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.inference.objectives import (
     ELBO,
     Objective,
@@ -52,6 +53,7 @@ class RLOO(ELBO):
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016)
     """
 
+    @at_the_door
     def __init__(self, num_particles: int = 2) -> None:
         super().__init__(_two_or_more(num_particles, "ELBO or NVIL"))
 
@@ -83,6 +85,7 @@ class VIMCO(Objective):
 
     weighs_particles = True
 
+    @at_the_door
     def __init__(self, num_particles: int = 50) -> None:
         super().__init__(_two_or_more(num_particles, "ELBO or NVIL"))
 
@@ -114,6 +117,7 @@ class Baseline(nn.Module):
     center: Tensor
     variance: Tensor
 
+    @at_the_door
     def __init__(self, network: nn.Module | None = None, *, decay: float = 0.8) -> None:
         super().__init__()
         if not 0 <= decay < 1:
@@ -175,6 +179,7 @@ class NVIL(ELBO):
         Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014)
     """
 
+    @at_the_door
     def __init__(
         self, network: nn.Module | None = None, *, num_particles: int = 1, decay: float = 0.8
     ) -> None:
@@ -229,6 +234,7 @@ class DisARM(ELBO):
         (Yin, Ho, Yan, Qian & Zhou, 2020)
     """
 
+    @at_the_door
     def __init__(self, num_particles: int = 2) -> None:
         if num_particles < 2 or num_particles % 2:
             raise ValueError(

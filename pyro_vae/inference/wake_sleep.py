@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.arguments import at_the_door
 from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.importance import reweighed
 from pyro_vae.inference.objectives import Bound, Objective, data_weight, log_mean_exp, weighed
@@ -58,6 +59,7 @@ class RWS(Objective):
     synonyms = ("ReweightedWakeSleep",)
     weighs_particles = True
 
+    @at_the_door
     def __init__(self, num_particles: int = 10, *, insomnia: float = 1.0) -> None:
         if not 0 <= insomnia <= 1:
             raise ValueError(f"insomnia={insomnia}: the part of the wake phase is between 0 and 1")
@@ -107,6 +109,7 @@ class RWSDReG(Bound):
         & Maddison, 2019)
     """
 
+    @at_the_door
     def __init__(self, num_particles: int = 10) -> None:
         if num_particles < 2:
             raise ValueError(
@@ -163,6 +166,7 @@ class TVO(Objective):
 
     weighs_particles = True
 
+    @at_the_door
     def __init__(self, num_particles: int = 10, *, points: Sequence[float] = (0.03,)) -> None:
         if num_particles < 2:
             raise ValueError(

@@ -16,6 +16,7 @@ from pyro_vae.components.networks.layers import (
     Normalise,
     Rows,
     Shape,
+    activated,
     check_size,
     check_sizes,
     dense,
@@ -130,12 +131,12 @@ class ConvolutionalResidual(nn.Module):
         if self.image.is_given:
             first = nn.Conv2d(self.image.depth, channels[0], 3, padding=1, bias=normalise is None)
             layers = [first, *_narrowing(channels, num_blocks, block)]
-            layers += _activated(channels[-1], activation, normalise)
+            layers += activated(channels[-1], activation, normalise)
             layers += self.image.into_vector(self.rows, channels[-1], hidden, activation)
         else:
             layers = self.image.out_of_vector(self.rows, channels[-1], hidden, activation)
             layers += _widening(self.image.sizes[::-1], channels[::-1], num_blocks, block)
-            layers += _activated(channels[0], activation, normalise)
+            layers += activated(channels[0], activation, normalise)
             layers.append(nn.Conv2d(channels[0], self.image.depth, 3, padding=1, bias=False))
         self.layers = nn.Sequential(*layers)
         finished(self, initialise)
@@ -188,15 +189,11 @@ class _Image:
         return [*first, *dense(hidden, math.prod(start), activation), nn.Unflatten(-1, start)]
 
 
-def _activated(channels: int, activation: Build, normalise: Normalise | None) -> list[nn.Module]:
-    return [*([] if normalise is None else [normalise(channels)]), activation()]
-
-
 def _halving(
     before: int, after: int, activation: Build, normalise: Normalise | None
 ) -> list[nn.Module]:
     convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=normalise is None)
-    return [convolution, *_activated(after, activation, normalise)]
+    return [convolution, *activated(after, activation, normalise)]
 
 
 def _doubling(
@@ -217,7 +214,7 @@ def _doubling(
                 before, after, 3, stride=2, padding=1, output_padding=missing, bias=bias
             )
         )
-        layers += [] if is_last else _activated(after, activation, normalise)
+        layers += [] if is_last else activated(after, activation, normalise)
     return layers
 
 
@@ -258,9 +255,9 @@ class _Block(nn.Module):
         super().__init__()
         bias = normalise is None
         self.layers = nn.Sequential(
-            *_activated(before, activation, normalise),
+            *activated(before, activation, normalise),
             nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=bias),
-            *_activated(after, activation, normalise),
+            *activated(after, activation, normalise),
             nn.Conv2d(after, after, 3, padding=1, bias=bias),
         )
         same = before == after and stride == 1

@@ -15,6 +15,7 @@ from pyro_vae.components.networks.layers import (
     Normalise,
     Rows,
     Shape,
+    activated,
     check_size,
     check_sizes,
     dense,
@@ -154,8 +155,7 @@ class Residual(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(self.rows.in_size, width, bias=normalise is None),
             *blocks,
-            *([] if normalise is None else [normalise(width)]),
-            activation(),
+            *activated(width, activation, normalise),
             nn.Linear(width, self.rows.out_size, bias=False),
         )
         finished(self, initialise)
@@ -233,10 +233,10 @@ class _Gated(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int, activation: Build, normalise: Normalise | None) -> None:
         super().__init__()
-        before = [] if normalise is None else [normalise(width)]
+        before = activated(width, activation, normalise)
         inner = dense(width, width, activation, normalise)
         last = nn.Linear(width, width, bias=normalise is None)
-        self.layers = nn.Sequential(*before, activation(), *inner, last)
+        self.layers = nn.Sequential(*before, *inner, last)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.layers(h)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import at_the_door
+from pyro_vae.arguments import at_the_door, built
 from pyro_vae.components.networks.layers import Shape
 
 __all__ = ["Observed", "Standardize", "alike"]
@@ -130,7 +130,8 @@ class Observed(nn.Module):
     ) -> None:
         super().__init__()
         self.axis = -len(in_shape)
-        self.network = network((2 * in_shape[0], *in_shape[1:]), out_shape)
+        doubled = tuple(2 * size if axis == 0 else size for axis, size in enumerate(in_shape))
+        self.network = built("network", network, nn.Module, doubled, out_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[*batch, *in_shape]`` to ``[*batch, *out_shape]``."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import built
+
 __all__ = [
     "Build",
     "Initialise",
@@ -68,9 +70,16 @@ def dense(
     A normalisation has an offset of its own, or wants none: with one, no layer has a bias.
     """
     yield nn.Linear(before, after, bias=normalise is None)
+    yield from activated(after, activation, normalise)
+
+
+def activated(
+    size: int, activation: Build, normalise: Normalise | None = None
+) -> Iterable[nn.Module]:
+    """Yield the normalisation of so many features, or channels, and a nonlinearity."""
     if normalise is not None:
-        yield normalise(after)
-    yield activation()
+        yield built("normalise", normalise, nn.Module, size)
+    yield built("activation", activation, nn.Module)
 
 
 def finished(network: nn.Module, initialise: Initialise | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import at_the_door
+from pyro_vae.arguments import at_the_door, built
 from pyro_vae.components.networks.layers import (
     Build,
     Initialise,
@@ -167,7 +167,7 @@ class _Block(nn.Module):
         self.dense = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, _WIDER * width),
-            activation(),
+            built("activation", activation, nn.Module),
             nn.Linear(_WIDER * width, width),
         )
 
