@@ -13,8 +13,8 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae.arguments import at_the_door
+from pyro_vae.arithmetic import reduced_precision, suited_arithmetic
 from pyro_vae.datasets import Dataset, as_dataset
-from pyro_vae.engine.arithmetic import reduced_precision, suited_arithmetic
 from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import AsFloat, Observation, observe_once

@@ -13,13 +13,14 @@ from torch.distributions import biject_to
 
 from pyro_vae.evaluation import (
     annealed_importance_sampling,
+    annealed_with_bracket,
     annealing,
     bidirectional,
     importance_sampling,
 )
 from pyro_vae.evaluation.annealing import temperatures
 from pyro_vae.evaluation.judging import Prior
-from pyro_vae.evaluation.latent_space import LatentSpace
+from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.inference import Probe, Program, site_terms
 
 
@@ -70,6 +71,35 @@ def test_the_bracket_holds_log_p_of_simulated_data_and_states_its_width():
     assert found.width_nats == pytest.approx((below + above).mean().item())
     covariance = vae.weight @ vae.weight.T + 0.81 * torch.eye(3)
     torch.testing.assert_close(found.x.T.cov(), covariance.detach(), rtol=0.3, atol=0.5)
+
+
+def test_both_in_one_batch_are_what_they_are_alone():
+    vae, x = LinearGaussian(scale=0.9), data(200)
+    found, bracket = annealed_with_bracket(
+        vae.model, None, x, num_data=100, num_temperatures=20, num_chains=6, num_steps=3
+    )
+    assert (found.log_p.shape, bracket.x.shape) == ((200,), (100, 3))
+    assert ratio_to_one(found.log_p - vae.log_p(x)) < 4
+    exact = vae.log_p(bracket.x)
+    assert ratio_to_one(bracket.lower.log_p - exact) < 4
+    assert ratio_to_one(exact - bracket.upper.log_p) < 4
+    assert bracket.lower.log_p.mean() < exact.mean() < bracket.upper.log_p.mean()
+
+
+@pytest.mark.parametrize("with_guide", [True, False])
+def test_a_point_further_on_the_path_is_that_of_an_evaluation_there(with_guide):
+    vae, x = LinearGaussian(scale=0.9), data(5)
+    program = Program(vae.model, vae.guide)
+    space = LatentSpace(program, Probe(program, x).layout, x[:2])
+    path = Path(space, with_guide=with_guide, engine="eager", num_calls=1, num_rows=5)
+    beta, change = torch.rand(2, 5).double()
+    with program.evaluating(seed=0):
+        position = space.draw(x)
+        found = path.density(beta, (x,))(position).further(change)
+        expected = path.density(beta + change, (x,))(position)
+        log_start, log_ratio = space.log_densities(position, x, with_guide=with_guide)
+    torch.testing.assert_close(vars(found), vars(expected))
+    torch.testing.assert_close(found.log_density, log_start + (beta + change) * log_ratio)
 
 
 def test_a_wide_bracket_is_said_to_be_wide():
@@ -163,12 +193,13 @@ def test_densities_of_positions_are_those_of_the_table(name):
         terms = site_terms(program, layout, *pair.args)
         torch.manual_seed(4)
         position = space.draw(*pair.args)
-        log_q, log_joint = space.log_densities(position, *pair.args, with_guide=True)
-        log_prior, _ = space.log_densities(position, *pair.args, with_guide=False)
+        log_q, log_w = space.log_densities(position, *pair.args, with_guide=True)
+        log_prior, log_likelihood = space.log_densities(position, *pair.args, with_guide=False)
         values = space.values(position, *pair.args)
     assert space.num_dims == sum(value[0, 0].numel() for value in terms.values.values())
     torch.testing.assert_close(log_q, sum(terms.log_q.values())[0])
-    torch.testing.assert_close(log_joint - log_q, terms.log_w[0])
+    torch.testing.assert_close(log_w, terms.log_w[0])
+    torch.testing.assert_close(log_prior + log_likelihood, log_q + log_w)
     torch.testing.assert_close(log_prior, sum(terms.log_p[site] for site in terms.log_q)[0])
     for site, value in values.items():
         torch.testing.assert_close(value, terms.values[site][0])
@@ -180,7 +211,7 @@ def test_the_jacobian_is_that_of_the_map_from_positions_to_values():
     space = LatentSpace(program, Probe(program, x).layout, x[:2])
     with program.evaluating(seed=0):
         position = space.draw(x[:3])
-        _, log_joint = space.log_densities(position, x[:3], with_guide=False)
+        log_joint = sum(space.log_densities(position, x[:3], with_guide=False))
         values = space.values(position, x[:3])["z"]
     first = biject_to(dist.constraints.simplex)
     for row in range(3):

@@ -15,13 +15,14 @@ def gaussian(position, *, sign=1.0):
     offset = position - LOC
     force = offset @ PRECISION
     density = -0.5 * (offset * force).sum(-1)
-    return Point(position, density, -sign * force, torch.zeros_like(density))
+    nothing = torch.zeros_like(density), torch.zeros_like(position)
+    return Point(position, density, -sign * force, *nothing)
 
 
 def quartic(position):
     density = -0.25 * position.pow(4).sum(-1) - 0.5 * position.prod(-1) ** 2
     gradient = -position.pow(3) - position.prod(-1, keepdim=True) * position.flip(-1)
-    return Point(position, density, gradient, torch.zeros_like(density))
+    return Point(position, density, gradient, torch.zeros_like(density), torch.zeros_like(position))
 
 
 def points(num, density):

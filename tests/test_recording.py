@@ -63,7 +63,9 @@ from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, DiagonalNormal, Normal
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.data import Binarize
+from pyro_vae.engine.step import Step
 from pyro_vae.engine.svi import SVI
+from pyro_vae.engine.updates import Updates
 from pyro_vae.inference import (
     ELBO,
     IWAE,
@@ -74,6 +76,7 @@ from pyro_vae.inference import (
     FreeBits,
     Renyi,
 )
+from pyro_vae.inference.program import Program
 from pyro_vae.recording import replaying
 from pyro_vae.recording.ahead import CACHE_VARIABLE
 from pyro_vae.recording.recorder import NotRecordable
@@ -244,9 +247,10 @@ def test_batches_are_gathered_within_the_step() -> None:
     def losses(engine: str) -> list[float]:
         torch.manual_seed(3)
         pair = small(Small)
-        svi = SVI(pair.model, pair.guide, adam, ELBO(), engine=engine, prepare=prepare)
-        found = [svi.step(torch.randperm(20)[:6]) for _ in range(4)]
-        assert svi.recorded is (engine == "recorded")
+        program, updates = Program(pair.model, pair.guide), Updates(adam, None, guarded=False)
+        step = Step(program, ELBO(), updates, engine=engine, prepare=prepare)
+        found = [float(step.update(torch.randperm(20)[:6])) for _ in range(4)]
+        assert step.recorded is (engine == "recorded")
         return found
 
     assert losses("recorded") == losses("eager")

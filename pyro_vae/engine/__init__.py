@@ -1,6 +1,6 @@
 """Train a program: fast, and resumable after a kill at any moment."""
 
-from pyro_vae.engine.arithmetic import fast_arithmetic
+from pyro_vae.arithmetic import fast_arithmetic
 from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.checkpoint import CheckpointError
 from pyro_vae.engine.data import AsFloat, Binarize, Dequantize, Observation, Rescale

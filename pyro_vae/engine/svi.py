@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
-from torch import Tensor
 
 from pyro_vae.arguments import at_the_door
+from pyro_vae.arithmetic import suited_products
+from pyro_vae.budget import Budget
 from pyro_vae.engine.optimizers import Optim
 from pyro_vae.engine.step import Step, to_float
 from pyro_vae.engine.updates import Updates
@@ -40,13 +41,11 @@ class SVI(Step):
             a few eager steps, where that can be done, and compiles where ``num_steps`` make up
             for it. A program that cannot be recorded runs eagerly, and a warning says why, unless
             the engine is "auto".
-        prepare: Turns what a step is called with into the arguments of model and guide; gathering
-            a batch and drawing its noise are then part of the recorded step.
         guarded: Whether an update whose loss or gradient is not finite, and all after it, are left
             out; see ``Updates``.
         num_steps: How many steps are planned, by which "auto" decides.
-        rare: Says of a step's arguments whether their like come so rarely, as the last batch of an
-            epoch does, that nothing is compiled for them.
+        fast: Whether steps after the first, on a CPU, take the threads and the library of products
+            that suit the size of theirs, see ``suited_products``. The process keeps its own.
 
     Raises:
         TypeError: If ``optim`` or ``loss`` is no such object.
@@ -67,16 +66,26 @@ class SVI(Step):
         *,
         clip_norm: float | None = None,
         engine: str = "eager",
-        prepare: Callable[..., tuple[Tensor, ...]] | None = None,
         guarded: bool = False,
         num_steps: int = 0,
-        rare: Callable[..., bool] | None = None,
+        fast: bool = False,
     ) -> None:
         updates = Updates(optim, clip_norm, guarded=guarded)
-        super().__init__(
-            Program(model, guide), loss, updates,
-            prepare=prepare, engine=engine, num_steps=num_steps, rare=rare,
-        )  # fmt: skip
+        super().__init__(Program(model, guide), loss, updates, engine=engine, num_steps=num_steps)
+        self._fast = fast
+        self._largest_product: int | None = None
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one gradient step; the loss of a recorded one stays on the device."""
+        if not self._fast:
+            return super().update(*args, **kwargs)
+        if self._largest_product is not None:
+            with suited_products(self._largest_product):
+                return super().update(*args, **kwargs)
+        with Budget() as first:
+            loss = super().update(*args, **kwargs)
+        self._largest_product = first.largest_product
+        return loss
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; return the loss, negative and summed over the data plate."""

@@ -4,6 +4,7 @@ from pyro_vae.evaluation.annealing import (
     AnnealedEstimate,
     Bracket,
     annealed_importance_sampling,
+    annealed_with_bracket,
     bidirectional,
 )
 from pyro_vae.evaluation.estimates import Estimate
@@ -58,6 +59,7 @@ __all__ = [
     "Refinement",
     "UnitActivity",
     "annealed_importance_sampling",
+    "annealed_with_bracket",
     "bidirectional",
     "decode",
     "elbo",

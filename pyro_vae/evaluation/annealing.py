@@ -13,9 +13,10 @@ densities on the path invariant, and their weights would no longer have p(x) as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -24,6 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import memory
+from pyro_vae.arithmetic import suited_arithmetic
+from pyro_vae.budget import Budget
 from pyro_vae.evaluation.batching import (
     CHUNK_ELEMENTS,
     batches,
@@ -48,6 +51,7 @@ __all__ = [
     "AnnealedEstimate",
     "Bracket",
     "annealed_importance_sampling",
+    "annealed_with_bracket",
     "bidirectional",
     "temperatures",
 ]
@@ -56,7 +60,7 @@ _STEEPNESS = 4.0
 _WARM_UP = 10
 # As large as the largest of a run, that a move holds at once: its gradients, and the two points.
 _TENSORS = 4
-_PILOT_SHARE, _FEWEST_PILOT, _PILOT_RATE = 5, 30, 0.5
+_PILOT_SHARE, _FEWEST_PILOT, _PILOT_RATE, _PILOT_CHAINS = 5, 30, 0.5, 4
 _WIDE = 1.0
 
 
@@ -152,10 +156,8 @@ def annealed_importance_sampling(
     settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
     args = (x, *labels)
     annealing = _Annealing(probe, args, settings, max_pairs)
-    title = f"AIS: {len(x):,} data x {num_chains:,} chains x {num_temperatures:,} temperatures"
-    with annealing.running(seed, title if progress else None, num_ways=1):
-        runs = [annealing.forward(batch) for batch in batches(args, annealing.num_data)]
-    return _estimate(runs, x, settings)
+    chains = _Chains.forward(args, annealing.space.num_dims)
+    return _estimate(annealing.run(chains, seed, progress=progress), x, settings)
 
 
 @judges_from_prior
@@ -209,20 +211,58 @@ def bidirectional(
         (Grosse, Ghahramani & Adams, 2015)
     """
     settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
-    check_counts(num_data=num_data)
     args, values = _simulated(probe, (x_like, *labels), num_data, seed)
     annealing = _Annealing(probe, args, settings, max_pairs)
-    title = (
-        f"bracket: {num_data:,} data x {num_chains:,} chains x {num_temperatures:,} temperatures"
+    chains = _Chains.forward(args, annealing.space.num_dims)
+    chains = chains.and_backward(args, annealing.ends(values, args, seed))
+    return _bracket(annealing.run(chains, seed, progress=progress), args[0], settings)
+
+
+@judges_from_prior
+def annealed_with_bracket(
+    probe: Probe,
+    x: Tensor,
+    *labels: Tensor,
+    num_data: int = 5,
+    num_temperatures: int = 1000,
+    num_chains: int = 16,
+    num_steps: int = 10,
+    target_acceptance: float = 0.65,
+    seed: int = 0,
+    max_pairs: int | None = None,
+    progress: bool = False,
+    engine: str = "auto",
+) -> tuple[AnnealedEstimate, Bracket]:
+    """Return both of the above; all chains move in one batch, which is faster than one by one.
+
+    Args:
+        probe: As in ``annealed_importance_sampling``, and so the others.
+        x: Likewise.
+        labels: Likewise.
+        num_data: How many to simulate for the bracket.
+        num_temperatures: Likewise.
+        num_chains: Likewise.
+        num_steps: Likewise.
+        target_acceptance: Likewise.
+        seed: Likewise.
+        max_pairs: Likewise.
+        progress: Likewise.
+        engine: Likewise.
+
+    Raises:
+        ValueError: As ``annealed_importance_sampling``.
+    """
+    settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
+    given = (x, *labels)
+    args, values = _simulated(probe, given, num_data, seed)
+    annealing = _Annealing(probe, given, settings, max_pairs)
+    chains = _Chains.forward(
+        tuple(torch.cat([a, b.to(a)]) for a, b in zip(given, args, strict=True)),
+        annealing.space.num_dims,
     )
-    with annealing.running(seed, title if progress else None, num_ways=2):
-        ends = annealing.space.positions(values, *args)
-        pairs = zip(*(batches(p, annealing.num_data) for p in (args, (ends,))), strict=True)
-        both = [annealing.both_ways(batch, end) for batch, (end,) in pairs]
-    forward, backward = zip(*both, strict=True)
-    lower = _estimate(forward, args[0], settings)
-    upper = _estimate([run.inverted() for run in backward], args[0], settings, sign=-1)
-    return _bracket(args[0], lower, upper)
+    chains = chains.and_backward(args, annealing.ends(values, args, seed))
+    run = annealing.run(chains, seed, progress=progress)
+    return _estimate(run[: len(x)], x, settings), _bracket(run[len(x) :], args[0], settings)
 
 
 def temperatures(num_temperatures: int) -> Tensor:
@@ -265,19 +305,60 @@ def _refuse_chains(num_chains: int, pairs: int) -> None:
 
 
 @dataclass(frozen=True)
+class _Chains:
+    """Chains of N data and where they go.
+
+    Attributes:
+        args: The data (and labels where the program takes them), ``[N, ...]`` each.
+        backward: Whether a datum's chains run from p(x, z) to the start, ``[N]``.
+        ends: Where these begin, ``[N, D]``.
+    """
+
+    args: tuple[Tensor, ...]
+    backward: Tensor
+    ends: Tensor
+
+    @classmethod
+    def forward(cls, args: tuple[Tensor, ...], num_dims: int) -> _Chains:
+        """Let chains of all data run from the start to p(x, z)."""
+        x = args[0]
+        backward = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return cls(args, backward, torch.zeros(len(x), num_dims, device=x.device))
+
+    def and_backward(self, args: tuple[Tensor, ...], ends: Tensor) -> _Chains:
+        """Let chains of further data run from ``ends`` to the start."""
+        more = torch.ones_like(ends[:, 0], dtype=torch.bool)
+        return _Chains(
+            tuple(torch.cat([a, b.to(a)]) for a, b in zip(self.args, args, strict=True)),
+            torch.cat([self.backward, more]), torch.cat([self.ends.to(ends), ends]),
+        )  # fmt: skip
+
+    def batches(self, num_data: int) -> Iterator[_Chains]:
+        """Yield so many data at a time."""
+        for args, (backward, ends) in zip(
+            batches(self.args, num_data), batches((self.backward, self.ends), num_data), strict=True
+        ):
+            yield _Chains(args, backward, ends)
+
+    def repeated(self, times: int) -> _Chains:
+        """Give every datum several chains, one row each."""
+        repeat = partial(torch.repeat_interleave, repeats=times, dim=0)
+        return _Chains(tuple(map(repeat, self.args)), repeat(self.backward), repeat(self.ends))
+
+
+@dataclass(frozen=True)
 class _Run:
-    """Of a batch: the logarithms of weights ``[K, B]``, and average acceptance ``[B]``."""
+    """The logarithms of the chains' weights ``[K, N]``, and average acceptance ``[N]``."""
 
     log_w: Tensor
     acceptance: Tensor
 
-    def inverted(self) -> _Run:
-        """Return the run with inverse weights."""
-        return _Run(-self.log_w, self.acceptance)
+    def __getitem__(self, data: slice) -> _Run:
+        return _Run(self.log_w[:, data], self.acceptance[data])
 
 
 class _Annealing:
-    """Chains that are annealed in either direction, batch by batch."""
+    """Moves the chains of all data along a path, batch by batch."""
 
     def __init__(
         self,
@@ -290,108 +371,131 @@ class _Annealing:
         refuse_sampled(probe.layout, "annealing")
         check_support(probe, *args)
         program, layout = probe.program, probe.layout
-        at_guide = not isinstance(program, Prior)
-        self.settings, self._program = settings, program
+        self._at_guide = not isinstance(program, Prior)
+        self._settings, self._program = settings, program
         few = tuple(arg[:2] for arg in args)
         self.space = LatentSpace(program, layout, *few)
-        if at_guide:
+        if self._at_guide:
             self.space.check_guide(*few)
         pairs = max_pairs or pairs_at_once(program, layout, *args)
         _refuse_chains(settings.num_chains, pairs)
-        most = max(1, pairs // settings.num_chains)
-        num_batches = math.ceil(len(args[0]) / most)
-        self.num_data = math.ceil(len(args[0]) / num_batches)
-        self._all_data = len(args[0])
-        self._betas = temperatures(settings.num_temperatures)
+        self._most_data = max(1, pairs // settings.num_chains)
         num_pilot = max(_FEWEST_PILOT, settings.num_temperatures // _PILOT_SHARE)
-        self._pilot_betas = temperatures(num_pilot)
+        device = args[0].device
+        precise = torch.float32 if device.type == "mps" else torch.float64
+        self._betas, self._pilot_betas = (
+            temperatures(number).to(device=device, dtype=precise)
+            for number in (settings.num_temperatures, num_pilot)
+        )
+        self._product = self._largest_product(few)
         self._num_moves = _WARM_UP + num_pilot + settings.num_temperatures
+
+    def _largest_product(self, few: tuple[Tensor, ...]) -> int:
+        """Return the multiplications of a density's largest product, for a single chain."""
+        with self._program.evaluating(seed=0), Budget() as counted:
+            position = self.space.draw(*few)
+            self.space.log_densities(position, *few, with_guide=self._at_guide)
+        return counted.largest_product // len(few[0])
+
+    def ends(self, values: dict[str, Tensor], args: tuple[Tensor, ...], seed: int) -> Tensor:
+        """Return where latents that were drawn with the data stand, ``[N, D]``."""
+        with self._program.evaluating(seed=seed), pyro.validation_enabled(False):
+            return self.space.positions(values, *args)
+
+    def run(self, chains: _Chains, seed: int, *, progress: bool) -> _Run:
+        """Return the weights of chains that have gone all their way."""
+        num_data = len(chains.backward)
+        num_batches = math.ceil(num_data / self._most_data)
+        at_once, settings = math.ceil(num_data / num_batches), self._settings
         self._path = Path(
-            self.space, with_guide=at_guide, engine=settings.engine,
-            num_calls=num_batches * self._num_moves * (settings.num_steps + 1),
-            num_rows=self.num_data * settings.num_chains,
+            self.space, with_guide=self._at_guide, engine=settings.engine,
+            num_calls=num_batches * self._num_moves * settings.num_steps,
+            num_rows=at_once * settings.num_chains,
         )  # fmt: skip
-        self._bar: Any = None
+        title = (
+            f"AIS: {num_data:,} data x {settings.num_chains:,} chains x "
+            f"{settings.num_temperatures:,} temperatures"
+        )
+        total = num_data * self._num_moves
+        bar = tqdm(total=total, desc=title, unit_scale=True, disable=not progress)
+        # Without validation: a chain that leaves the support is rejected, not an error.
+        on_cpu = chains.backward.device.type == "cpu"
+        suited = suited_arithmetic(self._product * at_once * settings.num_chains, "float32")
+        with (
+            bar, suited if on_cpu else nullcontext(),
+            self._program.evaluating(seed=seed), pyro.validation_enabled(False),
+        ):  # fmt: skip
+            runs = [self._annealed(batch, bar) for batch in chains.batches(at_once)]
+        return _Run(
+            torch.cat([run.log_w for run in runs], 1), torch.cat([run.acceptance for run in runs])
+        )
 
-    @contextmanager
-    def running(self, seed: int, title: str | None, *, num_ways: int) -> Iterator[None]:
-        """Run without validation: a chain that leaves the support is rejected, not an error."""
-        num_moves = self._num_moves + (num_ways - 1) * self.settings.num_temperatures
-        total = self._all_data * num_moves
-        self._bar = tqdm(total=total, desc=title, unit_scale=True, disable=title is None)
-        with self._bar, self._program.evaluating(seed=seed), pyro.validation_enabled(False):
-            yield
+    def _annealed(self, data: _Chains, bar: Any) -> _Run:
+        r"""Move the chains of some data.
 
-    def forward(self, batch: tuple[Tensor, ...]) -> _Run:
-        """Run from the start to p(x, z)."""
-        rows = self._rows(batch)
-        return self._forward(rows, self._pilot(rows))
-
-    def both_ways(self, batch: tuple[Tensor, ...], end: Tensor) -> tuple[_Run, _Run]:
-        """Run from the start to p(x, z), and back from samples of the posterior, ``[B, D]``."""
-        rows, (end,) = self._rows(batch), self._rows((end,))
-        step_sizes = self._pilot(rows)
-        return self._forward(rows, step_sizes), self._backward(rows, step_sizes, end)
-
-    def _rows(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(arg.repeat_interleave(self.settings.num_chains, 0) for arg in batch)
-
-    def _forward(self, rows: tuple[Tensor, ...], step_sizes: Tensor) -> _Run:
-        position = self.space.draw(*rows)
-        log_w: Any = 0.0
-        total: Any = 0.0
-        for t in range(1, self.settings.num_temperatures + 1):
-            density = self._path.density(self._betas[t], rows)
-            point = density(position)
-            log_w = log_w + (self._betas[t] - self._betas[t - 1]).item() * double(point.log_ratio)
-            point, acceptance = self._moved(density, point, step_sizes[t])
-            position, total = point.position, total + acceptance
-        return self._run(log_w, total)
-
-    def _backward(self, rows: tuple[Tensor, ...], step_sizes: Tensor, position: Tensor) -> _Run:
-        log_w: Any = 0.0
-        total: Any = 0.0
-        for t in range(self.settings.num_temperatures, 0, -1):
-            density = self._path.density(self._betas[t], rows)
-            point, acceptance = self._moved(density, density(position), step_sizes[t])
-            log_w = log_w + (self._betas[t] - self._betas[t - 1]).item() * double(point.log_ratio)
-            position, total = point.position, total + acceptance
-        return self._run(log_w, total)
-
-    def _pilot(self, rows: tuple[Tensor, ...]) -> Tensor:
-        """Return the step sizes at every temperature, ``[T + 1, R]``.
-
-        Chains of their own adapt along a coarser path; the geometric mean over those of a datum
-        is kept.
+        Between transitions, beta changes by :math:`\Delta`; each change adds
+        :math:`\Delta (\log f_1 - \log f_0)` to the weights' logarithms. Forward, the first change
+        comes before the first transition; backward, the last one comes after the last.
         """
-        position = self.space.draw(*rows)
+        sizes = self._pilot(data, bar).repeat_interleave(self._settings.num_chains, 1)
+        chains = data.repeated(self._settings.num_chains)
+        backward, last = chains.backward, self._settings.num_temperatures
+        position = self.space.draw(*chains.args)
+        position = torch.where(backward.unsqueeze(-1), chains.ends.to(position), position)
+        density = self._path.density(backward.to(position), chains.args)
+        point = density(position)
+        steps = self._betas.diff()
+        log_w, total = torch.zeros_like(sizes[0], dtype=steps.dtype), torch.zeros_like(sizes[0])
+        for t in range(1, last + 1):
+            point, log_w = _changed(point, log_w, torch.where(backward, 0, steps[t - 1]))
+            at = torch.where(backward, self._betas[last + 1 - t], self._betas[t])
+            size = torch.where(backward, sizes[last + 1 - t], sizes[t])
+            point, acceptance = self._moved(self._path.density(at, chains.args), point, size)
+            point, log_w = _changed(point, log_w, torch.where(backward, -steps[last - t], 0))
+            total = total + acceptance
+            bar.update(len(data.backward))
+        by_chain = (-1, self._settings.num_chains)
+        acceptance = total.unflatten(0, by_chain).mean(1) / last
+        return _Run(log_w.unflatten(0, by_chain).T, acceptance)
+
+    def _pilot(self, data: _Chains, bar: Any) -> Tensor:
+        """Return the step sizes of data at every temperature, ``[T + 1, N]``.
+
+        A few chains of their own adapt along a coarser path; the geometric mean over those of a
+        datum is kept.
+        """
+        num_chains = min(_PILOT_CHAINS, self._settings.num_chains)
+        chains = data.repeated(num_chains)
+        position = self.space.draw(*chains.args)
         step_size, kept = first_step_sizes(position), []
-        for number, beta in enumerate([*[self._pilot_betas[0]] * _WARM_UP, *self._pilot_betas[1:]]):
-            density = self._path.density(beta, rows)
-            point, acceptance = self._moved(density, density(position), step_size)
-            target = self.settings.target_acceptance
+        point = self._path.density(torch.zeros_like(step_size), chains.args)(position)
+        before = self._pilot_betas[0]
+        for number, beta in enumerate([*[before] * _WARM_UP, *self._pilot_betas[1:]]):
+            density = self._path.density(beta.expand(len(position)), chains.args)
+            point = point.further((beta - before).expand(len(position)).to(position))
+            point, acceptance = self._moved(density, point, step_size)
+            before = beta
+            target = self._settings.target_acceptance
             step_size = adapted(step_size, acceptance, target=target, rate=_PILOT_RATE)
-            position = point.position
             if number >= _WARM_UP - 1:
-                kept.append(step_size.log().unflatten(0, (-1, self.settings.num_chains)).mean(1))
-        log_sizes = _resampled(torch.stack(kept), len(self._betas))
-        return log_sizes.exp().repeat_interleave(self.settings.num_chains, 1)
+                kept.append(step_size.log().unflatten(0, (-1, num_chains)).mean(1))
+            bar.update(len(data.backward))
+        return _resampled(torch.stack(kept), len(self._betas)).exp()
 
     def _moved(self, density: Density, point: Point, step_size: Tensor) -> tuple[Point, Tensor]:
-        moved = transition(density, point, step_size, num_steps=self.settings.num_steps)
-        self._bar.update(len(step_size) // self.settings.num_chains)
-        return moved
+        return transition(density, point, step_size, num_steps=self._settings.num_steps)
 
-    def _run(self, log_w: Any, total: Any) -> _Run:
-        by_chain = (-1, self.settings.num_chains)
-        acceptance = total.unflatten(0, by_chain).mean(1) / self.settings.num_temperatures
-        return _Run(log_w.unflatten(0, by_chain).T, acceptance)
+
+def _changed(point: Point, log_w: Tensor, change: Tensor) -> tuple[Point, Tensor]:
+    log_ratio = point.log_ratio
+    return point.further(change.to(log_ratio)), log_w + change * log_ratio.to(log_w)
 
 
 def _simulated(
     probe: Probe, args: tuple[Tensor, ...], num_data: int, seed: int
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Draw data (beside labels that are repeated in turn), and the latents that they came from."""
+    check_counts(num_data=num_data)
     # The order of latents is the model's here, as with its prior for a guide.
     program = Prior(probe.program.model)
     layout = Probe(program, *args).layout
@@ -413,15 +517,13 @@ def _resampled(values: Tensor, num: int) -> Tensor:
     return torch.lerp(values[below.long()], values[below.long() + 1], weight)
 
 
-def _estimate(
-    runs: Sequence[_Run], x: Tensor, settings: _Settings, *, sign: int = 1
-) -> AnnealedEstimate:
-    log_w = torch.cat([run.log_w for run in runs], 1)
+def _estimate(run: _Run, x: Tensor, settings: _Settings, *, sign: int = 1) -> AnnealedEstimate:
+    log_w = run.log_w
     of_weights = importance_estimate(log_w.logsumexp(0), (2 * log_w).logsumexp(0), len(log_w), x)
     return AnnealedEstimate(
         log_p=sign * of_weights.log_p,
         effective_sample_size=of_weights.effective_sample_size,
-        acceptance=torch.cat([run.acceptance for run in runs]),
+        acceptance=run.acceptance,
         num_chains=settings.num_chains,
         num_temperatures=settings.num_temperatures,
         mean=of_weights.mean.times(sign, NATS),
@@ -429,7 +531,10 @@ def _estimate(
     )
 
 
-def _bracket(x: Tensor, lower: AnnealedEstimate, upper: AnnealedEstimate) -> Bracket:
+def _bracket(run: _Run, x: Tensor, settings: _Settings) -> Bracket:
+    """Return the bracket of chains that ran forward, and then as many backward."""
+    lower = _estimate(run[: len(x)], x, settings)
+    upper = _estimate(run[len(x) :], x, settings, sign=-1)
     width = Estimate.of(double(upper.log_p - lower.log_p))
     if width > _WIDE:
         warn(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -31,12 +31,14 @@ class Point:
         log_density: :math:`\log f(u)` in nats, not normalised, ``[R]``.
         gradient: :math:`\nabla_u \log f(u)`, ``[R, D]``.
         log_ratio: What annealing weighs the chain with: :math:`\log f_1(u) - \log f_0(u)`, ``[R]``.
+        ratio_gradient: Of that, ``[R, D]``.
     """
 
     position: Tensor
     log_density: Tensor
     gradient: Tensor
     log_ratio: Tensor
+    ratio_gradient: Tensor
 
     def where(self, chosen: Tensor, other: Point) -> Point:
         """Return this point for the chains that are ``chosen``, ``[R]``, the other for the rest."""
@@ -46,6 +48,19 @@ class Point:
             torch.where(chosen, self.log_density, other.log_density),
             torch.where(rows, self.gradient, other.gradient),
             torch.where(chosen, self.log_ratio, other.log_ratio),
+            torch.where(rows, self.ratio_gradient, other.ratio_gradient),
+        )
+
+    def further(self, change: Tensor) -> Point:
+        r"""Return this point under :math:`f_{\beta + \Delta}`, which needs no evaluation.
+
+        Args:
+            change: :math:`\Delta` of each chain, ``[R]``.
+        """
+        return replace(
+            self,
+            log_density=self.log_density + change * self.log_ratio,
+            gradient=self.gradient + change.unsqueeze(-1) * self.ratio_gradient,
         )
 
 

@@ -102,10 +102,10 @@ class LatentSpace:
     def log_densities(
         self, position: Tensor, *rows: Tensor, with_guide: bool
     ) -> tuple[Tensor, Tensor]:
-        r"""Return the logarithms of where a path starts and of where it ends, ``[R]`` each.
+        r"""Return the logarithms of where a path starts, and of its end over that, ``[R]`` each.
 
         .. math:: \log f_0(u) = \log q(z \mid x) + \log |J|, \qquad
-            \log f_1(u) = \log p(x, z) + \log |J|
+            \log \frac{f_1(u)}{f_0(u)} = \log p(x, z) - \log q(z \mid x)
 
         Args:
             position: u, ``[R, D]``.
@@ -115,13 +115,14 @@ class LatentSpace:
         trace, log_jacobian = self._model(position, *rows)
         shape, nesting = (1, len(rows[0])), self.layout.max_plate_nesting
         log_p = log_densities(trace, shape, nesting)
-        log_joint = torch.stack([*log_p.values()]).sum((0, 1)) + log_jacobian
         if with_guide:
             replayed = poutine.replay(self.program.guide, trace=trace)
-            log_start = log_densities(poutine.trace(replayed).get_trace(*rows), shape, nesting)
+            log_q = log_densities(poutine.trace(replayed).get_trace(*rows), shape, nesting)
+            log_start, log_ratio = _sum(log_q), _sum(log_p) - _sum(log_q)
         else:
-            log_start = {name: log_p[name] for name in self._shapes}
-        return torch.stack([*log_start.values()]).sum((0, 1)) + log_jacobian, log_joint
+            log_start = _sum({name: log_p.pop(name) for name in self._shapes})
+            log_ratio = _sum(log_p)
+        return log_start + log_jacobian, log_ratio
 
     def _model(self, position: Tensor, *rows: Tensor) -> tuple[Any, Tensor]:
         """Run the model at positions; return its trace and the Jacobians' logarithm, ``[R]``."""
@@ -160,29 +161,36 @@ class Path:
         self._num_done = 0
         self._replayed = Replayed(
             space.program, self._evaluate, engine=engine, num_calls=num_calls,
-            rare=lambda beta, position, *rows: len(position) < num_rows,
+            rare=lambda position, *rows: len(position) < num_rows,
         )  # fmt: skip
 
     def density(self, beta: Tensor, rows: tuple[Tensor, ...]) -> Density:
-        r"""Return :math:`f_\beta`, for one datum in each row."""
-        return partial(self._point, beta.to(rows[0].device, torch.get_default_dtype()), rows)
+        r"""Return :math:`f_\beta`, for one datum in each row.
+
+        Args:
+            beta: Of each row, ``[R]``.
+            rows: As many data (and labels where the program takes them).
+        """
+        return partial(self._point, beta, rows)
 
     def _point(self, beta: Tensor, rows: tuple[Tensor, ...], position: Tensor) -> Point:
-        args = (beta, position, *rows)
+        args = (position, *rows)
         found: Any = self._replayed(self._num_done, None, *args) or self._evaluate(*args)
         self._num_done += 1
-        return Point(position, *found)
+        log_start, gradient, *of_ratio = found
+        return Point(position, log_start, gradient, *of_ratio).further(beta.to(log_start))
 
-    def _evaluate(self, beta: Tensor, position: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    def _evaluate(self, position: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Return both logarithms, each followed by its gradient."""
         with torch.enable_grad():
             moved = position.detach().requires_grad_()
-            log_start, log_end = self._space.log_densities(
-                moved, *rows, with_guide=self._with_guide
-            )
-            log_ratio = log_end - log_start
-            log_density = log_start + beta.to(log_ratio) * log_ratio
-            (gradient,) = torch.autograd.grad(log_density.sum(), moved)
-        return log_density.detach(), gradient, log_ratio.detach()
+            found = self._space.log_densities(moved, *rows, with_guide=self._with_guide)
+            gradients = [
+                torch.autograd.grad(log.sum(), moved, retain_graph=True, materialize_grads=True)[0]
+                for log in found
+            ]
+        log_start, log_ratio = (log.detach() for log in found)
+        return log_start, gradients[0], log_ratio, gradients[1]
 
 
 class _Place(Messenger):
@@ -225,6 +233,10 @@ class _Place(Messenger):
         while log_jacobian.dim() > 1:
             log_jacobian = log_jacobian.sum(0)
         self.log_jacobian = self.log_jacobian + log_jacobian
+
+
+def _sum(log_densities: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([*log_densities.values()]).sum((0, 1))
 
 
 def _shape(name: str, site: Any) -> tuple[int, ...]:

@@ -206,7 +206,7 @@ def sample_posterior(
         found = []
         for batch in batches(args, rows):
             repeated = tuple(arg.repeat_interleave(num_chains, 0) for arg in batch)
-            density = path.density(torch.ones(()), repeated)
+            density = path.density(torch.ones(len(repeated[0])), repeated)
             position, acceptance = _moved(
                 density, space.draw(*repeated), num_transitions=num_transitions,
                 num_steps=num_steps, target=target_acceptance,

@@ -51,7 +51,7 @@ def library(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[T
 
 
 def _built(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Path:
-    # Where CUDA lies is of no interest here, but looked up and logged.
+    # The import looks for CUDA, and logs it.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import torch._inductor  # it takes a second
 

@@ -9,6 +9,7 @@ threads wait for each other longer than small products take.
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +24,7 @@ __all__ = [
     "one_thread",
     "reduced_precision",
     "suited_arithmetic",
+    "suited_products",
 ]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -45,6 +47,11 @@ def suited_arithmetic(largest_product: int, precision: str) -> AbstractContextMa
     if largest_product < _WORTHWHILE_PRODUCT:
         return one_thread()
     return fast_arithmetic() if precision == "float32" else nullcontext()
+
+
+def suited_products(largest_product: int) -> AbstractContextManager[Any]:
+    """Return the like for a single step, which is entered in microseconds and leaves no trace."""
+    return one_thread() if largest_product < _WORTHWHILE_PRODUCT else _onednn_products()
 
 
 @contextmanager
@@ -74,19 +81,26 @@ def fast_arithmetic() -> Iterator[bool]:
     Yields:
         Whether oneDNN's products are taken. Their bits differ from those of MKL.
     """
-    before = torch.get_float32_matmul_precision()
     _keep_memory()
     flushed = _tiny_numbers_are_zero()
     _flush_tiny_numbers(True)
     try:
-        torch.set_float32_matmul_precision("medium")
-        taken = products_are_float32()
-        if not taken:
+        with _onednn_products() as taken:
+            yield taken
+    finally:
+        _flush_tiny_numbers(flushed)
+
+
+@contextmanager
+def _onednn_products() -> Iterator[bool]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        if not (taken := products_are_float32()):
             torch.set_float32_matmul_precision(before)
         yield taken
     finally:
         torch.set_float32_matmul_precision(before)
-        _flush_tiny_numbers(flushed)
 
 
 @contextmanager
@@ -122,6 +136,11 @@ def reduced_precision(precision: str, device: torch.device) -> Iterator[None]:
 
 def products_are_float32() -> bool:
     """Whether products of matrices on the processor, as now set, are as exact as float32."""
+    return _are_float32(torch.get_float32_matmul_precision())
+
+
+@functools.cache
+def _are_float32(precision: str) -> bool:
     generator = torch.Generator().manual_seed(0)
     for rows, inner, columns in ((64, 512, 96), (128, 784, 400), (400, 128, 784)):
         a = torch.randn(rows, inner, generator=generator)
