@@ -296,7 +296,7 @@ def _function(value: Any, signature: tuple[Any, ...]) -> Any:
         if not issubclass(value, kind):
             raise _Unfit(expected, f"build an object of it: {value.__name__}(...)")
         return value
-    if made is type(None) and isinstance(value, nn.Module):
+    if made in (None, type(None)) and isinstance(value, nn.Module):
         raise _Unfit("a function that returns nothing", "")
     if builds and isinstance(value, nn.Module):
         raise _Unfit(expected, "this one is built already: give its class or a function")
