@@ -258,14 +258,14 @@ def test_a_labelled_run_is_sampled_without_its_data(place, capsys):
 
 
 def test_a_program_that_keeps_facts_of_the_data_elsewhere_is_opened_with_them_alone(place, capsys):
-    (place / "my.py").write_text(OF_THE_DATA)
-    run = trained(place, X, "--model", f"{place / 'my.py'}:MyVAE", "--prior", "StandardNormal")
+    (place / "facts.py").write_text(OF_THE_DATA)
+    run = trained(place, X, "--model", f"{place / 'facts.py'}:MyVAE", "--prior", "StandardNormal")
     assert data_record.read(run).opens_alone is False
     (place / "a" / "d.npz").rename("moved.npz")
     capsys.readouterr()
-    assert main(["sample", "a/run", "--model", "my.py:MyVAE"]) == 2
+    assert main(["sample", "a/run", "--model", "facts.py:MyVAE"]) == 2
     assert "say with --data where the data are now" in said(capsys)
-    assert main(["sample", "a/run", "--model", "my.py:MyVAE", "--data", "moved.npz"]) == 0
+    assert main(["sample", "a/run", "--model", "facts.py:MyVAE", "--data", "moved.npz"]) == 0
 
 
 @pytest.mark.filterwarnings("default:the numbers above are not stored")

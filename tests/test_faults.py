@@ -251,7 +251,7 @@ DATA = {
     "bytes.npy --likelihood Bernoulli": r"0\.\.255: binarise .*--likelihood.total_count 255",
     "floats.npy --likelihood Bernoulli": r"0\.\.255: binarise .*--observation Binarize",
     "real.npy --likelihood Bernoulli": "Bernoulli, .*choose a likelihood .*--likelihood Normal",
-    "counts.npy --likelihood Binomial --likelihood.total_count 9": "0 to 9, .*largest count to 16",
+    "counts.npy --likelihood Binomial --likelihood.total_count 9": "0 to 9, .*largest value to 16",
 }
 
 

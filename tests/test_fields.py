@@ -211,7 +211,7 @@ def test_a_mapped_field_stays_in_its_file_and_comes_as_programs_take_it(
 @ALL
 def test_a_run_keeps_the_field_of_its_few_rows(kind, tmp_path):
     name, _, expected = field_of(kind)
-    known = data_record.know(data_of(kind), "x.npz", tmp_path, "")
+    known = data_record.record_of(data_of(kind), "x.npz", tmp_path, "")
     data_record.write(known, tmp_path)
     few = data_record.read(tmp_path).few
     assert same(few.fields[name], expected[row_of(few.x)])
