@@ -17,10 +17,11 @@ from pyro_vae.arithmetic import reduced_precision, suited_arithmetic
 from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.course import divergence
-from pyro_vae.engine.data import AsFloat, Observation, observe_once
+from pyro_vae.engine.data import observe_once
 from pyro_vae.engine.defaults import resolve_device, with_channel
 from pyro_vae.engine.given import Given, program_and_data
 from pyro_vae.engine.loop import train
+from pyro_vae.engine.observations import AsFloat, Observation
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.restoring import own_random_state, seed_everything
 from pyro_vae.engine.run_folder import lock

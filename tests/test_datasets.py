@@ -21,7 +21,8 @@ from PIL import Image
 
 from pyro_vae import datasets, memory
 from pyro_vae.datasets import Data, Dataset, from_arrays, load
-from pyro_vae.engine.data import AsFloat, observe_once
+from pyro_vae.engine.data import observe_once
+from pyro_vae.engine.observations import AsFloat
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "torchvision"
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte")

@@ -9,15 +9,8 @@ import torch
 
 from pyro_vae.datasets import Data
 from pyro_vae.engine import data as engine_data
-from pyro_vae.engine.data import (
-    OBSERVATION_SEED,
-    AsFloat,
-    Batches,
-    Binarize,
-    Dequantize,
-    Rescale,
-    observe_once,
-)
+from pyro_vae.engine.data import OBSERVATION_SEED, Batches, observe_once
+from pyro_vae.engine.observations import AsFloat, Binarize, Dequantize, Rescale
 
 OBSERVATIONS = [
     AsFloat(),

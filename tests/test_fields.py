@@ -16,7 +16,8 @@ from pyro_vae import evaluation, fit, memory
 from pyro_vae.cli import data_record, main
 from pyro_vae.datasets import Data, Dataset, as_dataset, from_arrays, load
 from pyro_vae.datasets.data import joined
-from pyro_vae.engine.data import AsFloat, Batches, Binarize, observe_once
+from pyro_vae.engine.data import Batches, observe_once
+from pyro_vae.engine.observations import AsFloat, Binarize
 from pyro_vae.inference import ELBO
 
 ROWS = np.arange(30)

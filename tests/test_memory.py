@@ -14,7 +14,8 @@ from pyro_vae.cli.data_record import row_hashes
 from pyro_vae.datasets.data import Data, joined
 from pyro_vae.datasets.values import chunks
 from pyro_vae.engine import data as engine_data
-from pyro_vae.engine.data import AsFloat, representative
+from pyro_vae.engine.data import representative
+from pyro_vae.engine.observations import AsFloat
 
 STATUS = Path("/proc/self/status")
 SIZE = 64 * 2**20

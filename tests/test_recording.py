@@ -62,7 +62,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, DiagonalNormal, Normal
 from pyro_vae.engine import checkpoint
-from pyro_vae.engine.data import Binarize
+from pyro_vae.engine.observations import Binarize
 from pyro_vae.engine.step import Step
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.updates import Updates

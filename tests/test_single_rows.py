@@ -16,7 +16,8 @@ from pyro_vae import VAE, evaluation, fit
 from pyro_vae.components import MLP, Normal
 from pyro_vae.datasets import Dataset, from_arrays
 from pyro_vae.datasets.arrays import Data
-from pyro_vae.engine.data import AsFloat, Batches
+from pyro_vae.engine.data import Batches
+from pyro_vae.engine.observations import AsFloat
 from pyro_vae.inference import DIPVAE, Program, ProgramError
 
 

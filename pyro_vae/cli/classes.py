@@ -23,7 +23,7 @@ from pyro_vae.cli.names import ROLES, hints, known_as, nearest, offered, plain, 
 from pyro_vae.components import Family
 from pyro_vae.components.automatic import class_path, distribution_names
 from pyro_vae.components.conditional import Shape
-from pyro_vae.engine.data import Observation
+from pyro_vae.engine.observations import Observation
 from pyro_vae.engine.turns import Turns
 from pyro_vae.fields import KNOWN
 from pyro_vae.inference import Schedule

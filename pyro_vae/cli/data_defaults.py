@@ -24,8 +24,9 @@ from pyro_vae.cli.shorthand import settle_objective
 from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
-from pyro_vae.engine.data import AsFloat, in_chunks, observe_once
+from pyro_vae.engine.data import in_chunks, observe_once
 from pyro_vae.engine.defaults import BATCH_SIZE
+from pyro_vae.engine.observations import AsFloat
 from pyro_vae.inference import Program
 
 __all__ = ["settle", "single_numbers"]

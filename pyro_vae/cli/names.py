@@ -19,7 +19,7 @@ from torch import nn
 
 import pyro_vae.components
 import pyro_vae.components.networks
-import pyro_vae.engine.data
+import pyro_vae.engine.observations
 import pyro_vae.engine.turns
 import pyro_vae.inference.schedules
 import pyro_vae.laboratory
@@ -57,7 +57,7 @@ ROLES: dict[str, tuple[ModuleType, type]] = {
     "encoder": (pyro_vae.components.networks, nn.Module),
     "decoder": (pyro_vae.components.networks, nn.Module),
     "objective": (pyro_vae.inference, ELBO),
-    "observation": (pyro_vae.engine.data, pyro_vae.engine.data.Observation),
+    "observation": (pyro_vae.engine.observations, pyro_vae.engine.observations.Observation),
     "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
     "turns": (pyro_vae.laboratory, pyro_vae.engine.turns.Turns),
 }

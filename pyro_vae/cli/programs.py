@@ -19,7 +19,8 @@ from pyro_vae.components import (
 )
 from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
-from pyro_vae.engine.data import Observation, representative
+from pyro_vae.engine.data import representative
+from pyro_vae.engine.observations import Observation
 from pyro_vae.fields import KNOWN
 from pyro_vae.inference.explaining import explaining
 

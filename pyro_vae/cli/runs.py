@@ -30,14 +30,9 @@ from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.course import divergence, overfitting
-from pyro_vae.engine.data import (
-    OBSERVATION_SEED,
-    Dequantize,
-    Observation,
-    in_chunks,
-    observe_once,
-)
+from pyro_vae.engine.data import OBSERVATION_SEED, in_chunks, observe_once
 from pyro_vae.engine.defaults import resolve_device
+from pyro_vae.engine.observations import Dequantize, Observation
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights

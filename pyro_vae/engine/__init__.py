@@ -3,8 +3,8 @@
 from pyro_vae.arithmetic import fast_arithmetic
 from pyro_vae.engine.callbacks import Callback
 from pyro_vae.engine.checkpoint import CheckpointError
-from pyro_vae.engine.data import AsFloat, Binarize, Dequantize, Observation, Rescale
 from pyro_vae.engine.defaults import resolve_device
+from pyro_vae.engine.observations import AsFloat, Binarize, Dequantize, Observation, Rescale
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.training import TrainingError
 from pyro_vae.engine.turns import Turns

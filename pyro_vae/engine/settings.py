@@ -11,8 +11,8 @@ from pyro.infer import ELBO
 
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.callbacks import Callback
-from pyro_vae.engine.data import AsFloat, Observation
 from pyro_vae.engine.defaults import BATCH_SIZE
+from pyro_vae.engine.observations import AsFloat, Observation
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.weights import check_weights

@@ -22,15 +22,7 @@ from pyro_vae.engine import checkpoint, metrics, restoring
 from pyro_vae.engine.agreement import Steps, check_progress, check_state
 from pyro_vae.engine.callbacks import Progress, called, epoch_numbers
 from pyro_vae.engine.costs import check_step
-from pyro_vae.engine.data import (
-    OBSERVATION_SEED,
-    Batches,
-    Binarize,
-    Dequantize,
-    Rescale,
-    observe_once,
-    representative,
-)
+from pyro_vae.engine.data import OBSERVATION_SEED, Batches, observe_once, representative
 from pyro_vae.engine.defaults import (
     check_reported,
     default_objective,
@@ -40,6 +32,7 @@ from pyro_vae.engine.defaults import (
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import rehearsing, why_gradient, why_loss
 from pyro_vae.engine.meeting import meet_data
+from pyro_vae.engine.observations import Binarize, Dequantize, Rescale
 from pyro_vae.engine.optimizers import check_constant_rate
 from pyro_vae.engine.restoring import cuda_index
 from pyro_vae.engine.resume_checks import check_settings, described, environment, warn_if_other

@@ -27,13 +27,7 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Data, as_dataset
-from pyro_vae.engine.data import (
-    OBSERVATION_SEED,
-    AsFloat,
-    Observation,
-    observe_once,
-    representative,
-)
+from pyro_vae.engine.data import OBSERVATION_SEED, observe_once, representative
 from pyro_vae.engine.defaults import (
     BATCH_SIZE,
     fitted_objective,
@@ -42,6 +36,7 @@ from pyro_vae.engine.defaults import (
 )
 from pyro_vae.engine.given import Given, program_and_data
 from pyro_vae.engine.meeting import meet_data
+from pyro_vae.engine.observations import AsFloat, Observation
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.taken import taking
