@@ -108,7 +108,7 @@ SAID = {
     "no rows": (lambda vae: evaluation.elbo(vae, X[:0]), ValueError, "x is empty"),
     "a number": (lambda vae: evaluation.elbo(vae, torch.tensor(1.0)), ValueError, "one row for"),
     "labels of another length": (
-        lambda vae: evaluation.elbo(vae, X, torch.zeros(3)), ValueError, "3 labels for 4 data",
+        lambda vae: evaluation.elbo(vae, X, torch.zeros(3)), ValueError, "3 fields for 4 data",
     ),
 }  # fmt: skip
 

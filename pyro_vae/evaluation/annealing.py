@@ -110,7 +110,7 @@ class Bracket(Result):
 def annealed_importance_sampling(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_temperatures: int = 1000,
     num_chains: int = 16,
     num_steps: int = 10,
@@ -132,7 +132,7 @@ def annealed_importance_sampling(
         probe: The program, with continuous latents: ``vae``, or ``model, guide``. The path starts
             at q(z | x), or, where the guide is None, at the prior.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         num_temperatures: T, at least 2; a sigmoid schedule, dense at both ends.
         num_chains: K, for each datum.
         num_steps: Of the leapfrog integrator, in each transition.
@@ -154,7 +154,7 @@ def annealed_importance_sampling(
         (Wu, Burda, Salakhutdinov & Grosse, 2017)
     """
     settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
-    args = (x, *labels)
+    args = (x, *fields)
     annealing = _Annealing(probe, args, settings, max_pairs)
     chains = _Chains.forward(args, annealing.space.num_dims)
     return _estimate(annealing.run(chains, seed, progress=progress), x, settings)
@@ -164,7 +164,7 @@ def annealed_importance_sampling(
 def bidirectional(
     probe: Probe,
     x_like: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_data: int = 100,
     num_temperatures: int = 1000,
     num_chains: int = 16,
@@ -192,7 +192,7 @@ def bidirectional(
         probe: As in ``annealed_importance_sampling``; the model looks at x in no other way than by
             observing it.
         x_like: Data, ``[M, *event_shape]``: only shape, type and device count.
-        labels: ``[M, ...]`` each, where the model takes them; repeated in turn.
+        fields: What else the model takes, ``[M, ...]`` each; repeated in turn.
         num_data: How many to simulate.
         num_temperatures: As in ``annealed_importance_sampling``, and so the others.
         num_chains: For each datum and direction.
@@ -211,7 +211,7 @@ def bidirectional(
         (Grosse, Ghahramani & Adams, 2015)
     """
     settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
-    args, values = _simulated(probe, (x_like, *labels), num_data, seed)
+    args, values = _simulated(probe, (x_like, *fields), num_data, seed)
     annealing = _Annealing(probe, args, settings, max_pairs)
     chains = _Chains.forward(args, annealing.space.num_dims)
     chains = chains.and_backward(args, annealing.ends(values, args, seed))
@@ -222,7 +222,7 @@ def bidirectional(
 def annealed_with_bracket(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_data: int = 5,
     num_temperatures: int = 1000,
     num_chains: int = 16,
@@ -238,7 +238,7 @@ def annealed_with_bracket(
     Args:
         probe: As in ``annealed_importance_sampling``, and so the others.
         x: Likewise.
-        labels: Likewise.
+        fields: Likewise.
         num_data: How many to simulate for the bracket.
         num_temperatures: Likewise.
         num_chains: Likewise.
@@ -253,7 +253,7 @@ def annealed_with_bracket(
         ValueError: As ``annealed_importance_sampling``.
     """
     settings = _Settings(num_temperatures, num_chains, num_steps, target_acceptance, engine)
-    given = (x, *labels)
+    given = (x, *fields)
     args, values = _simulated(probe, given, num_data, seed)
     annealing = _Annealing(probe, given, settings, max_pairs)
     chains = _Chains.forward(
@@ -309,7 +309,7 @@ class _Chains:
     """Chains of N data and where they go.
 
     Attributes:
-        args: The data (and labels where the program takes them), ``[N, ...]`` each.
+        args: The data (and what else the program takes), ``[N, ...]`` each.
         backward: Whether a datum's chains run from p(x, z) to the start, ``[N]``.
         ends: Where these begin, ``[N, D]``.
     """
@@ -494,7 +494,7 @@ def _changed(point: Point, log_w: Tensor, change: Tensor) -> tuple[Point, Tensor
 def _simulated(
     probe: Probe, args: tuple[Tensor, ...], num_data: int, seed: int
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Draw data (beside labels that are repeated in turn), and the latents that they came from."""
+    """Draw data (beside fields that are repeated in turn), and the latents that they came from."""
     check_counts(num_data=num_data)
     # The order of latents is the model's here, as with its prior for a guide.
     program = Prior(probe.program.model)

@@ -62,7 +62,7 @@ class Gaps:
 def inference_gaps(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     log_p: Tensor | None = None,
     num_updates: int = 300,
     num_particles: int = 8,
@@ -77,7 +77,7 @@ def inference_gaps(
     Args:
         probe: The program: ``vae``, or ``model, guide``; its latents are reparameterised.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         log_p: log p(x) in nats, ``[N]``; None: the larger of importance sampling with 5,000
             samples and annealed importance sampling, with their other settings as they are.
         num_updates: As in ``refine``, and so the others.
@@ -96,14 +96,14 @@ def inference_gaps(
     """
     if log_p is None:
         chosen: dict[str, Any] = {"seed": seed, "progress": progress, "engine": engine}
-        sampled = importance_sampling(probe, x, *labels, num_samples=5000, **chosen)
+        sampled = importance_sampling(probe, x, *fields, num_samples=5000, **chosen)
         from_prior = (probe.program.model, None)
-        annealed = annealed_importance_sampling(*from_prior, x, *labels, **chosen)
+        annealed = annealed_importance_sampling(*from_prior, x, *fields, **chosen)
         log_p = best_estimate(sampled, annealed).log_p
     if log_p.shape != x.shape[:1]:
         raise ValueError(f"log_p has shape {tuple(log_p.shape)} for {len(x)} data: give one each")
     refined = refine(
-        probe, x, *labels,
+        probe, x, *fields,
         num_updates=num_updates, num_particles=num_particles, learning_rate=learning_rate,
         num_samples=num_samples, seed=seed, progress=progress, engine=engine,
     )  # fmt: skip

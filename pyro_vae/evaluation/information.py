@@ -65,7 +65,7 @@ class Information(Result):
 def mutual_information(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     batch_size: int = 1000,
     seed: int = 0,
 ) -> Information:
@@ -81,7 +81,7 @@ def mutual_information(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         batch_size: How many data the guide is run on at once.
         seed: Of the draws; the random state outside is not touched.
 
@@ -95,7 +95,7 @@ def mutual_information(
         Lagging Inference Networks and Posterior Collapse in Variational Autoencoders
         (He, Spokoyny, Neubig & Berg-Kirkpatrick, 2019)
     """
-    args = (x, *labels)
+    args = (x, *fields)
     check_counts(batch_size=batch_size)
     program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):

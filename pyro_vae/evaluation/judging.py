@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -49,7 +49,10 @@ def judges(function: _Function[_P, _R]) -> Callable[..., _R]:
     """Let a function of a probe and of data be called as ``fit`` is.
 
     ``function(vae, x)``, ``function(model, guide, x)``, or with a probe, which spares another look
-    at the program. Arguments are checked; arrays and lists become tensors on the device of the
+    at the program. x is one array, with others behind it in the order of the program's arguments,
+    or fields by name: a ``Data``, or ``{"x": x, "covariates": c}``.
+
+    Arguments are checked; arrays and lists become tensors on the device of the
     program's parameters. Numbers of another type than the parameters' become that type where the
     program cannot be run on them as they are: symbols stay whole numbers where a program wants
     these.
@@ -126,25 +129,20 @@ def _is_guide(value: Any) -> bool:
     return value is None or (callable(value) and not isinstance(value, ELBO))
 
 
-def _program(
-    functions: tuple[Callable[..., Any], Callable[..., Any] | None],
-    given: dict[str, Any],
-    probe: Probe | None,
-) -> Program:
-    """Return the program on the fields that it is given; put what it takes of them in turn."""
+def _program(functions: tuple[Any, Any], given: dict[str, Any], probe: Probe | None) -> Program:
+    """Return the program on the fields that it is given; put those that it takes in turn."""
     roles = {role: f for role, f in zip(("model", "guide"), functions, strict=True) if f}
-    first = next(name for name in _X if name in given)
-    if isinstance(given[first], Tensor):
-        names = names_by_position([*roles.values()], 1 + len(given.get("labels", ())))
+    x = next(name for name in _X if name in given)
+    if isinstance(given[x], Tensor):
+        names = names_by_position([*roles.values()], 1 + len(given.get("fields", ())))
     else:
-        data = _data(given[first])
-        names = names_taken(roles, data.names) if probe is None else [*probe.program.fields]
-        given[first], *beside = data.tensors(names)
-        given["labels"] = tuple(map(in_default_type, beside))
-    for name in _X:
-        if name in given and not isinstance(given[name], Tensor):
-            given[name] = _data(given[name]).x
-    values = (given[first], *given.get("labels", ()))
+        data = _data(given[x])
+        names = names_taken(roles, data.names)
+        given["fields"] = tuple(map(in_default_type, data.tensors(names)[1:]))
+    for name in (name for name in _X if name in given):
+        given[name] = given[name] if isinstance(given[name], Tensor) else _data(given[name]).x
+        values = (given[name], *given.get("fields", ()))
+        _check_rows(values, [*names, *["fields"] * (len(values) - len(names))])
     if len(names) == len(values):
         check_labelled(names, values, "rows")
         roles = {role: by_name(function, names) for role, function in roles.items()}
@@ -162,51 +160,49 @@ def _data(fields: Data | Mapping[str, Tensor]) -> Data:
     return Data(**named)
 
 
-def _place(given: dict[str, Any], program: Program) -> None:
-    """Check data and labels against each other, and move them to the program's device."""
-    labels = tuple(given.get("labels", ()))
-    parameter = _parameter(program)
-    for name in _X:
-        if name in given:
-            _check_rows(given[name], labels)
-            if parameter is not None:
-                given[name] = given[name].to(parameter.device)
-    if labels and parameter is not None:
-        given["labels"] = tuple(label.to(parameter.device) for label in labels)
-
-
-def _check_rows(x: Tensor, labels: tuple[Tensor, ...]) -> None:
-    for name, arg in (("x", x), *(("labels", label) for label in labels)):
-        if arg.dim() == 0:
+def _check_rows(values: Sequence[Tensor], names: Sequence[str]) -> None:
+    for name, value in zip(names, values, strict=True):
+        if value.dim() == 0:
             raise ValueError(
-                f"{name} is {type(arg).__name__}: expected a tensor with one row for each datum "
+                f"{name} is {type(value).__name__}: expected a tensor with one row for each datum "
                 "(torch.as_tensor makes one)"
             )
-    if len(x) == 0:
-        raise ValueError(f"x is empty, of shape {tuple(x.shape)}: give at least one datum")
-    for label in labels:
-        if len(label) != len(x):
-            raise ValueError(f"there are {len(label)} labels for {len(x)} data: give one for each")
+    num_rows = len(values[0])
+    if num_rows == 0:
+        raise ValueError(f"x is empty, of shape {tuple(values[0].shape)}: give at least one datum")
+    for name, value in zip(names, values, strict=True):
+        if len(value) != num_rows:
+            raise ValueError(
+                f"there are {len(value)} {name} for {num_rows} data: give one for each"
+            )
+
+
+def _place(given: dict[str, Any], program: Program) -> None:
+    """Move data to the program's device."""
+    parameter = _parameter(program)
+    if parameter is not None:
+        given.update({name: given[name].to(parameter.device) for name in _X if name in given})
+        given["fields"] = tuple(field.to(parameter.device) for field in given.get("fields", ()))
 
 
 def _looked_at(program: Program | Probe, given: dict[str, Any]) -> Probe:
     """Look at a program on the data, in the type of numbers that it takes; change them to it."""
     names = [name for name in _X if name in given]
-    labels = tuple(given.get("labels", ()))
-    probe = program if isinstance(program, Probe) else _look(program, given[names[0]], labels)
+    fields = tuple(given.get("fields", ()))
+    probe = program if isinstance(program, Probe) else _look(program, given[names[0]], fields)
     for name in names:
         given[name] = given[name].to(probe.rows[0].dtype)
     return probe
 
 
-def _look(program: Program, x: Tensor, labels: tuple[Tensor, ...]) -> Probe:
+def _look(program: Program, x: Tensor, fields: tuple[Tensor, ...]) -> Probe:
     parameter = _parameter(program)
     if parameter is None or x.dtype == parameter.dtype or isinstance(program, Prior):
-        return Probe(program, x, *labels)
+        return Probe(program, x, *fields)
     try:
-        return Probe(program, x, *labels)
+        return Probe(program, x, *fields)
     except ValueError:
-        return Probe(program, x.to(parameter.dtype), *labels)
+        return Probe(program, x.to(parameter.dtype), *fields)
 
 
 def _parameter(program: Program) -> Tensor | None:

@@ -33,7 +33,7 @@ class LatentSpace:
     Args:
         program: The model and the guide.
         layout: Of the program.
-        few: A few data (and labels where the program takes them).
+        few: A few data (and what else the program takes).
 
     Raises:
         ValueError: If a latent is discrete, or its distribution does not say where its values lie.
@@ -109,7 +109,7 @@ class LatentSpace:
 
         Args:
             position: u, ``[R, D]``.
-            rows: As many data (and labels where the program takes them).
+            rows: As many data (and what else the program takes).
             with_guide: Otherwise the path starts at the prior, :math:`p(z)` for :math:`q`.
         """
         trace, log_jacobian = self._model(position, *rows)
@@ -169,7 +169,7 @@ class Path:
 
         Args:
             beta: Of each row, ``[R]``.
-            rows: As many data (and labels where the program takes them).
+            rows: As many data (and what else the program takes).
         """
         return partial(self._point, beta, rows)
 

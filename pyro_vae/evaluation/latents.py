@@ -57,7 +57,7 @@ class UnitActivity(Result):
 def posterior_means(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_samples: int = 64,
     batch_size: int = 1000,
     seed: int = 0,
@@ -70,7 +70,7 @@ def posterior_means(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         num_samples: For each datum, where samples are needed.
         batch_size: How many data at once; fewer where the samples take the room.
         seed: Of the samples; the random state outside is not touched.
@@ -80,7 +80,7 @@ def posterior_means(
             convention.
     """
     check_counts(num_samples=num_samples, batch_size=batch_size)
-    args, count = (x, *labels), 1 if _is_exact(probe) else num_samples
+    args, count = (x, *fields), 1 if _is_exact(probe) else num_samples
     found: dict[str, list[Tensor]] = {name: [] for name in probe.layout.latents}
     with probe.program.evaluating(seed=seed):
         for batch in batches(args, _rows(probe, args, count, batch_size)):
@@ -94,7 +94,7 @@ def posterior_means(
 def unit_activity(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     threshold: float = 0.01,
     num_samples: int = 64,
     batch_size: int = 1000,
@@ -110,7 +110,7 @@ def unit_activity(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         threshold: A unit whose activity is above it is active.
         num_samples: For each datum, where samples are needed.
         batch_size: How many data at once; fewer where the samples take the room.
@@ -123,7 +123,7 @@ def unit_activity(
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
     """
     check_counts(num_samples=num_samples, batch_size=batch_size)
-    args, count = (x, *labels), 1 if _is_exact(probe) else num_samples
+    args, count = (x, *fields), 1 if _is_exact(probe) else num_samples
     found: dict[str, list[_UnitSums]] = {name: [] for name in probe.layout.latents}
     with probe.program.evaluating(seed=seed):
         for batch in batches(args, _rows(probe, args, count, batch_size)):

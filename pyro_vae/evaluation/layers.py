@@ -24,7 +24,7 @@ __all__ = ["reconstruct_from_top", "resample_below"]
 def resample_below(
     probe: Probe,
     x_like: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_samples: int = 8,
     seed: int = 0,
 ) -> Generated:
@@ -36,7 +36,7 @@ def resample_below(
     Args:
         probe: The program: ``vae``, or ``model`` alone.
         x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
-        labels: ``[N, ...]`` each, where the model takes them; those of the first datum are taken.
+        fields: What else the model takes, ``[N, ...]`` each; those of the first datum are taken.
         num_samples: S, in each row.
         seed: Of the draws; the random state outside is not touched.
 
@@ -45,7 +45,7 @@ def resample_below(
             convention.
     """
     check_counts(num_samples=num_samples)
-    args = (x_like, *labels)
+    args = (x_like, *fields)
     program, layout = probe.program, probe.layout
     first = tuple(arg[:1] for arg in args)
     rows = cycled(first, num_samples)
@@ -59,7 +59,7 @@ def resample_below(
 def reconstruct_from_top(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     seed: int = 0,
 ) -> Generated:
     """Return the data as the uppermost layers alone see them, ``[L, N, *event_shape]``.
@@ -70,13 +70,13 @@ def reconstruct_from_top(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         seed: Of the draws; the random state outside is not touched.
 
     Raises:
         ValueError: If ``x`` is empty or the program breaks the convention.
     """
-    args = (x, *labels)
+    args = (x, *fields)
     program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         drawn = codes(program, layout, args, stochastic=True)

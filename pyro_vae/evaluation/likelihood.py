@@ -108,7 +108,7 @@ class Bound(Result):
 def log_likelihood(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_samples: int = 1000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -119,14 +119,14 @@ def log_likelihood(
     The values of ``importance_sampling``, which has the arguments, the errors and the formula.
     """
     options = {"seed": seed, "batch_size": batch_size, "progress": progress}
-    return importance_sampling(probe, x, *labels, num_samples=num_samples, **options).log_p
+    return importance_sampling(probe, x, *fields, num_samples=num_samples, **options).log_p
 
 
 @judges
 def importance_sampling(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_samples: int = 1000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -146,7 +146,7 @@ def importance_sampling(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         num_samples: S, the number of samples of the latents for each datum.
         seed: Of the samples; the random state outside is not touched.
         batch_size: How many data at once; None: as many as ``max_pairs`` has room for.
@@ -164,7 +164,7 @@ def importance_sampling(
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
     """
-    args = (x, *labels)
+    args = (x, *fields)
     check_counts(num_samples=num_samples, batch_size=batch_size, max_pairs=max_pairs)
     refuse_sampled(probe.layout, "the importance-sampled log p(x)")
     check_support(probe, *args)
@@ -187,7 +187,7 @@ def importance_sampling(
 def elbo(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_particles: int = 1,
     seed: int = 0,
     batch_size: int = 1000,
@@ -199,7 +199,7 @@ def elbo(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         num_particles: The number of samples of the latents for each datum.
         seed: Of the samples; the random state outside is not touched.
         batch_size: How many data at once.
@@ -211,7 +211,7 @@ def elbo(
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
         Fixing a Broken ELBO (Alemi et al., 2018), for rate and distortion
     """
-    args = (x, *labels)
+    args = (x, *fields)
     check_counts(num_particles=num_particles, batch_size=batch_size)
     check_support(probe, *args)
     program, layout = probe.program, probe.layout

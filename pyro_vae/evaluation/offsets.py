@@ -118,7 +118,7 @@ def free_offsets(
     Args:
         program: The model and the guide.
         layout: Of the program.
-        batch: The data (and labels where the program takes them) that the offsets are for.
+        batch: The data (and what else the program takes) that the offsets are for.
 
     Raises:
         ValueError: If a latent's samples carry no gradients, or its distribution cannot be taken

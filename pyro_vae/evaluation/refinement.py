@@ -75,7 +75,7 @@ class PosteriorSamples(Result):
 def refine(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_updates: int = 300,
     num_particles: int = 8,
     learning_rate: float = 0.03,
@@ -95,7 +95,7 @@ def refine(
     Args:
         probe: The program: ``vae``, or ``model, guide``; its latents are reparameterised.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         num_updates: Of every datum's numbers.
         num_particles: For each datum and update.
         learning_rate: At the first update.
@@ -119,7 +119,7 @@ def refine(
     )  # fmt: skip
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate={learning_rate}: it is positive and finite")
-    args, program, layout = _start(probe, x, labels)
+    args, program, layout = _start(probe, x, fields)
     rows = batch_size or max(1, pairs_at_once(program, layout, *args) // num_particles)
     num_calls = math.ceil(len(x) / rows) * num_updates
     refiner = _Refiner(program, layout, num_particles, engine, num_calls, rows)
@@ -152,7 +152,7 @@ def refine(
 def sample_posterior(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_chains: int = 8,
     num_transitions: int = 100,
     num_steps: int = 10,
@@ -170,7 +170,7 @@ def sample_posterior(
         probe: The program: ``vae``, or ``model, guide``; its latents are continuous, and
             chains start at the guide.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         num_chains: K, for each datum; each gives one sample.
         num_transitions: Of each chain.
         num_steps: Of the leapfrog integrator, in each transition.
@@ -192,7 +192,7 @@ def sample_posterior(
     )  # fmt: skip
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance={target_acceptance}: a probability, such as 0.8")
-    args, program, layout = _start(probe, x, labels)
+    args, program, layout = _start(probe, x, fields)
     refuse_sampled(layout, "what the chains stay in")
     space = LatentSpace(program, layout, *(arg[:2] for arg in args))
     rows = max(1, (max_pairs or pairs_at_once(program, layout, *args)) // num_chains)
@@ -326,7 +326,7 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _start(
-    probe: Probe, x: Tensor, labels: tuple[Tensor, ...]
+    probe: Probe, x: Tensor, fields: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], Program, Layout]:
-    check_support(probe, x, *labels)
-    return (x, *labels), probe.program, probe.layout
+    check_support(probe, x, *fields)
+    return (x, *fields), probe.program, probe.layout

@@ -42,18 +42,18 @@ Generated = Tensor | Any
 
 
 @judges
-def observed(probe: Probe, x: Tensor, *labels: Tensor) -> Generated:
+def observed(probe: Probe, x: Tensor, *fields: Tensor) -> Generated:
     """Return what the sites observe of the data, ``[N, *event_shape]``, as the program computes it.
 
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
 
     Raises:
         ValueError: If ``x`` is empty or the program breaks the convention.
     """
-    args = (x, *labels)
+    args = (x, *fields)
     program, layout = probe.program, probe.layout
     found: dict[str, list[Tensor]] = {name: [] for name in layout.observed}
     with program.evaluating(seed=0):
@@ -68,7 +68,7 @@ def observed(probe: Probe, x: Tensor, *labels: Tensor) -> Generated:
 def reconstruct(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     stochastic: bool = False,
     seed: int = 0,
 ) -> Generated:
@@ -77,7 +77,7 @@ def reconstruct(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         stochastic: Draw z from q and x from p(x | z). Otherwise each latent is its mean (its mode
             where it is discrete, an average of draws where it has neither), from site to site.
         seed: Of the draws; the random state outside is not touched.
@@ -85,7 +85,7 @@ def reconstruct(
     Raises:
         ValueError: If ``x`` is empty or the program breaks the convention.
     """
-    args = (x, *labels)
+    args = (x, *fields)
     program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         values = codes(program, layout, args, stochastic=stochastic)
@@ -97,7 +97,7 @@ def prior_samples(
     probe: Probe,
     x_like: Tensor,
     num_samples: int,
-    *labels: Tensor,
+    *fields: Tensor,
     stochastic: bool = False,
     temperature: float = 1.0,
     seed: int = 0,
@@ -108,7 +108,7 @@ def prior_samples(
         probe: The program: ``vae``, or ``model`` alone.
         x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
         num_samples: How many.
-        labels: ``[N, ...]`` each, where the model takes them; repeated in turn.
+        fields: What else the model takes, ``[N, ...]`` each; repeated in turn.
         stochastic: Draw from p(x | z) instead of taking its mean.
         temperature: t, in [0, 1]: each latent's distance from its mean is t times that of a draw,
             from layer to layer; of a flow, that of its base. Below 1, samples are more typical
@@ -122,7 +122,7 @@ def prior_samples(
     check_counts(num_samples=num_samples)
     if not 0 <= temperature <= 1:
         raise ValueError(f"temperature={temperature}: it lies between 0, all means, and 1")
-    args = (x_like, *labels)
+    args = (x_like, *fields)
     program, layout = probe.program, probe.layout
     with program.evaluating(seed=seed):
         rows = cycled(args, num_samples)
@@ -140,7 +140,7 @@ def decode(
     probe: Probe,
     values: Mapping[str, Tensor],
     x_like: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     stochastic: bool = False,
     seed: int = 0,
 ) -> Generated:
@@ -151,14 +151,14 @@ def decode(
         values: Of latent sites, ``[N, *event_shape]`` each. Sites that are not given are set to
             the mean of their prior given the others, or drawn from it where ``stochastic``.
         x_like: Data, ``[M, *event_shape]``: only shape, type and device count.
-        labels: ``[M, ...]`` each, where the model takes them; repeated in turn.
+        fields: What else the model takes, ``[M, ...]`` each; repeated in turn.
         stochastic: Draw from p(x | z) instead of taking its mean.
         seed: Of the draws; the random state outside is not touched.
 
     Raises:
         ValueError: If the values are none of the model's latents, or have another shape.
     """
-    args = (x_like, *labels)
+    args = (x_like, *fields)
     program, layout = probe.program, probe.layout
     unknown = [name for name in values if name not in layout.latents]
     if unknown or not values:
@@ -182,7 +182,7 @@ def interpolate(
     probe: Probe,
     x_start: Tensor,
     x_end: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_steps: int = 8,
     seed: int = 0,
 ) -> Generated:
@@ -195,7 +195,7 @@ def interpolate(
         probe: The program: ``vae``, or ``model, guide``.
         x_start: Data, ``[num_pairs, *event_shape]``, on the device of the program.
         x_end: Likewise.
-        labels: Of the pairs, ``[num_pairs, ...]`` each, where the program takes them.
+        fields: Of the pairs, what else the program takes, ``[num_pairs, ...]`` each.
         num_steps: The number of points on the line, both ends included.
         seed: Of the draws of what has no mean; the random state outside is not touched.
 
@@ -204,7 +204,7 @@ def interpolate(
             empty, or the program breaks the convention.
     """
     check_counts(num_steps=num_steps)
-    start, end = (x_start, *labels), (x_end, *labels)
+    start, end = (x_start, *fields), (x_end, *fields)
     if x_start.shape != x_end.shape:
         raise ValueError(f"x_start has shape {tuple(x_start.shape)}, x_end {tuple(x_end.shape)}")
     program, layout = probe.program, probe.layout
@@ -220,7 +220,7 @@ def interpolate(
 def traverse(
     probe: Probe,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     units: list[int] | None = None,
     num_units: int = 8,
     site: str | None = None,
@@ -236,7 +236,7 @@ def traverse(
     Args:
         probe: The program: ``vae``, or ``model, guide``.
         x: Data, ``[N, *event_shape]``, on the device of the program.
-        labels: ``[N, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[N, ...]`` each.
         units: Indices into the flattened latent; None: the ``num_units`` most active over ``x``,
             the most active first.
         num_units: How many, where ``units`` is None; fewer where the latent has fewer.
@@ -250,7 +250,7 @@ def traverse(
             program breaks the convention.
     """
     check_counts(num_steps=num_steps, num_units=num_units)
-    args = (x, *labels)
+    args = (x, *fields)
     program, layout = probe.program, probe.layout
     site = layout.latents[0] if site is None else site
     if site not in layout.latents:
@@ -272,7 +272,7 @@ def traverse(
 
 
 @generates
-def manifold(probe: Probe, x_like: Tensor, *labels: Tensor, num_steps: int = 20) -> Generated:
+def manifold(probe: Probe, x_like: Tensor, *fields: Tensor, num_steps: int = 20) -> Generated:
     """Return the plane of a two-dimensional latent, ``[num_steps, num_steps, *event_shape]``.
 
     The centres of a grid of equal squares on the unit square, mapped through the inverse
@@ -283,7 +283,7 @@ def manifold(probe: Probe, x_like: Tensor, *labels: Tensor, num_steps: int = 20)
     Args:
         probe: The program, with one latent site of two independent units: ``vae``, or ``model``.
         x_like: Data, ``[N, *event_shape]``: only shape, type and device count.
-        labels: ``[N, ...]`` each, where the model takes them; repeated in turn.
+        fields: What else the model takes, ``[N, ...]`` each; repeated in turn.
         num_steps: Pictures on each side.
 
     Raises:
@@ -294,7 +294,7 @@ def manifold(probe: Probe, x_like: Tensor, *labels: Tensor, num_steps: int = 20)
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix A
     """
     check_counts(num_steps=num_steps)
-    args = (x_like, *labels)
+    args = (x_like, *fields)
     program, layout = probe.program, probe.layout
     with program.evaluating(seed=0):
         first = tuple(arg[:1] for arg in args)

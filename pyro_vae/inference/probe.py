@@ -216,7 +216,7 @@ class Probe:
 
     Args:
         program: The model and the guide.
-        args: What they are called with: data, and labels where the program takes them.
+        args: What they are called with: data, and what else the program takes.
 
     Attributes:
         args: The same.

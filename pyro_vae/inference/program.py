@@ -194,7 +194,7 @@ class Program:
         Their numbers come from the global random state, as those of any module that is built do.
 
         Args:
-            args: A batch: the data, and labels where the program takes them.
+            args: A batch: the data, and what else the program takes.
 
         Raises:
             ProgramError: If the program cannot be run, or a lazy module takes no part in it.

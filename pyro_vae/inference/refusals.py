@@ -109,7 +109,7 @@ def refusal(
     Args:
         model: Declares p(x, z).
         guide: Declares q(z | x).
-        data: Observations, ``[N, *event_shape]``, and labels where the program takes them.
+        data: Observations, ``[N, *event_shape]``, and what else the program takes.
         objective: What it would be fitted with; the program alone is looked at if there is none.
     """
     return refusals(model, guide, *data, objectives={"": objective})[""]

@@ -31,7 +31,7 @@ def mixed_rows(program: Program, *args: Tensor) -> str | None:
 
     Args:
         program: The model and the guide.
-        args: A batch of a few data, and labels where the program takes them.
+        args: A batch of a few data, and what else the program takes.
     """
     rows = tuple(arg[:_ROWS] for arg in args)
     copies = tuple(row[:1].expand_as(row).contiguous() for row in rows)

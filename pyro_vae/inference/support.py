@@ -63,7 +63,7 @@ def check_support(probe: Probe, *data: Tensor, part: Part | None = None) -> None
 
     Args:
         probe: Of the program, on these data or on others like them.
-        data: All observations, ``[N, *event_shape]``, and labels where the program takes them.
+        data: All observations, ``[N, *event_shape]``, and what else the program takes.
         part: What the rows are called in messages; by their numbers unless given.
 
     Raises:

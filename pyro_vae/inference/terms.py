@@ -257,7 +257,7 @@ def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int 
     Args:
         program: The model and the guide.
         layout: Of the program.
-        args: A batch of B data (and labels where the program takes them).
+        args: A batch of B data (and what else the program takes).
         num_particles: S, the number of samples of the latents for each datum; drawn at once
             where the program vectorizes, one after the other otherwise.
     """

@@ -167,7 +167,7 @@ def draw_gradients(
     probe: Probe,
     objective: ELBO,
     x: Tensor,
-    *labels: Tensor,
+    *fields: Tensor,
     num_repeats: int = 300,
     num_groups: int = 10,
     seed: int = 0,
@@ -183,7 +183,7 @@ def draw_gradients(
         probe: The program: ``vae``, or ``model, guide``.
         objective: An objective of ours or a ``pyro.infer.ELBO``.
         x: A batch, ``[B, *event_shape]``.
-        labels: ``[B, ...]`` each, where the program takes them.
+        fields: What else the program takes, ``[B, ...]`` each.
         num_repeats: How many gradients; a multiple of ``num_groups``, or the next below.
         num_groups: Among how many groups they are shared; 3 or more.
         seed: Of the noise; the random state outside is not touched.
@@ -192,7 +192,7 @@ def draw_gradients(
     Raises:
         ValueError: If there are fewer than 3 groups of 2, or the program breaks the convention.
     """
-    args = (x, *labels)
+    args = (x, *fields)
     check_counts(num_repeats=num_repeats, num_groups=num_groups)
     if num_groups < 3 or num_repeats < 2 * num_groups:
         raise ValueError(
