@@ -36,7 +36,16 @@ from pyro_vae.components import MLP, Convolutional, assemble
 from pyro_vae.inference import ELBO, IWAE, Objective
 from pyro_vae.models import LadderVAE
 
-__all__ = ["CONTENDERS", "images", "in_turn", "products_of", "vae"]
+__all__ = [
+    "CONTENDERS",
+    "bound_of",
+    "images",
+    "in_turn",
+    "objective",
+    "products_of",
+    "vae",
+    "whole_step",
+]
 
 _RATE = 1e-3
 _Product = Callable[[], Any]
@@ -142,11 +151,11 @@ def pyro_svi(program: Program) -> Epochs:
     return in_turn(svi.step, images(program), program)
 
 
-def ours(engine: str, program: Program) -> Epochs:
+def ours(engine: str, program: Program, *, fast: bool = False) -> Epochs:
     """Step our SVI at one of its levels."""
     module = vae(program)
     adam = partial(torch.optim.Adam, lr=_RATE, fused=True)
-    svi = SVI(module.model, module.guide, adam, _objective(program), engine=engine)
+    svi = SVI(module.model, module.guide, adam, objective(program), engine=engine, fast=fast)
     return in_turn(svi.update, images(program), program)
 
 
@@ -155,7 +164,8 @@ def _parts(program: Program, network: Any) -> dict[str, nn.Module]:
     return assemble(shape, (program.latents,), network=network)
 
 
-def _objective(program: Program) -> Objective:
+def objective(program: Program) -> Objective:
+    """Return what is maximised."""
     return IWAE(program.particles) if program.particles > 1 else ELBO()
 
 
@@ -195,7 +205,7 @@ class Bound(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the negative bound of a batch in nats, summed over its data."""
         loc, log_scale = self.encoder(x).chunk(2, -1)
-        noise = torch.randn(self.particles, *loc.shape)
+        noise = torch.randn(self.particles, *loc.shape, device=loc.device)
         z = loc + log_scale.exp() * noise
         log_q = (-0.5 * noise**2 - log_scale).sum(-1)
         log_p = (-0.5 * z**2).sum(-1)
@@ -226,7 +236,7 @@ class LadderBound(nn.Module):
             state = functional.silu(upward(state))
             evidence.append(linear(state).chunk(2, -1))
         loc, log_scale = evidence.pop()
-        noise = torch.randn(self.particles, *loc.shape)
+        noise = torch.randn(self.particles, *loc.shape, device=loc.device)
         z = loc + log_scale.exp() * noise
         log_w = (0.5 * noise**2 + log_scale - 0.5 * z**2).sum(-1)
         for (loc, log_scale), prior in zip(reversed(evidence), reversed(self.priors), strict=True):
@@ -235,7 +245,7 @@ class LadderBound(nn.Module):
             total = torch.hypot(scale, prior_scale)
             loc = loc + (scale / total).square() * (prior_loc - loc)
             scale = scale * (prior_scale / total)
-            noise = torch.randn(self.particles, *loc.shape[-2:])
+            noise = torch.randn(self.particles, *loc.shape[-2:], device=loc.device)
             z = loc + scale * noise
             log_q = -0.5 * noise**2 - scale.log()
             log_p = -0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_log_scale
@@ -344,8 +354,8 @@ def products_alone(program: Program) -> Epochs:
 
 def products_of(program: Program) -> list[_Product]:
     """Return the products of a step, found by watching the layers of the program at work."""
-    module, objective, x = vae(program), _objective(program), images(program)[0]
-    objective.differentiable_loss(module.model, module.guide, x)  # the first call runs checks, too
+    module, loss, x = vae(program), objective(program), images(program)[0]
+    loss.differentiable_loss(module.model, module.guide, x)  # the first call runs checks, too
     found: list[_Product] = []
 
     def watch(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -354,7 +364,7 @@ def products_of(program: Program) -> list[_Product]:
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             layer.register_forward_hook(watch)
-    objective.differentiable_loss(module.model, module.guide, x)
+    loss.differentiable_loss(module.model, module.guide, x)
     return found
 
 
@@ -389,7 +399,10 @@ def in_turn(step: Callable[[Any], Any], batches: Any, program: Program) -> Epoch
 
 
 def _rows(program: Program) -> list[Tensor]:
-    return list(torch.from_numpy(program.data()).split(program.batch))
+    """Return the batches of an epoch, on torch's default device."""
+    return list(
+        torch.from_numpy(program.data()).to(torch.get_default_device()).split(program.batch)
+    )
 
 
 def images(program: Program) -> list[Tensor]:
@@ -414,9 +427,9 @@ CONTENDERS: dict[str, Contender] = {
     "by hand, step compiled, fast": Contender(
         by_hand_whole, _WRITTEN_OUT, fast=True, uncompiled="by hand"
     ),
-    "pyro_vae, recorded, fast": Contender(partial(ours, "recorded"), _ALL, fast=True),
+    "pyro_vae, recorded, fast": Contender(partial(ours, "recorded", fast=True), _ALL, fast=True),
     "pyro_vae, compiled, fast": Contender(
-        partial(ours, "compiled"), _ALL, fast=True, uncompiled="pyro_vae, recorded, fast"
+        partial(ours, "compiled", fast=True), _ALL, fast=True, uncompiled="pyro_vae, recorded, fast"
     ),
     "products alone": Contender(products_alone, _ALL),
     "products alone, fast": Contender(products_alone, _ALL, fast=True),

@@ -118,7 +118,7 @@ def test_the_step_in_one_graph_is_backward_and_adam(program):
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_the_floor_multiplies_what_a_step_multiplies(program):
     program = replace(program, batch=min(program.batch, 32))
-    module, objective = contenders.vae(program), contenders._objective(program)
+    module, objective = contenders.vae(program), contenders.objective(program)
     x = rows_of(program).unflatten(-1, (1, program.side, program.side))
     objective.differentiable_loss(module.model, module.guide, x)
     with FlopCounterMode(display=False) as of_step:
