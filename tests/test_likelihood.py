@@ -283,7 +283,7 @@ def test_mistakes_get_one_line(mistake, x):
 
 def test_labels_of_another_length_are_refused(x):
     vae = LinearGaussian()
-    with pytest.raises(ValueError, match="there are 39 labels for 40 data"):
+    with pytest.raises(ValueError, match="there are 39 fields for 40 data"):
         elbo(vae.model, vae.guide, x, torch.zeros(39))
 
 
