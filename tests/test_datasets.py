@@ -341,6 +341,8 @@ def test_corrupt_colour_files_are_named_with_the_cure(tmp_path, name):
         ("faces.npy", FileNotFoundError, "faces.npy: no such file or folder"),
         ("some/folder", FileNotFoundError, "some/folder: no such file or folder"),
         (__file__, ValueError, "expected a .npy or .npz file"),
+        ("", ValueError, "'' names no data: give the path"),
+        ("/dev/null", ValueError, "/dev/null: a pipe or a device, not a file"),
     ],
 )
 def test_unknown_names_and_paths(name, kind, words):
@@ -673,7 +675,10 @@ OBJECTS = np.array([{"a": 1}, None], dtype=object)
 GOOD = npy_bytes(FLOATS)
 BAD_FILES = {
     "empty.npy": (b"", "it is empty"),
-    "html.npy": (b"<html>", "it starts with b'<html>'"),
+    "html.npy": (b"<html>", "it starts with b'<html>'; by its contents it is a page of the web"),
+    "archive.npy": (npz_bytes(x=GOOD), "it is .npz: name it so, as in archive.npz"),
+    "array.npz": (GOOD, "it is .npy: name it so, as in array.npy"),
+    "picture.npy": (b"\x89PNG\r\n\x1a\n", "by its contents it is a PNG image"),
     "truncated.npy": (GOOD[:-5], "truncated or corrupt"),
     "header.npy": (GOOD[:30], "truncated or corrupt"),
     "garbled.npy": (GOOD[:20] + b"((((" + GOOD[24:], "truncated or corrupt"),

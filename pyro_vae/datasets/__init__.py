@@ -82,6 +82,8 @@ def load(
             raise ValueError(f"missing={missing[0]:g}: {known} has no missing values")
         return load_named(known, Path("data") if root is None else Path(root).expanduser())
     path = Path(name).expanduser()
+    if not str(name):
+        raise ValueError(f"{name!r} names no data: give the path of a file or folder, or a name")
     if path.is_dir():
         if missing:
             raise ValueError(
@@ -90,6 +92,8 @@ def load(
         return load_folder(path)
     if path.is_file():
         return load_file(path, missing=missing, axes=axes, apart=apart)
+    if path.exists():
+        raise ValueError(f"{path}: a pipe or a device, not a file; write what it gives to a file")
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(
             f"{path}: no such file or folder; named data sets: {', '.join(NAMES)}"

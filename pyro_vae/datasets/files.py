@@ -47,14 +47,28 @@ def load_file(
     return found
 
 
+_STARTS = {
+    ".npy": b"\x93NUMPY",
+    ".npz": b"PK",
+    "a PNG image": b"\x89PNG",
+    "a JPEG image": b"\xff\xd8\xff",
+    "an HDF5 file": b"\x89HDF",
+    "compressed by gzip": b"\x1f\x8b",
+    "a page of the web, such as an error of a download": b"<",
+}
+_LONGEST = max(map(len, _STARTS.values()))
+
+
 def _arrays(path: Path, suffix: str) -> dict[str, np.ndarray]:
     read = _read_npy if suffix == ".npy" else _read_npz
-    magic = b"\x93NUMPY" if suffix == ".npy" else b"PK"
     with path.open("rb") as file:
-        start = file.read(len(magic))
-    if start != magic:
+        start = file.read(_LONGEST)
+    if not start.startswith(_STARTS[suffix]):
+        what = next((kind for kind, first in _STARTS.items() if start.startswith(first)), None)
         found = f"starts with {start!r}" if start else "is empty"
-        raise ValueError(f"{path}: not a {suffix} file, it {found}; save the array again")
+        mend = "save the array again" if what is None else f"by its contents it is {what}"
+        mend += f": name it so, as in {path.stem}{what}" if what in (".npy", ".npz") else ""
+        raise ValueError(f"{path}: not a {suffix} file, it {found}; {mend}")
     try:
         # A hostile header can overflow numpy's own size arithmetic, which only warns.
         with np.errstate(over="ignore"):
