@@ -140,6 +140,14 @@ SAID = {
     "a class for SVI": (lambda: SVI(print, print, NETWORK, Trace_ELBO), r"write Trace_ELBO\(\)"),
     "LBFGS": (lambda: train(optim=partial(torch.optim.LBFGS, lr=0.1)), "LBFGS evaluates .*Adam"),
     "no optimiser": (lambda: train(optim=lambda _: 3), "cannot build an optimiser of"),
+    "differentiable": (
+        lambda: train(optim=partial(torch.optim.Adam, differentiable=True)),
+        "differentiable=True is for gradients through a step",
+    ),
+    "no learning rate": (
+        lambda: train(optim=pyro.optim.AdagradRMSProp({"eta": 0.1})),
+        "AdagradRMSProp has no learning rate lr",
+    ),
     "capturable": (
         lambda: train(optim=partial(torch.optim.Adam, capturable=True), device="cpu"),
         "capturable=True is for steps that CUDA captures",

@@ -105,6 +105,11 @@ def _check(optim: Any, optimizer: Any) -> None:
             "optim: capturable=True is for steps that CUDA captures, and these parameters are on "
             "the CPU: leave it out"
         )
+    if any(group.get("differentiable") for group in groups):
+        raise ValueError(
+            "optim: differentiable=True is for gradients through a step, which none are taken of "
+            "here: leave it out"
+        )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ValueError(
             "optim: SparseAdam takes sparse gradients alone, and those of networks are dense: take "
@@ -116,9 +121,14 @@ def check_constant_rate(optim: Any, optimizer: torch.optim.Optimizer) -> None:
     """Refuse a learning rate that an optimiser would move by itself, where a schedule sets it.
 
     Raises:
-        ValueError: If it is a ``pyro.optim`` scheduler, a torch scheduler was made with it, or it
-            decays its rate; names the argument that does the same.
+        ValueError: If it is a ``pyro.optim`` scheduler, a torch scheduler was made with it, it
+            decays its rate, or has none; names what to take.
     """
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"optim: {type(optimizer).__name__} has no learning rate lr, which fit sets at every "
+            "step from its schedule: take one that has, such as torch.optim.Adam, or train with SVI"
+        )
     decays = [group["lrd"] for group in optimizer.param_groups if group.get("lrd", 1.0) != 1.0]
     if isinstance(optim, PyroLRScheduler):
         moves = f"a pyro.optim scheduler ({optim.pt_scheduler_constructor.__name__})"
