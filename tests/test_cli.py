@@ -390,7 +390,12 @@ def test_a_users_own_file(kind, folder, tmp_path, capsys):
 
 def test_the_configuration_repeats_the_run_to_the_same_bits(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    parse, calls = argparse.ArgumentParser.parse_known_args, []
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_known_args", lambda *a: calls.append(a) or parse(*a)
+    )
     assert main(["train", "--config", str(trained / "config.yaml"), "--out", "again"]) == 0
+    assert len(calls) == 1, "a command line is parsed once"
     assert same(final(Path("again")), final(trained))
     assert Path("again/config.yaml").read_text() == (trained / "config.yaml").read_text()
 

@@ -22,7 +22,7 @@ from pyro_vae.cli.combinations import (
     small_parts,
     tables,
 )
-from pyro_vae.cli.commands import list_parts
+from pyro_vae.cli.listing import list_components
 from pyro_vae.engine.optimizers import adam
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
@@ -118,7 +118,7 @@ def test_reasons_are_told_on_one_line_and_grouped():
 
 def test_the_command_offers_the_tables(monkeypatch, capsys):
     monkeypatch.setattr("pyro_vae.cli.combinations.tables", lambda parts: ["a table"])
-    list_parts(["--combinations"])
+    list_components(["--combinations"])
     assert capsys.readouterr().out == "a table\n"
 
 

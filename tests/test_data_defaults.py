@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pyro_vae.cli import runs
+from pyro_vae.cli import results, runs
 from pyro_vae.cli.classes import named
 from pyro_vae.cli.config_files import check_trusted
 from pyro_vae.cli.data_defaults import settle
@@ -277,7 +277,7 @@ def test_bits_are_those_of_the_stored_integers(kind: str, likelihood: str) -> No
     data = data_of(kind)
     settle(config, data)
     run = runs.open_run(config, data)
-    found = runs._bits_per_dim(run, SimpleNamespace(bits_per_dim=10))
+    found = results._bits_per_dim(run, SimpleNamespace(bits_per_dim=10))
     assert found == UNITS[kind, likelihood]
 
 

@@ -279,7 +279,7 @@ def test_a_run_that_cannot_be_written_to_is_judged_and_one_that_is_gone_is_said(
     def read_only(path, data):
         raise OSError(f"cannot write {path}: Read-only file system")
 
-    monkeypatch.setattr("pyro_vae.cli.runs.replace_file", read_only)
+    monkeypatch.setattr("pyro_vae.cli.results.replace_file", read_only)
     capsys.readouterr()
     assert main(["evaluate", "a/run"]) == 0
     printed = capsys.readouterr()
@@ -291,7 +291,7 @@ def test_a_run_that_cannot_be_written_to_is_judged_and_one_that_is_gone_is_said(
         shutil.rmtree(run)
         raise FileNotFoundError(2, f"cannot write {path}")
 
-    monkeypatch.setattr("pyro_vae.cli.runs.replace_file", removed)
+    monkeypatch.setattr("pyro_vae.cli.results.replace_file", removed)
     assert main(["evaluate", "a/run"]) == 2
     assert "was removed during the evaluation: the numbers above are not stored" in said(capsys)
     assert not run.exists()

@@ -24,7 +24,7 @@ import yaml
 from command import PROGRAM, environment, script, train, tree, write_data
 from PIL import Image
 
-from pyro_vae.cli import commands, main, runs
+from pyro_vae.cli import main, runs
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.checkpoint import latest, load
 from pyro_vae.engine.progress import Clock
@@ -457,7 +457,7 @@ def test_out_of_memory(where, folder, capsys, monkeypatch):
     def fail(*args, **options):
         raise MEMORY[where]
 
-    monkeypatch.setattr(commands.runs, "train", fail)
+    monkeypatch.setattr(runs, "train", fail)
     refused(capsys, "out of memory: lower --batch-size or --latent", folder, "train", *BASE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -17,14 +18,14 @@ from pyro_vae.wording import on_the_command_line
 __all__ = ["main"]
 
 _COMMANDS = {
-    "train": "train a program on data, evaluate it and write a report",
-    "evaluate": "evaluate a trained run again",
-    "sample": "draw from the prior of a trained run",
-    "plot": "draw a trained run's pictures again",
-    "compare": "compare objectives: their gradients, and what they train to",
-    "list": "list every component by name, with one line each",
+    "train": ("train.train", "train a program on data, evaluate it and write a report"),
+    "evaluate": ("trained.evaluate", "evaluate a trained run again"),
+    "sample": ("trained.sample", "draw from the prior of a trained run"),
+    "plot": ("trained.plot", "draw a trained run's pictures again"),
+    "compare": ("compare.compare", "compare objectives: their gradients, and what they train to"),
+    "list": ("listing.list_components", "list every component by name, with one line each"),
 }
-_WORKING = ("train", "evaluate", "sample", "plot", "compare")
+_WORKING = _COMMANDS.keys() - {"list"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _answered(words)
         out.flush()
     # A command that works goes on without its reader (`| head`); one that only prints has failed.
-    left = out.gone and not was_closed and words[:1] not in [[name] for name in _WORKING]
+    left = out.gone and not was_closed and not _WORKING & {*words[:1]}
     return status or int(left)
 
 
@@ -74,14 +75,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    from pyro_vae.cli import commands
-
+    module, _, function = _COMMANDS[command][0].partition(".")
     if sys.flags.optimize:
         print("pyro-vae: warning: python -O turns all checks of values off", file=sys.stderr)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            status = getattr(commands, "list_parts" if command == "list" else command)(arguments)
+            run = getattr(importlib.import_module(f"pyro_vae.cli.{module}"), function)
+            status = run(arguments)
         except SystemExit as end:  # the parser's, after --help and --print_config
             return int(end.code or 0)
     return status or 0
@@ -128,7 +129,7 @@ def _show_warning(message: Any, *rest: Any, **options: Any) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10}{line}" for name, line in _COMMANDS.items()]
+    lines = [f"  {name:<10}{line}" for name, (_, line) in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: pyro-vae COMMAND [options]",

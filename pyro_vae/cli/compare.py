@@ -18,6 +18,7 @@ from pyro_vae.cli.data_defaults import settle
 from pyro_vae.cli.data_loading import load_data
 from pyro_vae.cli.options import add_data, add_program, check_ranges
 from pyro_vae.cli.parser import Parser, as_dict, as_text
+from pyro_vae.cli.results import provenance
 from pyro_vae.engine.run_folder import new_run_folder, unused_folder
 from pyro_vae.files import expanded, remove, replace_file, sync_folder, temporary_for
 from pyro_vae.laboratory import Comparison
@@ -143,6 +144,6 @@ def _report(run: runs.Run, found: Comparison, out: Path, config: str) -> None:
         history=[],
         pictures=pictures,
         config=f"{found.table()}\n\n{config}",
-        provenance=runs.provenance(run, f"pyro-vae compare --config {out.parent / 'config.yaml'}"),
+        provenance=provenance(run, f"pyro-vae compare --config {out.parent / 'config.yaml'}"),
     )
     print(found.table())

@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
-import pyro_vae.evaluation as evaluation
 from pyro_vae.budget import Budget
 from pyro_vae.cli import data_record
-from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
-from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.data_record import DataRecord
 from pyro_vae.cli.data_weights import with_weights
-from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.datasets import Data, Dataset
-from pyro_vae.engine.course import divergence, overfitting
-from pyro_vae.engine.data import OBSERVATION_SEED, in_chunks, observe_once
+from pyro_vae.engine.course import divergence
+from pyro_vae.engine.data import OBSERVATION_SEED, observe_once
 from pyro_vae.engine.defaults import resolve_device
-from pyro_vae.engine.observations import Dequantize, Observation
+from pyro_vae.engine.observations import Observation
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
-from pyro_vae.evaluation.verdict import beyond_storage
-from pyro_vae.files import replace_file
 from pyro_vae.fitting import Fit, fit_as_set
-from pyro_vae.inference import Probe, Program
-from pyro_vae.report import page
+from pyro_vae.inference import Program
 
-__all__ = [
-    "Run",
-    "evaluate",
-    "load",
-    "open_run",
-    "provenance",
-    "store_results",
-    "train",
-    "write_report",
-]
+__all__ = ["Run", "diverged", "load", "open_run", "train"]
 
 _OF_LEVELS = {
     "Binarize": "integers, or values in [0, 1]",
@@ -211,206 +190,7 @@ def load(run: Run, folder: Path, *, weights: str) -> Fit:
                init_from=done["init_from"])  # fmt: skip
 
 
-def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
-    """Return the numbers of the run on its test data, nats per datum, as a plain record."""
-    rows = run.test_rows()
-    program = Probe(run.bound, *run.arguments(rows))
-    bound = evaluation.elbo(program, rows)
-    estimate = optional("log p(x)", lambda: _estimate(program, rows, num_samples))
-    activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
-    information = optional("the mutual information", lambda: _information(run))
-    bits_per_dim = optional("bits per dimension", lambda: _bits_per_dim(run, bound))
-    return {
-        "test_elbo_nats": bound.elbo_nats.value,
-        "test_elbo_standard_error": bound.elbo_nats.standard_error,
-        **_sampled(estimate, num_samples),
-        "test_rate_nats": bound.rate_nats.value,
-        "test_distortion_nats": bound.distortion_nats.value,
-        **_by_site(bound),
-        "bits_per_dim": bits_per_dim,
-        **_units(activity),
-        **_information_record(information),
-        "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
-        "num_parameters": _num_parameters(run),
-        "epochs": done.epochs,
-        "steps": done.steps,
-        "seconds": done.seconds,
-        "weights": done.weights,
-        "judged_epoch": done.judged_epoch,
-        **({} if done.init_from is None else {"init_from": done.init_from}),
-        "num_test": len(rows),
-        **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
-        "classes": run.data.classes,
-        "verdict": [
-            *_course(done),
-            *(
-                []  # a program that has diverged says nothing of its components
-                if diverged(done)
-                else [
-                    *beyond_storage(bits_per_dim, run.data.levels),
-                    *evaluation.verdict(activity or {}, bound.kl_nats, information),
-                ]
-            ),
-        ],
-    }
-
-
 def diverged(done: Fit) -> bool:
     """Whether training went wrong to its end, so that the last weights are of no use."""
     wrong = divergence(done.history, done.start)
     return wrong is not None and not wrong.came_back
-
-
-def _estimate(program: Probe, rows: Data, num_samples: int) -> evaluation.ImportanceEstimate:
-    return evaluation.importance_sampling(
-        program, rows, num_samples=num_samples, progress=sys.stderr.isatty()
-    )
-
-
-def _sampled(estimate: evaluation.ImportanceEstimate | None, num_samples: int) -> dict[str, Any]:
-    if estimate is None:
-        return {}
-    return {
-        "test_log_likelihood_nats": estimate.mean.value,
-        "test_log_likelihood_standard_error": estimate.mean.standard_error,
-        "num_importance_samples": num_samples,
-        "effective_sample_size": float(estimate.effective_sample_size.median()),
-    }
-
-
-def _course(done: Fit) -> list[str]:
-    """Say where training went wrong or too far, and which weights are evaluated."""
-    said = divergence(done.history, done.start) or overfitting(done.history)
-    if said is None:
-        return []
-    judged = f"the {done.weights} weights, of epoch {done.judged_epoch}, are evaluated"
-    other = "; --weights best evaluates the best" if done.weights == "last" else ""
-    return [f"{said}; {judged}{other}"]
-
-
-def _by_site(bound: evaluation.Bound) -> dict[str, Any]:
-    """Return the distortion of each observed site, where there are several."""
-    by_site = {name: nats.value for name, nats in bound.site_distortion_nats.items()}
-    return {"test_site_distortion_nats": by_site} if len(by_site) > 1 else {}
-
-
-def _units(activity: dict[str, evaluation.UnitActivity] | None) -> dict[str, Any]:
-    if activity is None:
-        return {"active_units": None}
-    return {
-        "active_units": sum(site.num_active for site in activity.values()),
-        "num_units": sum(site.activity.numel() for site in activity.values()),
-    }
-
-
-def _information(run: Run) -> evaluation.Information | None:
-    """Return what the latents tell of the first test data; None if a flow has no inverse."""
-    try:
-        return evaluation.mutual_information(run.program, run.test_rows()[:_COMPARED_ROWS])
-    except ValueError:
-        return None
-
-
-def _information_record(found: evaluation.Information | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    return {
-        "mutual_information_nats": found.nats.value,
-        "mutual_information_ceiling": found.ceiling,
-        "aggregate_kl_nats": found.aggregate_kl.value,
-    }
-
-
-def _num_parameters(run: Run) -> int:
-    # Functions hold no parameters: theirs are in modules that they refer to, or in Pyro's store.
-    program = Program(run.program.model, run.program.guide)
-    found: list[Tensor] = []
-    found += [p for module in program.reachable for p in module.parameters() if p.requires_grad]
-    found += program.stored_parameters().values()
-    return sum(parameter.numel() for parameter in {id(p): p for p in found}.values())
-
-
-def _bits_per_dim(run: Run, bound: evaluation.Bound) -> float | None:
-    """Bits per dimension of the stored integers; None for data that have no such unit.
-
-    Those are real numbers, densities of integers that were not dequantised, bags and sequences,
-    data of which numbers are missing, and what a program makes of its data before it observes it.
-    """
-    support = observed_support(run.bound, run.test_rows()[:3])
-    numbers = single_numbers(support)
-    if run.data.levels is None or numbers is None or _has_missing(run):
-        return None
-    if numbers.is_discrete:
-        return bound.bits_per_dim
-    if isinstance(run.observation, Dequantize):
-        return bound.bits_per_dim + math.log2(run.data.levels + 1)
-    return None
-
-
-def _has_missing(run: Run) -> bool:
-    return any(bool(x.isnan().any()) for x in in_chunks(run.data.test.x))
-
-
-def _probe_accuracy(run: Run) -> float | None:
-    train, test = run.training_rows(_SEEN_ROWS), run.test_rows()
-    if train.labels is None or test.labels is None or "labels" in run.bound.fields:
-        return None
-    train, test = (rows[rows.labelled.nonzero().flatten().cpu()] for rows in (train, test))
-    if len(train.labels.unique()) < 2 or not len(test):
-        return None
-    means = [
-        torch.cat([m.flatten(1) for m in evaluation.posterior_means(run.program, r).values()], 1)
-        for r in (train, test)
-    ]
-    return evaluation.linear_probe(means[0], train.labels, means[1], test.labels)
-
-
-def store_results(results: dict[str, Any], out: Path) -> None:
-    """Write ``results.json`` into the run folder; numbers that are not finite are null."""
-    text = json.dumps(_finite(results), indent=2)
-    replace_file(out / "results.json", f"{text}\n".encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_report(
-    run: Run,
-    done: Fit,
-    results: dict[str, Any],
-    pictures: list[tuple[str, Path | str]],
-    out: Path,
-    config: str,
-) -> None:
-    """Write ``report.html`` into the run folder."""
-    page.write_report(
-        out / "report.html",
-        title=f"{type(run.program).__name__} on {run.data.name}",
-        results=results,
-        history=done.history,
-        pictures=pictures,
-        config=_without_folders(config),
-        provenance=provenance(run, f"pyro-vae train --config {out / 'config.yaml'}"),
-    )
-
-
-def provenance(run: Run, command: str) -> dict[str, Any]:
-    """Return what a report's numbers come from: the command that repeats them, and versions."""
-    return {
-        "command": command,
-        "seed": run.config.seed,
-        "device": str(run.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
-def _without_folders(config: str) -> str:
-    """Leave the folders of files out: a report is passed on, and they are its author's own."""
-    return re.sub(r"^(\w+: ['\"]?)/.*/", r"\1", config, flags=re.MULTILINE)

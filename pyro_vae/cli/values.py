@@ -33,13 +33,13 @@ from pyro_vae.cli.user_files import functions_path, load_file
 __all__ = ["argument_of", "component", "merged", "read", "with_argument"]
 
 _CONSTANTS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_NOTHING = ("null", "none")
 _NUMBER = re.compile(
     r"\s*[-+]?(?:[0-9][0-9_]*)?\.?[0-9][0-9_]*\.?(?:[eE][-+]?[0-9]+)?\s*", re.ASCII
 )
 _ODD_NUMBER = re.compile(
     r"[-+]?(?:0[xXoObB]\w*|0[0-9_]+|[0-9]+(?::[0-9.]+)+|[0-9_.eE]*[^\x00-\x7f][\w.]*)"
 )
+
 # Components ---------------------------------------------------------------------------------------
 
 
@@ -141,27 +141,27 @@ def read(option: str, hint: Any, given: Any) -> Any:
     if inspect.isfunction(hint):
         return hint(given)
     kinds = [*kinds_of(hint)]
-    word = given.strip() if isinstance(given, str) else None
-    if word is not None and word.lower() in (_NOTHING if str not in kinds else _NOTHING[:1]):
-        given = None if type(None) in kinds or str not in kinds else given
+    if _is_nothing(given, kinds):
+        given = None
     if given is None and {type(None), Any} & {*kinds}:
         return None
     if isinstance(given, Component):
         return given
     if is_list(hint) and _are_several(given, kinds):
         return _list(option, hint, given)
-    if (
-        str in kinds
-        and isinstance(given, str)
-        and not ({int, float} & {*kinds} and _is_number(given))
-    ):
+    if bool in kinds and (truth := _truth(given)) is not None:
+        return truth
+    if {int, float} & {*kinds} and (number := _number(option, kinds, given)) is not None:
+        return number
+    if str in kinds and isinstance(given, str):
         return given
-    for kind, reader in _READERS.items():
-        if kind in kinds:
-            found = reader(option, kinds, given)
-            if found is not None:
-                return found
     return _of_kinds(option, hint, kinds, given)
+
+
+def _is_nothing(given: Any, kinds: list[Any]) -> bool:
+    """Whether a word stands for no value; a text may be the word "none"."""
+    word = given.strip().lower() if isinstance(given, str) else ""
+    return word in ("null", "none") if str not in kinds else word == "null" and type(None) in kinds
 
 
 def _of_kinds(option: str, hint: Any, kinds: list[Any], given: Any) -> Any:
@@ -196,36 +196,24 @@ def _class(option: str, hint: Any, given: Any) -> Any:
     return _with_arguments(option, given, path, call)
 
 
-def _whole(option: str, kinds: list[Any], given: Any) -> Any:
-    found = _number(option, kinds, given)
-    if found is None or not (isinstance(found, int) or found.is_integer()):
+def _number(option: str, kinds: list[Any], given: Any) -> int | float | None:
+    """Return a number of a kind that is asked for; None if it is none."""
+    found = _parsed(option, kinds, given) if isinstance(given, str) else given
+    if not isinstance(found, (int, float)) or isinstance(found, bool):
         return None
-    decimal = isinstance(given, str) and re.search("[.eE]", given)
-    return None if decimal and float in kinds else int(found)
+    if int in kinds and (isinstance(found, int) or (float not in kinds and found.is_integer())):
+        return int(found)
+    return float(found) if float in kinds else None
 
 
-def _real(option: str, kinds: list[Any], given: Any) -> Any:
-    found = _number(option, kinds, given)
-    return None if found is None else float(found)
-
-
-def _number(option: str, kinds: list[Any], given: Any) -> Any:
-    if isinstance(given, (int, float)):
-        return None if isinstance(given, bool) else given
-    if not isinstance(given, str):
+def _parsed(option: str, kinds: list[Any], word: str) -> int | float | None:
+    if _ODD_NUMBER.fullmatch(word.strip()):
+        raise ValueError(f"{option} {word}: write numbers in plain decimal digits, such as 16")
+    if "," in word and all(map(_is_number, word.split(","))):
+        raise ValueError(f"{option} {word}: {_without_comma(word, whole=float not in kinds)}")
+    if not _is_number(word) or not math.isfinite(float(word)):
         return None
-    if _ODD_NUMBER.fullmatch(given.strip()):
-        raise ValueError(f"{option} {given}: write numbers in plain decimal digits, such as 16")
-    if "," in given and all(map(_is_number, given.split(","))) and bool not in kinds:
-        whole = float not in kinds
-        raise ValueError(f"{option} {given}: {_without_comma(given, whole=whole)}")
-    if not _is_number(given):
-        return None
-    try:
-        return int(given)
-    except ValueError:
-        found = float(given)
-        return found if math.isfinite(found) else None
+    return int(word) if word.strip(" +-").replace("_", "").isdecimal() else float(word)
 
 
 def _is_number(word: Any) -> bool:
@@ -242,13 +230,9 @@ def _without_comma(word: str, *, whole: bool) -> str:
     return f"expected one {kind}" + (f", without a comma: {' or '.join(ways)}" if ways else "")
 
 
-def _truth(option: str, kinds: list[Any], given: Any) -> Any:
-    if isinstance(given, bool):
-        return given
-    return _CONSTANTS.get(given.strip().lower()) if isinstance(given, str) else None
-
-
-_READERS = {bool: _truth, int: _whole, float: _real}
+def _truth(given: Any) -> bool | None:
+    word = given.strip().lower() if isinstance(given, str) else ""
+    return given if isinstance(given, bool) else _CONSTANTS.get(word)
 
 
 def _choice(option: str, values: list[Any], given: Any) -> Any:

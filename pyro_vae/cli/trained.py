@@ -1,0 +1,122 @@
+"""The commands for a trained run: ``evaluate``, ``sample`` and ``plot``."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Literal
+
+from pyro_vae.cli import config_files, data_record, pictures, results, runs
+from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.data_loading import load_data
+from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
+from pyro_vae.cli.names import ROLES
+from pyro_vae.cli.options import check_ranges, training_parser
+from pyro_vae.cli.parser import Parser
+from pyro_vae.cli.sample_files import check_suffix, write
+from pyro_vae.evaluation import samples
+from pyro_vae.files import expanded, own_folder
+from pyro_vae.fitting import Fit
+
+__all__ = ["evaluate", "plot", "sample"]
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Evaluate a trained run again."""
+    parser = _run_parser("evaluate", "Evaluate a trained run again and rewrite its report.")
+    help_ = "number of importance samples per datum for log p(x)"
+    parser.option(parser, "--num-samples", int | None, help_)
+    add_diagnosis(parser)
+    parser.flag(
+        parser, "--all", "evaluate all rows of other data (--data), not only those for testing"
+    )
+    run, done, options, text = _opened(parser, arguments)
+    num_samples = options.num_samples or run.config.num_samples
+    found = diagnose(run, options)
+    results.report(run, done, _place(run, options.run), text, num_samples, found, insists=False)
+
+
+def sample(arguments: list[str]) -> None:
+    """Draw from the prior of a trained run."""
+    parser = _run_parser(
+        "sample", "Draw x from the model of a trained run: z ~ p(z), x ~ p(x | z)."
+    )
+    add = parser.option
+    add(parser, "--num", int, "number of draws", 64)
+    parser.flag(parser, "--mean", "write E[x | z] in place of draws")
+    help_ = "class to draw, by name or number, or several: 3,7 (default: all in turn)"
+    add(parser, "--label", str | None, help_)
+    help_ = "output file: .npy, or .npz for several sites (default: RUN/samples.*)"
+    add(parser, "--out", Path | None, help_)
+    run, _, options, _ = _opened(parser, arguments, needs_data=False)
+    check_suffix(options.out)
+    x = samples.prior_samples(
+        run.program.model, run.rows_like(options.label), options.num,
+        stochastic=not options.mean, seed=options.seed or 0,
+    )  # fmt: skip
+    for line in write(x, options.out, options.run):
+        print(line)
+
+
+def plot(arguments: list[str]) -> None:
+    """Draw a trained run's pictures again."""
+    parser = _run_parser("plot", "Draw the pictures of a trained run again.")
+    run, done, options, _ = _opened(parser, arguments)
+    place = _place(run, options.run)
+    if run.on_other_data:
+        own_folder(place)
+    for caption, path in pictures.draw(run, done, place / "pictures"):
+        print(f"{path}: {caption}")
+
+
+def _run_parser(command: str, description: str) -> Parser:
+    parser = Parser(command, description)
+    add = parser.option
+    parser.positional("run", Path, "the run folder")
+    help_ = "device: auto, cpu, cuda, cuda:1 or mps (default: the run's own)"
+    add(parser, "--device", str | None, help_)
+    help_ = "folder of named data sets (default: the run's own)"
+    add(parser, "--data-root", str | None, help_)
+    help_ = "the run's data where they are now, or other data to evaluate on"
+    add(parser, "--data", str | None, help_)
+    add(parser, "--seed", int | None, "seed for random draws")
+    help_ = "weights to load: the best by validation, or the last (default: as in training)"
+    add(parser, "--weights", Literal["best", "last"] | None, help_)
+    for role in ROLES:
+        help_ = "file and class of the run's program, if it is your own"
+        parser.role(parser, role, help_ if role == "model" else "", names=False)
+    return parser
+
+
+def _opened(
+    parser: Parser, arguments: list[str], *, needs_data: bool = True
+) -> tuple[runs.Run, Fit, Namespace, str]:
+    """Return a trained run with its weights, the command's options, and the run's as text."""
+    given = parser.given(arguments)
+    options = parser.config(given)
+    check_ranges(options)
+    folder = options.run = expanded(str(options.run))
+    path, record = config_files.run_config(folder), data_record.read(folder)
+    training = training_parser()
+    stored = training.held(path, given.modules)
+    config_files.refuse_edited(path, "" if record is None else record.options)
+    shared = (*ROLES, "device", "data_root")
+    config = training.config(stored, given.only(shared))
+    data = (
+        load_data(config.data, config)
+        if record is None
+        else record.evaluation_data(options, config, needs_data=needs_data)
+    )
+    settle(config, data)
+    run = runs.open_run(config, data, record)
+    done = runs.load(run, folder, weights=options.weights or config.weights)
+    return run, done, options, path.read_text()
+
+
+def _place(run: runs.Run, folder: Path) -> Path:
+    """Return the folder for what is found on a run's data, or on other data."""
+    if not run.on_other_data:
+        return folder
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.data.name).strip(".-") or "data"
+    return folder / f"on-{name}"

@@ -1,0 +1,203 @@
+"""Values of a command line and of a file, by the types that arguments are annotated with."""
+
+from __future__ import annotations
+
+import collections.abc
+import enum
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from torch import nn
+
+from pyro_vae.cli.components import Component, as_stored, built
+from pyro_vae.cli.config_files import refuse_changes
+from pyro_vae.cli.options import training_parser
+from pyro_vae.cli.parser import as_dict, as_text
+from pyro_vae.cli.values import read
+from pyro_vae.components import Normal
+from pyro_vae.inference import BetaVAE, Schedule
+from pyro_vae.inference.schedules import Linear, Scheduled
+
+
+class Mode(enum.Enum):
+    FAST = 1
+    SLOW = 2
+
+
+class Rich:
+    """A class of a user's, with arguments of many types."""
+
+    def __init__(
+        self,
+        mode: Mode = Mode.FAST,
+        sizes: dict[str, int] | None = None,
+        untyped=None,
+        build: collections.abc.Callable[[int], nn.Module] = nn.BatchNorm1d,
+    ) -> None:
+        self.given = mode, sizes, untyped, build
+
+
+RELU = Component("torch.nn.ReLU")
+# By type: what is typed, and the value that Python has for it.
+VALUES: dict[Any, dict[Any, Any]] = {
+    int: {"3": 3, "-3": -3, "1e3": 1000, 3: 3},
+    float: {"3": 3.0, ".5": 0.5, "-1e-3": -0.001, 3: 3.0, float("inf"): float("inf")},
+    int | float: {"3": 3, "3.0": 3.0, 2.5: 2.5},
+    bool: {"yes": True, "False": False, True: True},
+    bool | None: {"null": None, None: None, "on": True},
+    str: {"3": "3", "null": "null", "a,b": "a,b", "": ""},
+    str | None: {"null": None, "none": "none"},
+    Path | None: {"~/a b": Path("~/a b"), "null": None, "3": Path("3")},
+    Literal["a", "b"]: {"a": "a"},
+    Literal[1, 2] | None: {"2": 2, 1: 1, "null": None},
+    Mode: {"SLOW": Mode.SLOW},
+    list[int]: {"3": [3], "3,4": [3, 4], "(3, 4)": [3, 4], "[]": []},
+    tuple[float, ...]: {"1 2.5": (1.0, 2.5)},
+    int | collections.abc.Sequence[int]: {"3": 3, "3,4": [3, 4]},
+    list[str]: {"a,b": ["a", "b"]},
+    list[nn.Module]: {"ReLU, relu()": [RELU, RELU]},
+    dict[str, int]: {"{a: 1}": {"a": 1}},
+    Any: {"3": 3, "0.5": 0.5, "1e1": 10, "text": "text", "[1, a]": [1, "a"], "null": None},
+    type[nn.GRU] | type[nn.LSTM]: {"LSTM": nn.LSTM, "torch.nn.GRU": nn.GRU},
+    collections.abc.Callable[[], nn.Module]: {"nn.ReLU": RELU, "torch.nn.ReLU": RELU},
+    float | Schedule: {"2": 2.0, "Linear(1)": Component(
+        "pyro_vae.inference.schedules.Linear", {"start": 1.0})},
+}  # fmt: skip
+EACH = [(hint, word, value) for hint, words in VALUES.items() for word, value in words.items()]
+
+
+@pytest.mark.parametrize(("hint", "word", "value"), EACH)
+def test_a_word_is_a_value_of_the_type(hint: Any, word: Any, value: Any) -> None:
+    found = read("--x", hint, word)
+    assert found == value
+    assert type(found) is type(value)
+    again = as_stored(read("--x", hint, as_stored(found)))
+    assert again == as_stored(value), "a stored value is read as it was"
+
+
+WRONG: dict[Any, dict[Any, str]] = {
+    int: {"1.5": "a whole number", "x": "a whole number", "": "a whole number", True: "whole"},
+    float: {"nan": "a finite number", "1e400": "a finite number", "1,5": "without a comma: 1.5"},
+    bool: {"maybe": "true or false", 1: "true or false"},
+    Literal["a", "b"]: {"c": "choose from 'a', 'b'"},
+    Mode: {"QUICK": "choose from 'FAST', 'SLOW'"},
+    list[int]: {"a": "such as 300,300", "": "such as 300,300", None: "such as 300,300"},
+    nn.Module: {"relo": "did you mean ReLU", "3": "unknown", "os.system": "not a class derived"},
+    Path: {3: "the name of a file or folder"},
+}
+EVERY_WRONG = [(hint, word, said) for hint, words in WRONG.items() for word, said in words.items()]
+
+
+@pytest.mark.parametrize(("hint", "word", "said"), EVERY_WRONG)
+def test_another_word_is_refused_with_what_would_do(hint: Any, word: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^--x.*{said}"):
+        read("--x", hint, word)
+
+
+def test_objects_are_those_of_python() -> None:
+    option = "--objective"
+    words = [option, "BetaVAE", f"{option}.beta", "Scheduled(Linear(0, until=0.2))"]
+    config = training_parser().parse([*words, "--likelihood", "Normal(scale=0.5)"])
+    found = built(option, BetaVAE, config.objective)
+    assert type(found) is BetaVAE
+    assert repr(found.beta) == repr(Scheduled(Linear(0.0, until=0.2)))
+    hint = collections.abc.Callable[[tuple[int, ...]], nn.Module]
+    likelihood = built("--likelihood", hint, config.likelihood)((3,))
+    assert repr(likelihood) == repr(Normal((3,), scale=0.5))
+
+
+def test_a_class_of_many_types_is_built_and_stored() -> None:
+    part = Component(f"{__name__}.Rich", {"mode": Mode.SLOW, "sizes": {"a": 1}})
+    mode, sizes, untyped, build = built("--model", Rich, part).given
+    assert (mode, sizes, untyped, build) == (Mode.SLOW, {"a": 1}, None, nn.BatchNorm1d)
+    assert as_stored(part)["init_args"]["mode"] == "SLOW"
+    assert as_stored(part)["init_args"]["build"]["class_path"] == "torch.nn.BatchNorm1d"
+
+
+# Files of earlier versions ------------------------------------------------------------------------
+
+OLD = """
+data: digits
+data_root: /data
+observation:
+  class_path: pyro_vae.engine.AsFloat
+model:
+  class_path: pyro_vae.models.VAE
+prior:
+  class_path: pyro_vae.components.posteriors.DiagonalNormal
+likelihood:
+  class_path: pyro_vae.components.automatic.Laplace
+  init_args: {}
+posterior:
+  class_path: pyro_vae.components.InverseAutoregressive
+  init_args:
+    num_flows: 2
+    num_context: 16
+network:
+  class_path: pyro_vae.components.MLP
+  init_args:
+    hidden:
+    - 500
+    activation:
+      class_path: torch.nn.SiLU
+      init_args:
+        inplace: false
+    initialise: pyro_vae.components.networks.he
+latent: 40
+objective:
+  class_path: pyro_vae.inference.regularized.BetaVAE
+  init_args:
+    beta:
+      class_path: pyro_vae.inference.schedules.Scheduled
+      init_args:
+        schedule:
+          class_path: pyro_vae.inference.schedules.Linear
+          init_args:
+            start: 0.0
+            end: 1.0
+            until: 0.3
+    num_particles: 1
+epochs: 30
+batch_size: 128
+lr: 0.001
+schedule:
+  class_path: pyro_vae.inference.Cosine
+  init_args:
+    final: 0.0
+num_samples: 1000
+weights: best
+engine: auto
+precision: float32
+device: auto
+seed: 0
+tensorboard: false
+"""
+
+
+def test_the_options_of_an_earlier_version_are_read_and_stay_what_they_were(tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(OLD)
+    parser = training_parser()
+    stored = parser.held(path, set())
+    found = as_dict(parser.config(stored))
+    expected = yaml.safe_load(OLD)
+    del expected["likelihood"]["init_args"]
+    assert found.pop("network")["init_args"]["hidden"] == [500]
+    expected.pop("network")
+    assert found == expected
+    path.write_text(as_text(as_dict(parser.config(stored))))
+    again = parser.held(path, set())
+    assert as_dict(parser.config(again)) == as_dict(parser.config(stored))
+    renamed = parser.given(["--prior", "DiagonalNormal", "--posterior", "IAF", "--lr", "0.01"])
+    changed = as_dict(parser.config(stored, renamed))
+    assert refuse_changes(tmp_path, as_dict(parser.config(stored)), changed), "the rate has changed"
+
+
+def test_a_class_that_is_named_again_keeps_its_arguments_and_another_does_not() -> None:
+    parser = training_parser()
+    first = parser.given(["--prior", "MoG(3)", "--network", "MLP(8)"])
+    config = parser.config(first, parser.given(["--prior", "MoG", "--network", "Residual"]))
+    assert config.prior.arguments == {"num_components": 3}
+    assert config.network.arguments == {}
