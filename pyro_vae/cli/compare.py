@@ -11,11 +11,11 @@ from typing import Literal
 
 from pyro.infer import ELBO
 
-from pyro_vae.cli import data_weights, runs
+from pyro_vae.cli import runs
 from pyro_vae.cli.component_help import help_of
 from pyro_vae.cli.components import built
 from pyro_vae.cli.data_defaults import settle
-from pyro_vae.cli.data_loading import load_data
+from pyro_vae.cli.data_loading import load_data, make_paths_absolute, with_weights
 from pyro_vae.cli.options import add_data, add_program, check_ranges
 from pyro_vae.cli.parser import Parser, as_dict, as_text
 from pyro_vae.cli.results import provenance
@@ -45,10 +45,10 @@ def compare(arguments: list[str]) -> None:
         raise ValueError("--objectives: the list is empty; name at least one, such as ELBO IWAE")
     data = load_data(config.data, config)
     settle(config, data)
-    data_weights.make_path_absolute(config)
+    make_paths_absolute(config)
     text = as_text(as_dict(config, "out"))
     objectives = [built("--objectives", ELBO, objective) for objective in config.objectives]
-    run = runs.open_run(config, data_weights.with_weights(config, data))
+    run = runs.open_run(config, with_weights(config, data))
     named = None if config.out is None else str(config.out)
     out = expanded(named or unused_folder(f"compare-{Path(data.name).stem}"))
     with new_run_folder(out, kept_on=()):

@@ -1,16 +1,22 @@
-"""Load the data of a command line: their axes and their codes of missing values."""
+"""Load the data that the options name: their axes, codes of missing values, and weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyro_vae import datasets
+from pyro_vae.datasets import Dataset
+from pyro_vae.datasets.arrays import weighted
+from pyro_vae.datasets.columns import column
+from pyro_vae.files import reason, show
 
-__all__ = ["load_data"]
+__all__ = ["load_data", "make_paths_absolute", "with_weights"]
 
 
-def load_data(given: str | Path, config: Any) -> datasets.Dataset:
+def load_data(given: str | Path, config: Any) -> Dataset:
     """Load data for a program: as tables and images for ours, of any shape as it is for others.
 
     Args:
@@ -22,3 +28,66 @@ def load_data(given: str | Path, config: Any) -> datasets.Dataset:
     axes = datasets.as_given if own else datasets.as_images
     apart = () if config.data_weights is None else (config.data_weights,)
     return datasets.load(given, root=Path(config.data_root), missing=codes, axes=axes, apart=apart)
+
+
+def make_paths_absolute(config: Any) -> None:
+    """Let a configuration's paths hold wherever it is read from; in place."""
+    is_path = {
+        "data": lambda path: path.exists() and not _is_name(config.data),
+        "data_weights": Path.is_file,  # or the name of an array
+        "init_from": lambda path: True,
+        "data_root": lambda path: True,
+    }
+    for name, check in is_path.items():
+        value = getattr(config, name, None)
+        if value is not None and check(path := Path(value).expanduser()):
+            setattr(config, name, type(value)(path.resolve()))
+
+
+def _is_name(given: str) -> bool:
+    return given.lower().replace("-", "_") in datasets.NAMES
+
+
+def with_weights(config: Any, data: Dataset) -> Dataset:
+    """Return the data with the weights of the training rows that ``--data-weights`` names, if any.
+
+    Args:
+        config: The parsed options.
+        data: The data set; weights of all of its rows are split as they are.
+
+    Raises:
+        ValueError: If there are no such weights or they do not fit the data.
+    """
+    given = config.data_weights
+    if given is None:
+        return data
+    where = f"--data-weights {given}"
+    values, rows = np.asarray(_read(where, given, config.data)), data.train.rows
+    if values.shape != (len(data.train),) and rows is not None:
+        num_rows = sum(map(len, data.parts.values()))
+        values = column("weights", values, np.empty((num_rows, 0)), where)[np.asarray(rows)]
+    return weighted(data, values, where)
+
+
+def _read(where: str, given: str, data: str) -> Any:
+    path = Path(given).expanduser()
+    archive = Path(data).expanduser()
+    try:
+        if path.suffix == ".npy" or path.is_file():
+            return np.load(path, allow_pickle=False)
+        if archive.suffix == ".npz":
+            with np.load(archive, allow_pickle=False) as arrays:
+                if given in arrays.files:
+                    return arrays[given]
+                held = ", ".join(arrays.files)
+                raise KeyError(f"{show(archive)} holds {held}")
+        raise KeyError("there is no such file")
+    except KeyError as error:
+        raise ValueError(
+            f"{where}: {error.args[0]}; name a .npy file of one number per row, or an array of the "
+            ".npz file that --data names"
+        ) from None
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
+        raise ValueError(
+            f"{where}: cannot be read ({reason(error)}); name a .npy file of one number per row"
+        ) from None

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae import datasets
 from pyro_vae.cli.data_loading import load_data
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.datasets.data import joined
@@ -29,7 +28,6 @@ from pyro_vae.memory import touched
 __all__ = [
     "DataRecord",
     "data_to_resume",
-    "make_paths_absolute",
     "read",
     "rebuilds_alike",
     "record_of",
@@ -202,17 +200,6 @@ class DataRecord:
                 + ("..." if len(names) > 20 else "")
             )
         return torch.tensor([names.index(word) for word in words])
-
-
-def make_paths_absolute(config: Any) -> None:
-    """Let a configuration's paths hold wherever it is read from; in place."""
-    if config.data.lower().replace("-", "_") not in datasets.NAMES:
-        path = Path(config.data).expanduser()
-        if path.exists():
-            config.data = str(path.resolve())
-    if config.init_from is not None:
-        config.init_from = Path(config.init_from).expanduser().resolve()
-    config.data_root = str(Path(config.data_root).expanduser().resolve())
 
 
 def record_of(data: Dataset, given: str, folder: Path, options: str) -> DataRecord:

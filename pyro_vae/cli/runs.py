@@ -15,8 +15,8 @@ from torch import Tensor
 from pyro_vae.budget import Budget
 from pyro_vae.cli import data_record
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
+from pyro_vae.cli.data_loading import with_weights
 from pyro_vae.cli.data_record import DataRecord
-from pyro_vae.cli.data_weights import with_weights
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.datasets import Data, Dataset

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyro_vae import datasets
-from pyro_vae.cli import config_files, data_record, data_weights, runs
+from pyro_vae.cli import config_files, data_record, runs
 from pyro_vae.cli.component_help import help_of
 from pyro_vae.cli.costs import naming_options
 from pyro_vae.cli.data_defaults import settle
-from pyro_vae.cli.data_loading import load_data
+from pyro_vae.cli.data_loading import load_data, make_paths_absolute
 from pyro_vae.cli.observed_sites import likelihoods
 from pyro_vae.cli.options import check_ranges, training_parser
 from pyro_vae.cli.parser import Given, Parser, as_dict, as_text
@@ -43,8 +43,7 @@ def train(arguments: list[str]) -> int:
     data = _training_data(config, given, resumed)
     with naming_options(config):
         settle(config, data)
-    data_record.make_paths_absolute(config)
-    data_weights.make_path_absolute(config)
+    make_paths_absolute(config)
     out = _run_folder(config, data) if resumed is None else resumed
     run = runs.open_run(config, data)
     kept = as_dict(config, "out", "resume", *unused_options(config))
