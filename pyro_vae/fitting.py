@@ -258,7 +258,7 @@ def fit_as_set(program: Any, data: Dataset, settings: Settings, *, num_replicas:
             stop.farewell = lambda: f"a step went on for too long: {runs.goodbye()}"
             if settings.resume:
                 runs.restore()
-            runs.begin(data)
+            runs.begin()
             train(runs, members[0], stop)
             done = [_taken(*each, members[0]) for each in zip(given, members, strict=True)]
     return _judged(members[0], done)

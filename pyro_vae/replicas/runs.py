@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.datasets import Dataset
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.given import Given
 from pyro_vae.engine.restoring import seed_everything
@@ -149,11 +148,11 @@ class Replicas:
                     _go_back(run, slowest)
         self._part_with_finished()
 
-    def begin(self, data: Dataset) -> None:
+    def begin(self) -> None:
         """Let each program meet the training data before its first step."""
         for number in self._active:
             with self._alone(number) as run:
-                run.begin(data)
+                run.begin()
 
     def finish(self) -> None:
         """Write the last states."""
@@ -273,7 +272,7 @@ def _share_rows(first: Training, run: Training) -> None:
     """Let runs on the same data keep one copy of them on the device."""
     if run is not first and run.program.fields == first.program.fields:
         run.batches.share(first.batches)
-        run.validation = first.validation
+        run.validate.rows = first.validate.rows
 
 
 def _num_bytes(run: Training) -> int:
