@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.arguments import door_of
-from pyro_vae.datasets.data import Data, in_default_type
+from pyro_vae.datasets.data import Data
 from pyro_vae.fields import by_name, check_labelled, field_of, names_by_position, names_taken
 from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.probe import Probe
@@ -138,7 +138,7 @@ def _program(functions: tuple[Any, Any], given: dict[str, Any], probe: Probe | N
     else:
         data = _data(given[x])
         names = names_taken(roles, data.names)
-        given["fields"] = tuple(map(in_default_type, data.tensors(names)[1:]))
+        given["fields"] = data.tensors(names)[1:]
     for name in (name for name in _X if name in given):
         given[name] = given[name] if isinstance(given[name], Tensor) else _data(given[name]).x
         values = (given[name], *given.get("fields", ()))
@@ -178,11 +178,14 @@ def _check_rows(values: Sequence[Tensor], names: Sequence[str]) -> None:
 
 
 def _place(given: dict[str, Any], program: Program) -> None:
-    """Move data to the program's device."""
+    """Move data to the program's device, and numbers beside x to its type."""
     parameter = _parameter(program)
     if parameter is not None:
         given.update({name: given[name].to(parameter.device) for name in _X if name in given})
-        given["fields"] = tuple(field.to(parameter.device) for field in given.get("fields", ()))
+        given["fields"] = tuple(
+            field.to(parameter if field.is_floating_point() else parameter.device)
+            for field in given.get("fields", ())
+        )
 
 
 def _looked_at(program: Program | Probe, given: dict[str, Any]) -> Probe:
