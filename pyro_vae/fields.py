@@ -20,7 +20,6 @@ __all__ = [
     "by_name",
     "check_labelled",
     "field_of",
-    "found_names",
     "meant",
     "names_by_position",
     "names_taken",
@@ -43,16 +42,6 @@ DERIVED = ("labelled", "row")
 def field_of(name: str) -> str:
     """Return the field that a name stands for: "y" for "labels", and any other for itself."""
     return next((field for field, names in KNOWN.items() if name.lower() in names), name)
-
-
-def found_names(names: Collection[str]) -> dict[str, str]:
-    """Return which of some names each field has: of several the one that is listed first."""
-    ordered = [name for known in sum(KNOWN.values(), ()) for name in names if name.lower() == known]
-    others = [name for name in names if name not in ordered]
-    found: dict[str, str] = {}
-    for name in [*ordered, *others]:
-        found.setdefault(field_of(name), name)
-    return found
 
 
 def meant(name: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pyro_vae.datasets.axes import Axes, as_given, as_images
-from pyro_vae.datasets.columns import check_all_parts, column
+from pyro_vae.datasets.columns import check_alike, column
 from pyro_vae.datasets.containers import Given, unpacked
 from pyro_vae.datasets.data import Data, Dataset
 from pyro_vae.datasets.labels import number_classes
@@ -185,34 +185,15 @@ def _read(
     """The fields of each part as arrays, by what messages call the part."""
     x = {where: _rows(given["x"], where, axes, codes) for where, given in parts.items()}
     _warn_of_unmet(codes, name)
-    check_all_parts(name, parts)
     labels = {where: (given.get("labels"), len(x[where])) for where, given in parts.items()}
     numbers, names = number_classes(labels, classes)
-    read = []
+    read = {}
     for (where, given), of_rows in zip(parts.items(), numbers, strict=True):
-        fields = {} if of_rows is None else {"labels": of_rows}
+        fields = {"x": x[where]} | ({} if of_rows is None else {"labels": of_rows})
         beside = (field for field in given if field not in ("x", "labels"))
-        fields |= {field: column(field, given[field], x[where], where) for field in beside}
-        read.append({"x": x[where], **fields})
-    _check_shapes(name, read, parts)
-    return read, _Stored(*stored_as(name, x, levels), names)
-
-
-def _check_shapes(
-    name: str, read: Sequence[Mapping[str, np.ndarray]], parts: Mapping[str, Any]
-) -> None:
-    for field in read[0]:
-        shapes = {
-            where: fields[field].shape[1:]
-            for where, fields in zip(parts, read, strict=True)
-            if field in fields
-        }
-        if len(set(shapes.values())) > 1:
-            listed = ", ".join(f"{where} {shape}" for where, shape in shapes.items())
-            of = "" if field == "x" else f" of their {field}"
-            raise ValueError(
-                f"{name}: the splits differ in shape{of}: {listed}; make them the same"
-            )
+        read[where] = fields | {f: column(f, given[f], x[where], where) for f in beside}
+    check_alike(name, read)
+    return [*read.values()], _Stored(*stored_as(name, x, levels), names)
 
 
 def _rows(values: Any, where: str, axes: Axes, codes: Codes) -> np.ndarray:

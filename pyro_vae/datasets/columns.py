@@ -12,7 +12,7 @@ from pyro_vae.datasets.precision import lost_digits
 from pyro_vae.datasets.storage import is_mapped
 from pyro_vae.datasets.values import Codes, chunks, numeric
 
-__all__ = ["check_all_parts", "column"]
+__all__ = ["check_alike", "column"]
 
 _OWN = ("rows", "fields", "names", "tensors", "replace")  # what else ``Data`` has by name
 
@@ -40,16 +40,24 @@ def column(field: str, values: Any, x: np.ndarray, where: str) -> np.ndarray:
     return read(array, x, where)
 
 
-def check_all_parts(name: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a field that only some parts have, but weights, which training alone needs.
+def check_alike(name: str, parts: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Refuse fields that parts have in another shape, or only some of them.
+
+    Weights, which training alone needs, may be those of some.
 
     Raises:
-        ValueError: if there is one; names it.
+        ValueError: if there is such a field; names it.
     """
     for field in dict.fromkeys(field for part in parts.values() for field in part):
-        held = [field in part for part in parts.values()]
-        if field != "weights" and any(held) and not all(held):
+        shapes = {w: part[field].shape[1:] for w, part in parts.items() if field in part}
+        if len(shapes) < len(parts) and field != "weights":
             raise ValueError(f"{name}: {field} for some splits only; give all three or none")
+        if len(set(shapes.values())) > 1:
+            listed = ", ".join(f"{where} {shape}" for where, shape in shapes.items())
+            of = "" if field == "x" else f" of their {field}"
+            raise ValueError(
+                f"{name}: the splits differ in shape{of}: {listed}; make them the same"
+            )
 
 
 def _weights(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import difflib
 import inspect
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -24,10 +23,10 @@ from torch.utils.data import (
 from torch.utils.data import Dataset as Rows
 
 from pyro_vae.datasets.data import Data
+from pyro_vae.datasets.names import parts_by_name
 from pyro_vae.datasets.values import is_picture, num_axes
-from pyro_vae.fields import KNOWN, found_names
 
-__all__ = ["Given", "parts_by_name", "split_names", "unpacked"]
+__all__ = ["Given", "unpacked"]
 
 Given = dict[str, Any]
 """Fields by name, as they are given: x, and what belongs to its rows."""
@@ -35,11 +34,6 @@ Given = dict[str, Any]
 _IN_TURN = ("x", "labels", "weights")
 _OF_ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "dtype", "toarray", "iloc",
               "get_columns", "itercolumns")  # fmt: skip
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 
 
 def unpacked(data: Any, where: str) -> dict[str, Given]:
@@ -232,60 +226,3 @@ def _refuse_others(
             f"{where}: a dictionary with {', '.join(map(repr, others))} beside "
             f"{', '.join(map(repr, used))}; leave out what is not to be used"
         )
-
-
-def parts_by_name(names: Collection[str], where: str) -> dict[str, dict[str, str]]:
-    """Which name stands for which field of which split; for "" where none are names of splits.
-
-    Rows of a split are `train` or `x_train`, labels `train_labels`, `y_train` and the like.
-
-    Raises:
-        ValueError: one split is missing, or has two names.
-    """
-    stems = {name.removeprefix("x_"): name for name in names if name.startswith("x_")}
-    splits = split_names([*names, *(stem for stem in stems if stem not in names)], where)
-    if splits is None:
-        return {"": found_names(names)}
-    found = {}
-    for part, stem in splits.items():
-        found[part] = {"x": stems.get(stem, stem)}
-        for field in [*KNOWN][1:]:
-            both = (each for n in KNOWN[field] for each in (f"{stem}_{n}", f"{n}_{stem}"))
-            if (name := next((each for each in both if each in names), None)) is not None:
-                found[part][field] = name
-    return found
-
-
-def split_names(found: Collection[str], where: str) -> dict[str, str] | None:
-    """Which name stands for which split, in any case of letters; None where none are splits'.
-
-    Raises:
-        ValueError: one split is missing, or has two names.
-    """
-    lower: dict[str, list[str]] = {}
-    for name in found:
-        lower.setdefault(name.lower(), []).append(name)
-    names = {
-        part: [name for alias in aliases for name in lower.get(alias, ())]
-        for part, aliases in _SPLITS.items()
-    }
-    missing = [part for part, known in names.items() if not known]
-    if len(missing) > 1:
-        return None
-    doubled = next((known for known in names.values() if len(known) > 1), None)
-    if doubled is not None:
-        raise ValueError(f"{where}: {' and '.join(doubled)} are names of one split; leave one")
-    if missing:
-        others = [name for name in found if all(name not in known for known in names.values())]
-        raise ValueError(
-            f"{where}: no {missing[0]} split beside the other two{_meant(missing[0], others)}; "
-            f"add one, named {' or '.join(_SPLITS[missing[0]])}"
-        )
-    return {part: known[0] for part, known in names.items()}
-
-
-def _meant(due: str, others: Collection[str]) -> str:
-    """Ask after the name that may be a mistyped one of a split."""
-    lower = {name.lower(): name for name in others}
-    near = [n for alias in _SPLITS[due] for n in difflib.get_close_matches(alias, lower, n=1)]
-    return f" (is {lower[near[0]]!r} meant for it?)" if near else ""

@@ -12,9 +12,10 @@ from pyro_vae import memory
 from pyro_vae.datasets import archives
 from pyro_vae.datasets.arrays import from_arrays
 from pyro_vae.datasets.axes import Axes, as_images
-from pyro_vae.datasets.containers import Given, parts_by_name, split_names
+from pyro_vae.datasets.containers import Given
 from pyro_vae.datasets.data import Dataset
 from pyro_vae.datasets.images import read_images, visible
+from pyro_vae.datasets.names import parts_by_name, split_names
 from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
 from pyro_vae.fields import KNOWN, meant
