@@ -129,7 +129,8 @@ def _arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the arguments of a function by the field that each takes, x first."""
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = [p for p in _signature(function) if p.kind not in several]
-    return {field_of(p.name) if n else "x": p for n, p in enumerate(named)}
+    fields = [p.name if field_of(p.name) == "x" else field_of(p.name) for p in named]
+    return dict(zip(["x", *fields[1:]], named, strict=False))
 
 
 def check_labelled(names: Sequence[str], values: Sequence[Tensor], whose: str) -> None:

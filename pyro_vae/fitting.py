@@ -157,8 +157,9 @@ def fit(
             alone.
         guide: The guide; left out where the first argument has both.
         data: A ``Dataset``, or what ``datasets.from_arrays`` takes: an array, a pair of array and
-            labels, a data set of torch... Rows of any shape stay as they are; images ``(N, H, W)``
-            have one channel to a program whose families do.
+            labels, fields by name ``{"x": x, "covariates": c}``, a data set of torch... The
+            arguments of model and guide name the fields that they take. Rows of any shape stay as
+            they are; images ``(N, H, W)`` have one channel to a program whose families do.
         data_weights: What each row counts in training, ``[N]`` numbers of 0 or more; of a
             ``Dataset`` one for each training row. What is measured on validation and test rows is
             an unweighted mean, and so is the bound that an objective of ours reports.

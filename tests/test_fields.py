@@ -145,7 +145,7 @@ REFUSED = {
     "a mask of numbers": ("mask", ROWS, "mask of array: 2 in row 2; give True and False"),
     "a missing covariate": ("covariates", np.where(X == 3.5, np.nan, X), "nan in row 3; fill it"),
     "an infinite one": ("covariates", np.where(X == -4, np.inf, X), "inf in row 4"),
-    "text": ("note", ["a"] * 30, "note of array: dtype <U1 is not numeric"),
+    "text": ("note", ["a"] * 30, "integers or floats; or leave note out"),
     "a name that is taken": ("rows", ROWS, "no field can be called 'rows'"),
 }
 
@@ -271,7 +271,7 @@ TAKEN = {
     "the model": ("x, {f}", "x"),
     "the guide, with a default": ("x", "x, {f}=None"),
     "behind what is not there": ("images, {f}", "x, absent=None, {f}=None"),
-    "by keyword alone": ("x, *, {f}", "x, *, absent=3, {f}"),
+    "by keyword alone": ("data, *, {f}", "x, *, absent=3, {f}"),
 }
 
 
@@ -324,6 +324,9 @@ def test_a_field_that_is_not_there_is_named_with_those_that_are():
     said = "the guide takes 'dose', but the data have no such field: they have x, covariates; give"
     with pytest.raises(ValueError, match=said):
         fitted(program("x", "x, dose"), data_of("covariates"))
+    with pytest.raises(ValueError, match="the model takes 'features', but the data have no such"):
+        fitted(program("x, features", "x"), data_of("dose"))
+    fitted(program("x, features", "x"), {"x": X, "features": X})
     part = data_of("covariates")
     lacking = Dataset("a", part.train, part.validation.replace(covariates=None), part.test, None)
     with pytest.raises(ValueError, match="takes covariates, which the validation data do not have"):

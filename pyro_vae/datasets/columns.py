@@ -32,7 +32,10 @@ def column(field: str, values: Any, x: np.ndarray, where: str) -> np.ndarray:
     if field in _OWN:
         raise ValueError(f"{where}: no field can be called {field!r}; give it another name")
     where = f"{field} of {where}"
-    array = numeric(values, where, Codes())
+    try:
+        array = numeric(values, where, Codes())
+    except ValueError as error:
+        raise ValueError(f"{error}; or leave {field} out") from None
     shape, read = _READ.get(field, ("(N, ...)", _numbers))
     if array.shape[:1] != (len(x),) or (array.ndim > 1 and "..." not in shape):
         expected = shape.replace("N", str(len(x)))

@@ -44,7 +44,8 @@ def _fields(names: Collection[str]) -> dict[str, str]:
     others = [name for name in names if name not in ordered]
     found: dict[str, str] = {}
     for name in [*ordered, *others]:
-        found.setdefault(field_of(name), name)
+        field = field_of(name)
+        found.setdefault(name if field == "x" and field in found else field, name)
     return found
 
 
