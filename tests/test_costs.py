@@ -56,11 +56,11 @@ def test_views_take_nothing_and_results_are_counted():
 OPTIONS = {
     "--latent 3,20000000000": "--latent 3,20000000000: .*GiB.*lower --latent",
     "--network.hidden 1e12": "--network.hidden 1000000000000: .*lower --network.hidden",
-    "--posterior Planar(num_flows=10000000000)": "--posterior.num_flows .*lower --posterior.num",
-    "--prior MixtureOfNormals(1e11)": "lower --prior.num_components",
+    "--posterior Planar(num_flows=10000000000)": "Planar: num_flows=10000000000: .*give fewer",
+    "--prior MixtureOfNormals(1e11)": "num_components=100000000000: .*give fewer",
     "--prior VampPrior(1e8)": "--prior.num_pseudo_inputs 100000000: .*lower --prior.num_pseudo",
-    "--objective IWAE(1e11)": "lower --objective.num_particles",
-    "--likelihood Categorical(1e11)": "lower --likelihood.num_categories",
+    "--objective IWAE(1e11)": "IWAE: num_particles=100000000000: .*give fewer",
+    "--likelihood Categorical(1e11)": "Categorical: num_categories=100000000000: .*give fewer",
 }
 
 

@@ -81,7 +81,7 @@ def test_the_library_names_no_option_but_through_one_place():
 
 def test_a_fault_of_the_data_is_told_in_arguments_in_python():
     vae = VAE.assemble((3,), (2,), likelihood=Bernoulli, network=MLP)
-    with pytest.raises(ValueError, match=r"\(observation=Binarize\(\)\)") as caught:
+    with pytest.raises(ValueError, match=r"\(observation=Binarize\(levels=5\)\)") as caught:
         fit(vae, torch.full((20, 3), 5.0), epochs=1, device="cpu")
     assert "--" not in str(caught.value)
 

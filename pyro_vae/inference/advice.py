@@ -105,9 +105,11 @@ def _advice_for_counts(support: Any, largest: int) -> str:
         "Categorical or DiscretizedLogistic for levels)"
     )
     if support is constraints.boolean:
-        return f"levels 0..{largest}: binarise them ({_binarize()}), or {counted}"
+        return (
+            f"levels 0..{largest}: binarise them ({_of_levels('Binarize', largest)}), or {counted}"
+        )
     if not getattr(support, "is_discrete", False):
-        counted += f", or dequantise them ({part('observation', 'Dequantize')})"
+        counted += f", or dequantise them ({_of_levels('Dequantize', largest)})"
     return f"the data are integers: {counted}"
 
 
@@ -116,14 +118,14 @@ def _advice_for_grey(support: Any, *, at_edge: bool) -> str:
     taken = part("likelihood", densities)
     fits = f"a likelihood for values in [0, 1] or real ones ({taken}, or Normal)"
     if support is constraints.boolean:
-        return f"grey values: binarise them ({_binarize()}), or choose {fits}"
+        return f"grey values: binarise them ({_of_levels('Binarize', 1)}), or choose {fits}"
     if getattr(support, "is_discrete", False):
         return f"give the stored integers ({part('observation', 'AsFloat')}), or choose {fits}"
     return f"choose {fits}"
 
 
-def _binarize() -> str:
-    return part("observation", "Binarize")
+def _of_levels(observation: str, largest: int) -> str:
+    return part("observation", observation, levels=largest)
 
 
 _FEWEST = 10  # rows, of which most may be the same by chance
