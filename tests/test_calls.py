@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -214,6 +215,31 @@ NO_NUMBERS = {
     **{("--network.hidden", word): "expected numbers, such as 300,300"
        for word in ("300;300", "300x300", "abc", "[3,a]", "")},
 }  # fmt: skip
+
+
+LINES = {
+    "--seed -1": ("seed", -1), "--lr=-2": ("lr", -2.0), "--missing -1e30": ("missing", "-1e30"),
+    "--out -x": ("out", Path("-x")), "--out ~": ("out", Path("~")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_value_may_begin_with_a_minus(line):
+    name, value = LINES[line]
+    assert parsed(*line.split())[name] == value
+
+
+NO_VALUES = {
+    "--tensorboard": "--tensorboard: give it a value", "--lr": "--lr: give it a value",
+    "--prior.scale": "--prior.scale: give it a value", "--print_config=3": "it takes no value",
+    "--lr --seed 1": "--lr: give it a value", "stray": "stray: an option begins with --",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_VALUES)
+def test_a_value_that_is_missing_or_too_much_is_said(line):
+    with pytest.raises(ValueError, match=NO_VALUES[line]):
+        parsed(*line.split())
 
 
 @pytest.mark.parametrize(("option", "word"), NO_NUMBERS)

@@ -39,6 +39,7 @@ __all__ = [
     "is_builder",
     "is_list",
     "kinds_of",
+    "literals",
     "named",
     "nested",
     "results",
@@ -220,6 +221,12 @@ def _is_list(kind: Any) -> bool:
     origin = typing.get_origin(kind) or kind
     several = (collections.abc.Sequence, set)
     return inspect.isclass(origin) and issubclass(origin, several) and origin not in (str, bytes)
+
+
+def literals(hint: Any) -> list[Any]:
+    """Return the values that an argument is one of, if its type lists them."""
+    return [value for kind in kinds_of(hint) if typing.get_origin(kind) is typing.Literal
+            for value in typing.get_args(kind)]  # fmt: skip
 
 
 def nested(option: str, name: str, hint: Any) -> str:

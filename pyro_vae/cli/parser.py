@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
-import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ import yaml
 
 from pyro_vae.cli import config_files
 from pyro_vae.cli.calls import split_words
-from pyro_vae.cli.classes import HINTS
+from pyro_vae.cli.classes import HINTS, literals
 from pyro_vae.cli.components import Component, as_stored, built, components_in
 from pyro_vae.cli.names import ROLES, nearest, offered
 from pyro_vae.cli.user_files import load_file
@@ -90,8 +88,7 @@ class Parser(argparse.ArgumentParser):
         self, group: Any, name: str, hint: Any, help_: str, default: Any = None, metavar: str = ""
     ) -> None:
         """Add an option of a type to a group, as ``--help`` shows them."""
-        literal = typing.get_origin(hint) is typing.Literal
-        choices = ("true", "false") if hint is bool else typing.get_args(hint) if literal else ()
+        choices = ["true", "false"] if hint is bool else literals(hint)
         metavar = metavar or (f"{{{','.join(choices)}}}" if choices else "")
         help_ += "" if default is None or default is False else f" (default: {default})"
         self._add(group, name, partial(read, name, hint), default, help_, metavar=metavar or None)
@@ -110,16 +107,18 @@ class Parser(argparse.ArgumentParser):
         """Add an option that takes several components of a role, as many words."""
 
         def reader(given: Any) -> list[Component]:
-            several = isinstance(given, list) and not all(isinstance(each, str) for each in given)
-            words = given if several else split_words(" ".join(given))
-            return [component(name, role, each) for each in words]
+            given = [given] if isinstance(given, str) else given
+            if all(isinstance(each, str) for each in given):
+                given = split_words(" ".join(given))
+            return [component(name, role, each) for each in given]
 
         self._add(group, name, reader, default.split(), f"{help_} (default: {default})",
                   metavar="NAME", nargs="*")  # fmt: skip
 
     def positional(self, name: str, hint: Any, help_: str) -> None:
-        """Add an argument that stands for itself; it is not optional."""
-        self._add(self, name, partial(read, name, hint), _REQUIRED, help_, nargs="?")
+        """Add a value without an option's name, which has to be given."""
+        reader = partial(read, name, hint)
+        self._add(self, name, reader, _REQUIRED, help_, nargs="?", metavar=name.upper())
 
     def flag(self, group: Any, name: str, help_: str) -> None:
         """Add an option without a value."""
@@ -153,11 +152,10 @@ class Parser(argparse.ArgumentParser):
                 nargs = "?" if option.endswith(".help") else None
                 self.add_argument(option, help=argparse.SUPPRESS, nargs=nargs)
         try:
-            found, unknown = self.parse_known_args(_joined(words))
+            found, unknown = self.parse_known_args(self._joined(words))
         except argparse.ArgumentError as error:
-            flag = self.defaults.get(_dest(str(error.argument_name))) is False
-            told = "it takes no value" if flag else "give it a value"
-            raise ValueError(f"{error.argument_name}: {told}") from error
+            said = "it takes no value" if self._is_flag(error.argument_name) else "give it a value"
+            raise ValueError(f"{error.argument_name}: {said}") from error
         if unknown:
             raise ValueError(self._unrecognised(unknown))
         return self._read(vars(found))
@@ -226,6 +224,22 @@ class Parser(argparse.ArgumentParser):
         given.inner.sort(key=lambda entry: len(entry[0]))
         return given
 
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """Join options with values that begin with a minus, which argparse takes for options."""
+        joined: list[str] = []
+        for word in words:
+            option = joined[-1] if joined and joined[-1].startswith("--") else "="
+            takes_value = "=" not in option and not self._is_flag(option)
+            if takes_value and word.startswith("-") and not word.startswith("--"):
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return joined
+
+    def _is_flag(self, option: str | None) -> bool:
+        action = self._option_string_actions.get(option or "")
+        return action is not None and action.nargs == 0
+
     def _is_of_component(self, option: str) -> bool:
         role, point, inner = option.removeprefix("--").partition(".")
         return option.startswith("--") and bool(point and inner) and (
@@ -240,18 +254,6 @@ class Parser(argparse.ArgumentParser):
         name = unknown.partition("=")[0]
         near = nearest(name, self.names)
         return f"{name}: there is no such option; {near}--help shows them all"
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    """Join options with values that begin with a minus, which argparse takes for options."""
-    joined: list[str] = []
-    for word in words:
-        of_option = joined and joined[-1].startswith("--") and "=" not in joined[-1]
-        if of_option and re.match(r"-[\d.]", word):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def _dest(name: str) -> str:

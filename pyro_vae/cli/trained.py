@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +71,7 @@ def plot(arguments: list[str]) -> None:
 
 
 def _run_parser(command: str, description: str) -> Parser:
-    parser = Parser(command, description)
+    parser = Parser(command, description, usage=f"pyro-vae {command} RUN [options]")
     add = parser.option
     parser.positional("run", Path, "the run folder")
     help_ = "device: auto, cpu, cuda, cuda:1 or mps (default: the run's own)"
@@ -83,9 +83,9 @@ def _run_parser(command: str, description: str) -> Parser:
     add(parser, "--seed", int | None, "seed for random draws")
     help_ = "weights to load: the best by validation, or the last (default: as in training)"
     add(parser, "--weights", Literal["best", "last"] | None, help_)
+    help_ = "file and class of the run's program, if it is your own; so for --prior and the like"
     for role in ROLES:
-        help_ = "file and class of the run's program, if it is your own"
-        parser.role(parser, role, help_ if role == "model" else "", names=False)
+        parser.role(parser, role, help_ if role == "model" else SUPPRESS, names=False)
     return parser
 
 

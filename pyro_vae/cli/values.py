@@ -22,6 +22,7 @@ from pyro_vae.cli.classes import (
     inner_of,
     is_list,
     kinds_of,
+    literals,
     named,
     nested,
     results,
@@ -166,10 +167,8 @@ def _is_nothing(given: Any, kinds: list[Any]) -> bool:
 
 def _of_kinds(option: str, hint: Any, kinds: list[Any], given: Any) -> Any:
     """Return a value that is none of Python's plain ones."""
-    literals = [value for kind in kinds if typing.get_origin(kind) is typing.Literal
-                for value in typing.get_args(kind)]  # fmt: skip
-    if literals:
-        return _choice(option, literals, given)
+    if values := literals(hint):
+        return _choice(option, values, given)
     for kind in kinds:
         if inspect.isclass(kind) and issubclass(kind, enum.Enum):
             return kind[_choice(option, [*kind.__members__], given)]
