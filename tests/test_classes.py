@@ -224,6 +224,46 @@ def test_what_holds_no_options_is_refused(config):
         check_trusted(config, set())
 
 
+STRANGERS = [
+    "prior: evil_file.py:X",
+    "prior: '[evil_file.X]'",
+    "prior: '{class_path: evil_file.X}'",
+    "prior: '{class_path: \"evil_file.py:X\"}'",
+    "prior.class_path: evil_file.py:X",
+    "model: evil_file.py",
+    "model: evil_file.py:X",
+    "model: 'evil_file.py:X(3)'",
+    "model: {class_path: Functions, init_args: {file: evil_file.py}}",
+    "model: {class_path: pyro_vae.cli.user_files.Functions, init_args: {file: evil_file.py}}",
+    "network: {class_path: MLP, init_args: {activation: 'evil_file.py:X'}}",
+    "network: {class_path: MLP, init_args: {activation: evil_file.X}}",
+    "network: {class_path: MLP, init_args: {initialise: 'evil_file.py:X'}}",
+    "network: {class_path: 'MLP(activation=evil_file.X)'}",
+    "network: {init_args: {activation: 'evil_file.py:X'}}",
+    "network.activation: evil_file.py:X",
+    "network.activation: '{class_path: \"evil_file.py:X\"}'",
+    "likelihood: 'Incomplete(evil_file.X)'",
+    "likelihood: 'Incomplete(family=\"evil_file.py:X\")'",
+    "likelihood: {class_path: Columns, init_args: {columns: 'Normal,evil_file.X'}}",
+    "likelihood: {class_path: Columns, init_args: {columns: ['evil_file.py:X']}}",
+    "objective: {class_path: NVIL, init_args: {network: {class_path: 'evil_file.py:X'}}}",
+]
+
+
+@pytest.mark.parametrize("line", STRANGERS)
+@pytest.mark.parametrize("named_by", ["evil_file.py:X", "evil_file.X"])
+def test_a_strangers_file_imports_nothing_however_it_is_written(line, named_by, files, monkeypatch):
+    monkeypatch.syspath_prepend(files)
+    (files / "evil_file.py").write_text("open('pwned', 'w')\nfrom torch.nn import ReLU as X\n")
+    line = line.replace("evil_file.py:X", named_by).replace("evil_file.X", named_by)
+    (files / "run.yaml").write_text(f"{line}\n")
+    parser = training_parser()
+    with pytest.raises(ValueError, match=r"cannot be used|expected|no such"):
+        parser.config(parser.held(files / "run.yaml", {"mine"}))
+    assert not (files / "pwned").exists()
+    assert "evil_file" not in sys.modules
+
+
 # Functions in a file ------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from pyro_vae.cli.classes import FUNCTIONS, imported
 from pyro_vae.cli.names import ROLES
-from pyro_vae.cli.user_files import functions_path
+from pyro_vae.cli.user_files import TRUSTED, functions_path, untrusted
 from pyro_vae.files import replace_file
 
 __all__ = [
@@ -37,8 +37,6 @@ _MOVED = {
 }
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
-# Where the classes that a stored configuration may name are defined.
-_TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
 _NO_NAMES = ("data", "data_root", "data_weights", "out", "device")
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 # What may differ when a run is resumed: the checkpoint knows the data by their fingerprint.
@@ -156,10 +154,7 @@ def _check_value(value: Any, modules: set[str], *, is_class: bool) -> None:
             if not _is_import_path(path, may_be_absent=is_class or path != value):
                 continue
             if path.rpartition(".")[0] not in modules and not _is_ours(path):
-                raise ValueError(
-                    f"it names {path!r}, which is not part of pyro_vae: name that class again on "
-                    "the command line (such as --model my_file.py:MyVAE) to have it imported"
-                )
+                raise ValueError(untrusted(path))
 
 
 def _check_functions(modules: set[str]) -> None:
@@ -176,7 +171,7 @@ def _is_import_path(text: str, *, may_be_absent: bool) -> bool:
 
 
 def _is_ours(path: str) -> bool:
-    if not f"{path.rpartition('.')[0]}.".startswith(_TRUSTED):
+    if not f"{path.rpartition('.')[0]}.".startswith(TRUSTED):
         return False
     try:
         found = imported(path)
@@ -189,7 +184,7 @@ def _is_ours(path: str) -> bool:
     return (
         inspect.isclass(found)
         and issubclass(found, bases)
-        and f"{found.__module__}.".startswith(_TRUSTED)
+        and f"{found.__module__}.".startswith(TRUSTED)
     )
 
 

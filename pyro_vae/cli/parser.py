@@ -15,7 +15,7 @@ from pyro_vae.cli.calls import split_words
 from pyro_vae.cli.classes import HINTS, literals
 from pyro_vae.cli.components import Component, as_stored, built, components_in
 from pyro_vae.cli.names import ROLES, nearest, offered
-from pyro_vae.cli.user_files import load_file
+from pyro_vae.cli.user_files import importing_only, load_file
 from pyro_vae.cli.values import component, merged, read, with_argument
 
 __all__ = ["Given", "Parser", "as_dict", "as_text", "components_built"]
@@ -28,11 +28,13 @@ class Given(NamedTuple):
         values: By option.
         inner: Arguments of components by their way, such as ``("objective", "beta")``, as typed.
         helps: The components of which help is asked, by their way, with the names given.
+        allowed: The modules that may be imported for them; all unless a file says them.
     """
 
     values: dict[str, Any]
     inner: list[tuple[list[str], Any]]
     helps: list[tuple[list[str], str | None]]
+    allowed: Collection[str] | None = None
 
     @property
     def options(self) -> set[str]:
@@ -177,7 +179,8 @@ class Parser(argparse.ArgumentParser):
                 values |= {f"{dest}.{name}": v for name, v in value["init_args"].items()}
             else:
                 values[dest] = value
-        return self._read(values)
+        with importing_only(modules):
+            return self._read(values)._replace(allowed=modules)
 
     def config(self, *given: Given) -> argparse.Namespace:
         """Return the values of all options: those given, the last first, or their defaults.
@@ -192,8 +195,9 @@ class Parser(argparse.ArgumentParser):
         for each in given:
             for name, value in each.values.items():
                 values[name] = merged(values[name], value)
-            for (role, *names), value in each.inner:
-                values[role] = with_argument(f"--{role}", values[role], names, value)
+            with importing_only(each.allowed):
+                for (role, *names), value in each.inner:
+                    values[role] = with_argument(f"--{role}", values[role], names, value)
         return argparse.Namespace(**values)
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:

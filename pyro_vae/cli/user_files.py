@@ -9,6 +9,8 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Collection, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,15 +20,48 @@ from torch import nn
 from pyro_vae.cli.names import ROLES, offered, serves
 
 __all__ = [
+    "TRUSTED",
     "Functions",
     "check_class",
     "check_derived",
     "class_of",
     "functions_path",
+    "importing_only",
     "load_file",
     "public_path",
     "refuse_role",
+    "untrusted",
 ]
+
+
+TRUSTED = ("pyro_vae.", "pyro.infer.", "torch.nn.")
+"""Where the classes are defined that a file of options may name without being asked."""
+
+_ALLOWED: ContextVar[Collection[str] | None] = ContextVar("allowed", default=None)
+
+
+@contextlib.contextmanager
+def importing_only(modules: Collection[str] | None) -> Iterator[None]:
+    """Import no module but these and ours, whatever is named: a context for a stranger's file."""
+    token = _ALLOWED.set(modules)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def untrusted(name: str) -> str:
+    """Return what to do about a class that a file of options names and the user does not."""
+    return (
+        f"it names {name!r}, which is not part of pyro_vae: name that class again on the command "
+        "line (such as --model my_file.py:MyVAE) to have it imported"
+    )
+
+
+def _check_allowed(name: str, module: str) -> None:
+    allowed = _ALLOWED.get()
+    if allowed is not None and module not in allowed and not f"{module}.".startswith(TRUSTED):
+        raise ValueError(f"the file of options cannot be used: {untrusted(name)}")
 
 
 class Functions(nn.Module):
@@ -79,6 +114,7 @@ def class_of(option: str, name: str) -> tuple[str, Any]:
 
 def _imported_class(option: str, name: str) -> Any:
     module, _, attribute = name.rpartition(".")
+    _check_allowed(name, module)
     try:
         return getattr(importlib.import_module(module), attribute, None)
     except Exception as error:  # the user's own module may raise anything
@@ -95,6 +131,7 @@ def load_file(file: Path) -> ModuleType:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be imported, or its name is that of another module.
     """
+    _check_allowed(str(file), _module_name(file))
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file; name a Python file of yours")
     loaded = _loaded(file)
