@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mapping import is_mapped
 from PIL import Image
 
 from pyro_vae import datasets, memory
@@ -566,15 +567,6 @@ def test_npy_equals_its_array(tmp_path):
     np.save(tmp_path / "x.npy", FLOATS)
     assert load(tmp_path / "x.npy").fingerprint() == from_arrays(FLOATS).fingerprint()
     assert load(str(tmp_path / "x.npy")).name == "x.npy"
-
-
-def is_mapped(x: torch.Tensor, where: str) -> bool:
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return True
-    lines = [line for line in maps.read_text().splitlines() if where in line]
-    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
-    return any(low <= x.data_ptr() < high for low, high in spans)
 
 
 ORDER = "split in file order"

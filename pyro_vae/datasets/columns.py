@@ -11,6 +11,7 @@ import numpy as np
 from pyro_vae.datasets.precision import lost_digits
 from pyro_vae.datasets.storage import is_mapped
 from pyro_vae.datasets.values import Codes, chunks, numeric
+from pyro_vae.memory import room
 
 __all__ = ["check_alike", "column"]
 
@@ -104,8 +105,19 @@ def _numbers(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
     return array if is_mapped(array) else array.astype(np.float32)
 
 
+def _covariates(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
+    """Numbers that networks are given: floats, whatever they are."""
+    if array.dtype.kind != "f":
+        filled = room(array.shape, np.dtype("f4"))
+        for begin, rows in chunks(array):
+            filled[begin : begin + len(rows)] = rows
+        array = filled
+    return _numbers(array, x, where)
+
+
 _READ: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray, str], np.ndarray]]] = {
     "weights": ("(N,)", _weights),
     "mask": ("(N, ...)", _mask),
+    "covariates": ("(N, ...)", _covariates),
 }
 """The shape of a field and what reads it; ``_numbers`` reads every other."""
