@@ -426,3 +426,42 @@ def test_a_program_of_the_users_own_is_told_its_own_line():
 
     with pytest.raises(ProgramError, match=r"\(test_arguments.py:\d+\) the product there .* not 4"):
         train(Narrow(encode))
+
+
+class Late(Narrow):
+    """A program that fails from a run of its model on."""
+
+    def __init__(self, fails_at):
+        super().__init__(nn.Linear(4, 2))
+        self.fails_at, self.num_runs = fails_at, 0
+
+    def model(self, x):
+        self.num_runs += 1
+        if self.num_runs >= self.fails_at:
+            torch.zeros(2) @ torch.zeros(3)
+        super().model(x)
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 5, 7, 9, 11, 14])
+def test_whenever_a_program_fails_its_line_is_told(fails_at):
+    program = Late(fails_at)
+    with pytest.raises(ProgramError, match=r"\(test_arguments.py:\d+\) .* number of elements"):
+        train(program, epochs=2, engine="eager")
+    assert program.num_runs >= fails_at
+
+
+def test_whenever_a_step_fails_its_line_is_told():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            loc = z + (0.0 if len(x) > 2 else torch.zeros(3))
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+    svi = SVI(model, guide, partial(torch.optim.SGD, lr=0.1), ELBO())
+    svi.step(X[:5])
+    with pytest.raises(ProgramError, match=r"a step cannot be taken: \(test_arguments.py:\d+\)"):
+        svi.step(X[:2])

@@ -15,6 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae.engine.svi import SVI
+from pyro_vae.inference import ProgramError
 
 programs = pytest.mark.parametrize("build", PROGRAMS.values(), ids=PROGRAMS.keys())
 adam = partial(torch.optim.Adam, lr=0.01)
@@ -365,6 +366,6 @@ def test_a_failing_step_leaves_the_settings_alone() -> None:
         raise RuntimeError(f"no guide for {len(x)}")
 
     pair = functions_with_params()
-    with pytest.raises(RuntimeError, match="no guide"):
+    with pytest.raises(ProgramError, match="RuntimeError: no guide"):
         SVI(pair.model, broken, adam, Trace_ELBO()).step(*pair.args)
     assert pyro.settings.get("module_local_params") is False

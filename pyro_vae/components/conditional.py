@@ -263,7 +263,8 @@ class Conditional(PyroModule):
     def _start_at(self, seen: Tensor) -> None:
         raw = self.family.raw_from(seen)
         if raw is not None:
-            self.offset.copy_(raw)
+            # Of numbers that a family's formula for its start has no room for.
+            self.offset.copy_(torch.where(raw.isfinite(), raw, self.offset))
 
     def meet_inputs(self, x: Tensor) -> None:
         """Standardise contexts from now on as ``x``, ``[N, *context_shape]``; symbols stay."""

@@ -38,6 +38,7 @@ from pyro_vae.engine.taken import taking
 from pyro_vae.engine.turns import part_in_turns
 from pyro_vae.engine.updates import Updates
 from pyro_vae.inference.dependence import ignores_data
+from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program, ProgramError
@@ -114,11 +115,13 @@ class Prepared:
 
     def initialise_from_data(self) -> None:
         """Let the parts of the program start from the training data, such as scales from theirs."""
-        if self._settings.epochs > 0:
-            observation = self._settings.observation
-            rows = representative(self._data.train, observation, device=self.device)
-            meet_data(self._probe, *rows.tensors(self.program.fields))
-        if (mixed := mixed_rows(self.program, *self._rows(self._few))) is not None:
+        with explaining("the program cannot be trained", self.program.reachable):
+            if self._settings.epochs > 0:
+                observation = self._settings.observation
+                rows = representative(self._data.train, observation, device=self.device)
+                meet_data(self._probe, *rows.tensors(self.program.fields))
+            mixed = mixed_rows(self.program, *self._rows(self._few))
+        if mixed is not None:
             warn(mixed)
 
     # ------------------------------------------------------------------------------------ the data

@@ -21,6 +21,7 @@ from pyro_vae.engine.gradients import (
 from pyro_vae.engine.optimizers import TensorRates, rate_factors
 from pyro_vae.engine.turns import Turns
 from pyro_vae.engine.updates import Updates
+from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.program import Program, exclusively
 from pyro_vae.recording.recorder import NotRecordable, Recorder
@@ -209,10 +210,11 @@ class Step:
 
     def _eagerly(self, *args: Any, **kwargs: Any) -> Any:
         is_first = self.optimizer is None
-        loss, found = run_and_find(
-            self.program, self.model, self._loss, args, kwargs,
-            is_first=is_first, beside=self.modules_of_loss,
-        )  # fmt: skip
+        with explaining("a step cannot be taken", self.program.reachable):
+            loss, found = run_and_find(
+                self.program, self.model, self._loss, args, kwargs,
+                is_first=is_first, beside=self.modules_of_loss,
+            )  # fmt: skip
         modules = [*self.program.reachable, *self.modules_of_loss.values()]
         changed = self.updates.adopt(found, lambda: rate_factors(modules))
         if changed:

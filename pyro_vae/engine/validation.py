@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_vae.engine import metrics
+from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import site_terms
@@ -66,5 +67,6 @@ class Validation:
         }
 
     def _terms(self, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        terms = site_terms(self._program, self._layout, *rows)
+        with explaining("the program cannot be validated", self._program.reachable):
+            terms = site_terms(self._program, self._layout, *rows)
         return terms.rate.mean(), terms.distortion.mean()
