@@ -116,6 +116,33 @@ def test_a_class_of_many_types_is_built_and_stored() -> None:
     assert as_stored(part)["init_args"]["build"]["class_path"] == "torch.nn.BatchNorm1d"
 
 
+def test_what_a_builder_is_called_with_need_not_be_given() -> None:
+    builders = {
+        collections.abc.Callable[[int], nn.Module]: ("BatchNorm1d", {}),
+        collections.abc.Callable[[int, int], nn.Module]: ("torch.nn.Linear", {}),
+        collections.abc.Callable[..., nn.Module]: ("torch.nn.Linear", {}),
+    }
+    for hint, (name, arguments) in builders.items():
+        assert read("--x", hint, name).arguments == arguments
+        assert isinstance(built("--x", hint, read("--x", hint, name))(3, 3), nn.Module)
+    for hint in (collections.abc.Callable[[int], nn.Module], nn.Module):
+        with pytest.raises(ValueError, match=r"^--x: give .*--x.out_features too"):
+            built("--x", hint, read("--x", hint, "torch.nn.Linear"))
+
+
+@pytest.mark.parametrize("role", ["likelihood", "model", "objective", "observation", "encoder"])
+def test_a_role_may_be_left_to_the_data_again(role: str, tmp_path) -> None:
+    (tmp_path / "run.yaml").write_text(f"{role}: null\n")
+    for words in ([f"--{role}", "null"], ["--config", str(tmp_path / "run.yaml")]):
+        assert vars(training_parser().parse(words))[role] is None
+
+
+@pytest.mark.parametrize("role", ["prior", "posterior", "network", "schedule"])
+def test_a_role_that_has_to_be_is_not_left_out(role: str) -> None:
+    with pytest.raises(ValueError, match=f"^--{role} null: "):
+        training_parser().parse([f"--{role}", "null"])
+
+
 # Files of earlier versions ------------------------------------------------------------------------
 
 OLD = """

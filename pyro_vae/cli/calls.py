@@ -89,7 +89,7 @@ def _expected(option: str, given: Any) -> str:
     role, *inner = option.removeprefix("--").split(".")
     example = "IWAE(16)" if inner else _EXAMPLES.get(role, "IWAE(16)")
     example = "Categorical(num_categories=4)" if inner[-1:] == ["columns"] else example
-    shown = given if isinstance(given, (str, int, float)) else type(given).__name__
+    shown = given if isinstance(given, (str, int, float)) else "null" if given is None else "a list"
     return f"{option} {shown}: expected a name, or one with its arguments, such as '{example}'"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ __all__ = [
     "literals",
     "named",
     "nested",
+    "num_supplied",
     "results",
     "takes",
 ]
@@ -206,6 +208,12 @@ def is_builder(hint: Any) -> bool:
     return any(typing.get_origin(kind) is collections.abc.Callable for kind in kinds_of(hint))
 
 
+def num_supplied(hint: Any) -> int:
+    """Return how many arguments a builder is called with, at most."""
+    taken = [typing.get_args(kind)[0] for kind in kinds_of(hint) if is_builder(kind)]
+    return max((len(each) if isinstance(each, list) else sys.maxsize for each in taken), default=0)
+
+
 def is_list(hint: Any) -> bool:
     """Whether an argument takes several values."""
     return any(map(_is_list, kinds_of(hint)))
@@ -249,10 +257,11 @@ def nested(option: str, name: str, hint: Any) -> str:
     if "." in name and role is not None:
         return named(role, name, option)
     if "." in name and (wanted or is_builder(hint)):
-        path, found_class = user_files.class_of(option, name)
+        path, found_there = user_files.class_of(option, name)
         if wanted:
-            user_files.check_derived(option, name, found_class, wanted)
-        return path
+            user_files.check_derived(option, name, found_there, wanted)
+        if wanted or inspect.isroutine(found_there):
+            return path
     fitting = [found for found in sorted(known) if _takes_as_called(known[found], hint)]
     numbers = "a number, or " if {int, float} & {*kinds_of(hint)} else ""
     listed = f"expected {numbers}{', '.join(fitting[:30]) or 'a number'}"

@@ -11,7 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.cli.classes import Argument, arguments_of, imported, inner_of, is_builder
+from pyro_vae.cli.classes import (
+    Argument,
+    arguments_of,
+    imported,
+    inner_of,
+    is_builder,
+    num_supplied,
+)
 from pyro_vae.cli.user_files import public_path
 
 __all__ = ["Component", "as_stored", "built", "check_given", "components_in", "default_of"]
@@ -48,10 +55,10 @@ def as_stored(value: Any) -> Any:
         return {"class_path": value.path} | ({"init_args": stored} if stored else {})
     if isinstance(value, (list, tuple)):
         return [*map(as_stored, value)]
-    if inspect.isclass(value) or inspect.isfunction(value):
-        return public_path(value)
     if isinstance(value, enum.Enum):
         return value.name
+    if callable(value):
+        return public_path(value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -69,7 +76,8 @@ def built(option: str, hint: Any, value: Any) -> Any:
     if not isinstance(value, Component):
         return value
     known = arguments_of(value.path)
-    check_given(option, known, value.arguments)
+    supplied = [*inspect.signature(imported(value.path)).parameters][: num_supplied(hint)]
+    check_given(option, known, {*value.arguments, *supplied})
     arguments = {
         name: built(f"{option}.{name}", known[name].hint if name in known else Any, each)
         for name, each in value.arguments.items()

@@ -102,7 +102,11 @@ class Parser(argparse.ArgumentParser):
         chosen = Component(default) if default else None
         listed = f"{help_}: {', '.join(offered(role))}, or your own" if names else help_
         listed += f" (default: {chosen.name})" if chosen else ""
-        reader = partial(component, f"--{role}", role)
+
+        def reader(given: Any) -> Component | None:
+            nothing = chosen is None and given in (None, "null")
+            return None if nothing else component(f"--{role}", role, given)
+
         self._add(group, f"--{role}", reader, chosen, listed, metavar="NAME")
 
     def components(self, group: Any, name: str, role: str, help_: str, default: str) -> None:
