@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pyro_vae import evaluation
 from pyro_vae.cli import main
+from pyro_vae.evaluation import annealing
 
 SCALE = ["--epochs", "2", "--batch-size", "8", "--latent", "2", "--num-samples", "2"]
 TINY = [*SCALE, "--network", "MLP(hidden=[8])", "--device", "cpu"]
@@ -74,6 +78,14 @@ class StudentPrior(Family):
 def train(*arguments: str | Path) -> int:
     """Run ``pyro-vae train`` on a tiny scale; later arguments win."""
     return main(["train", *TINY, *map(str, arguments)])
+
+
+def shorten_annealing(monkeypatch: Any) -> None:
+    """Let ``evaluate --ais --gaps`` take few steps of each kind."""
+    monkeypatch.setattr(annealing, "_WARM_UP", 2)
+    monkeypatch.setattr(annealing, "_FEWEST_PILOT", 2)
+    few = partial(evaluation.inference_gaps, num_updates=3, num_samples=8)
+    monkeypatch.setattr(evaluation, "inference_gaps", few)
 
 
 def script(*arguments: str | Path, **options) -> subprocess.CompletedProcess:

@@ -24,8 +24,6 @@ from runs import FILES, forge
 from pyro_vae.engine import checkpoint
 from pyro_vae.engine.checkpoint import CheckpointError, latest, load, save
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
 
 def a_state(value: float = 1.0) -> dict:
     return {

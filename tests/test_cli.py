@@ -8,10 +8,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import time
-from functools import partial
-from itertools import pairwise
+import sys
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +18,15 @@ import pyro.distributions as dist
 import pytest
 import yaml
 from bits import same
-from command import (
-    FUNCTIONS,
-    PRIOR,
-    PROGRAM,
-    SCALE,
-    SCRIPT,
-    TINY,
-    environment,
-    train,
-    write_data,
-)
+from command import FUNCTIONS, PRIOR, PROGRAM, SCALE, TINY, shorten_annealing, train, write_data
 from PIL import Image
-from runs import final
+from runs import child, final
 
-from pyro_vae import evaluation
 from pyro_vae.cli import main
 from pyro_vae.cli.combinations import matching_posterior, matching_prior, small_parts
 from pyro_vae.cli.names import ROLES, offered, stated
 from pyro_vae.cli.options import training_parser
+from pyro_vae.engine.metrics import MetricsFile
 
 FLAGS = (
     "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--data-weights",
@@ -226,8 +214,6 @@ def companions_of(option: str, name: str) -> list[str]:
     return words + COMPANIONS.get((option, name), "").split()
 
 
-# Latents that pictures have to cope with: without a mean, without a density, on a sphere.
-DRAWN = ("AffineCoupling", "Bernoulli", "VonMisesFisher", "Concrete", "Sylvester")
 # Each role once, several in one command.
 TOGETHER = {
     "real numbers": "--data real.npy --prior VampPrior --prior.num_pseudo_inputs 3 "
@@ -240,13 +226,15 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("option", ROLES)
-def test_every_offered_part_is_taken_by_its_name(option, capsys):
-    """That each of them is built and trains is asked without a command line."""
-    for name in offered(option):
-        assert main(["train", f"--{option}", name, "--print_config"]) == 0, name
+def test_every_offered_part_is_taken_by_its_name(capsys):
+    """Named several at once; that each is built and trains is asked without a command line."""
+    for names in zip_longest(*map(offered, ROLES)):
+        row = {option: name for option, name in zip(ROLES, names, strict=True) if name}
+        words = [word for option, name in row.items() for word in (f"--{option}", name)]
+        assert main(["train", *words, "--print_config"]) == 0, words
         shown = yaml.safe_load(capsys.readouterr().out)
-        assert shown[option]["class_path"].endswith(f".{name}")
+        for option, name in row.items():
+            assert shown[option]["class_path"].endswith(f".{name}")
 
 
 @pytest.mark.parametrize("kind", TOGETHER)
@@ -266,27 +254,6 @@ def test_each_role_is_among_them():
     assert ROLES.keys() <= {word[2:] for word in words if word.startswith("--")}
 
 
-def trains(option, name, folder, out, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    companions = companions_of(option, name)
-    # The last --network wins, and MLP's argument goes with it.
-    tiny = [f"--{option}", name, *companions, "--out", out]
-    if option == "network":
-        status = main(["train", "--data", "real.npy", *SCALE, *map(str, tiny)])
-    else:
-        status = train("--data", "real.npy", *tiny)
-    assert status == 0, capsys.readouterr().err
-
-
-@pytest.mark.pictures
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if i < 3 else pytest.mark.slow) for i, n in enumerate(DRAWN)]
-)
-def test_pictures_cope_with_every_kind_of_latent(name, folder, tmp_path, monkeypatch, capsys):
-    trains("posterior", name, folder, tmp_path / "run", monkeypatch, capsys)
-    assert "could not be drawn" not in (tmp_path / "run" / "report.html").read_text()
-
-
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites configured")
 @pytest.mark.parametrize(
     ("option", "name"),
@@ -297,7 +264,11 @@ def test_pictures_cope_with_every_kind_of_latent(name, folder, tmp_path, monkeyp
     ],
 )
 def test_every_offered_part_trains_by_its_name(option, name, folder, tmp_path, monkeypatch, capsys):
-    trains(option, name, folder, tmp_path / "run", monkeypatch, capsys)
+    monkeypatch.chdir(folder)
+    # The last --network wins, and MLP's argument goes with it.
+    tiny = SCALE if option == "network" else TINY
+    words = [f"--{option}", name, *companions_of(option, name), "--out", str(tmp_path / "run")]
+    assert main(["train", *tiny, "--data", "real.npy", *words]) == 0, capsys.readouterr().err
     assert len(records(tmp_path / "run")) == 2
 
 
@@ -321,34 +292,45 @@ DATA = {
     "bytes": ("bytes.npy", r"integers 0\.\.255 dequantised", "Normal", "-"),
     "images": ("images", r"integers 0\.\.255 dequantised", "Normal", r"\d+\.\d %"),
 }
-
-
-DRAWN_KINDS = ("binary with labels", "images")
+# Latents that pictures have to cope with: without a mean, on a sphere, and others.
+DRAWN = {"binary with labels": "Bernoulli", "images": "AffineCoupling", "vectors": "VonMisesFisher"}
+DRAWN_WHEN_SLOW = ("Concrete", "Sylvester")
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=pytest.mark.pictures if k in DRAWN_KINDS else ()) for k in DATA]
+    ("kind", "posterior"),
+    [
+        *((kind, None) for kind in DATA if kind not in DRAWN),
+        *(pytest.param(*drawn, marks=pytest.mark.pictures) for drawn in DRAWN.items()),
+        *(
+            pytest.param("vectors", name, marks=[pytest.mark.pictures, pytest.mark.slow])
+            for name in DRAWN_WHEN_SLOW
+        ),
+    ],
 )
-def test_data_of_a_kind_train_end_to_end(kind, tmp_path, monkeypatch, capsys):
+def test_data_of_a_kind_train_end_to_end(kind, posterior, tmp_path, monkeypatch, capsys):
     name, observation, likelihood, probe = DATA[kind]
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path)
     images(tmp_path)
-    assert train("--data", name, "--out", "run") == 0
+    options = (
+        ["--posterior", posterior, *companions_of("posterior", posterior)] if posterior else []
+    )
+    assert train("--data", name, *options, "--out", "run") == 0
     shown = capsys.readouterr()
     assert re.search(f"{observation}, {likelihood} likelihood", shown.err)
     table = table_of(shown.out)
     assert re.fullmatch(r"-?[\d.]+ \+- [\d.]+", table["test ELBO (nats per datum)"])
     assert re.fullmatch(probe, table["linear probe accuracy"])
-    drawn = kind in DRAWN_KINDS
     assert {path.name for path in Path("run").iterdir()} >= FILES
-    assert Path("run/pictures").exists() is drawn
+    assert Path("run/pictures").exists() is (posterior is not None)
     found = results(Path("run"))
     assert (found["epochs"], found["num_importance_samples"]) == (2, 2)
     assert table["test data"] == str(found["num_test"])
     report = Path("run/report.html").read_text()
     assert str(tmp_path) not in report
-    if not drawn:
+    assert "could not be drawn" not in report
+    if posterior is None:
         return
     assert all(path.stat().st_size > 1000 for path in Path("run/pictures").glob("*.png"))
     assert report.count("data:image/png;base64,") == len(list(Path("run/pictures").iterdir())) >= 3
@@ -417,8 +399,7 @@ def test_evaluating_repeats_the_results_exactly(trained, copy, capsys):
 
 
 def test_evaluating_by_annealing_adds_its_numbers(trained, copy, capsys, monkeypatch):
-    few = partial(evaluation.inference_gaps, num_updates=5)
-    monkeypatch.setattr(evaluation, "inference_gaps", few)
+    shorten_annealing(monkeypatch)
     small = ["--num-data", "3", "--num-temperatures", "2", "--num-chains", "2"]
     assert main(["evaluate", str(copy), "--ais", "--gaps", *small]) == 0
     table = table_of(capsys.readouterr().out)
@@ -515,20 +496,23 @@ def test_a_run_goes_on_with_its_own_options(change, trained, capsys):
     assert same(final(trained), before)
 
 
-def start(*arguments: str | Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [str(SCRIPT), "train", *map(str, arguments)], env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def signalled(signum: int, epoch: int, out: Path, *arguments: str) -> tuple[int, str]:
+    """Run a command in a child that gets a signal at an epoch's end; return its status and words."""
+    append, said = MetricsFile.append, out.with_name("said")
 
+    def signalling(self: MetricsFile, record: dict) -> None:
+        append(self, record)
+        if record["epoch"] == epoch:
+            os.kill(os.getpid(), signum)
 
-def wait_for_epoch(out: Path, epoch: int) -> None:
-    for _ in range(12_000):
-        path = out / "metrics.jsonl"
-        if path.exists() and path.read_bytes().count(b"\n") > epoch:
-            return
-        time.sleep(0.005)
-    pytest.fail("the run did not get going")
+    def run() -> None:
+        MetricsFile.append = signalling
+        with said.open("w") as sys.stderr:
+            status = main(["train", *arguments])
+        os._exit(status)
+
+    _, status = os.waitpid(child(run), 0)
+    return os.waitstatus_to_exitcode(status), said.read_text()
 
 
 @pytest.mark.parametrize(
@@ -537,42 +521,39 @@ def wait_for_epoch(out: Path, epoch: int) -> None:
 )
 def test_a_stopped_and_killed_run_goes_on_to_the_same_bits(signum, status, folder, tmp_path):
     """Killed in the middle of what it does after it was stopped."""
-    arguments = [*TINY, "--data", str(folder / "real.npy"), "--epochs", "80"]
+    arguments = [*TINY, "--data", str(folder / "real.npy"), "--epochs", "8"]
     assert main(["train", *arguments, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "stopped"
-    process = start(*arguments, "--out", out)
-    wait_for_epoch(out, 5)
-    process.send_signal(signum)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == status, said
+    found, said = signalled(signum, 3, out, *arguments, "--out", str(out))
+    assert found == status, said
     (line,) = (line for line in said.splitlines() if line.startswith("pyro-vae: "))
     assert "stopped in epoch" in line
     assert f"pyro-vae train --resume {out}" in line
     assert "Traceback" not in said
-    process = start("--resume", out)
-    wait_for_epoch(out, len(records(out)) + 5)
-    process.kill()
-    process.communicate(timeout=60)
-    assert len(records(out)) < 80
+    found, said = signalled(signal.SIGKILL, 5, out, "--resume", str(out))
+    assert found == -signal.SIGKILL, said
+    assert len(records(out)) == 5
     assert main(["train", "--resume", str(out)]) == 0
     assert same(final(out), final(tmp_path / "whole"))
 
 
-# The installed script -----------------------------------------------------------------------------
-
-
-def test_a_reader_that_has_left_is_no_error():
+def test_a_reader_that_has_left_is_no_error(tmp_path):
     """As in ``pyro-vae list | head -1``."""
-    assert SCRIPT.exists(), "install the package: pip install -e '.[test]'"
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        [str(SCRIPT), "list"], stdout=write, stderr=subprocess.PIPE, text=True, env=environment(),
-        check=False,
-    )  # fmt: skip
+
+    def listing() -> None:
+        os.dup2(write, 1)
+        os.dup2(os.open(tmp_path / "said", os.O_CREAT | os.O_WRONLY), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        status = main(["list"])
+        sys.stdout.flush()  # as at the end of a process
+        os._exit(status)
+
+    _, status = os.waitpid(child(listing), 0)
     os.close(write)
-    assert done.returncode == 1
-    assert done.stderr == ""
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert (tmp_path / "said").read_text() == ""
 
 
 def test_a_warm_up_of_the_kl_is_one_flag_and_a_report_has_no_folders(tmp_path, monkeypatch):

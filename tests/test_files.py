@@ -10,8 +10,6 @@ from disk import BEYOND, child, kill, with_fault_at
 
 from pyro_vae.files import replace_file
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path, status, moment, seen = tmp_path / "a.json", 137, 0, set()

@@ -13,8 +13,6 @@ from pyro_vae.engine import run_folder
 from pyro_vae.engine.checkpoint import load, save
 from pyro_vae.engine.run_folder import create_run_folder, lock
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
 
 def test_a_second_process_is_refused_and_told_whose_the_folder_is(tmp_path):
     pid = os.getpid()

@@ -15,8 +15,6 @@ from disk import child
 from pyro_vae import signals
 from pyro_vae.signals import Interrupted, answered, owning_process
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
