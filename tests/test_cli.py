@@ -497,7 +497,7 @@ def test_a_run_goes_on_with_its_own_options(change, trained, capsys):
 
 
 def signalled(signum: int, epoch: int, out: Path, *arguments: str) -> tuple[int, str]:
-    """Run a command in a child that gets a signal at an epoch's end; return its status and words."""
+    """Run a command in a child that gets a signal at an epoch's end; return status and words."""
     append, said = MetricsFile.append, out.with_name("said")
 
     def signalling(self: MetricsFile, record: dict) -> None:

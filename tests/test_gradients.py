@@ -202,15 +202,16 @@ CASES = {
 def biases(objective, bed, **options):
     reference = own_bound(objective)
     assert reference is not None
-    against = measured(bed, reference, seed=2, copies=50, **options)
-    found = measured(bed, objective, seed=1, copies=50, **options)
+    options = {"num_repeats": 100, "copies": 50, **options}
+    against = measured(bed, reference, seed=2, **options)
+    found = measured(bed, objective, seed=1, **options)
     return {part: found.of(part).relative_bias(against.of(part)) for part in ("model", "guide")}
 
 
-@pytest.mark.parametrize("name", some(CASES, "AnalyticELBO", "DReG", "VIMCO, bits", "RWS, bits"))
+@pytest.mark.parametrize("name", some(CASES, "DReG", "VIMCO, bits", "RWS, bits"))
 def test_bias_is_none_within_its_error_and_seen_where_there_is_one(name):
     case = CASES[name]
-    for part, bias in biases(case.build(), away(case.bed), num_repeats=100).items():
+    for part, bias in biases(case.build(), away(case.bed)).items():
         assert bias.standard_error < 0.2
         if part in case.unbiased:
             assert bias.value < 3 * bias.standard_error, part
@@ -238,14 +239,15 @@ class FivePerCentAside(ELBO):
 
 
 def test_a_gradient_that_is_off_is_seen_to_be():
-    wrong = biases(FivePerCentMore(8), away(Gaussian), num_repeats=400)
-    right = biases(ELBO(8), away(Gaussian), num_repeats=400)
+    wrong, right, aside = (
+        biases(objective(8), away(Gaussian), copies=200)
+        for objective in (FivePerCentMore, ELBO, FivePerCentAside)
+    )
     for part in ("model", "guide"):
         bias = wrong[part]
         assert bias.value == pytest.approx(0.05, abs=0.02)
         assert bias.value > 4 * bias.standard_error
         assert right[part].value < 3 * right[part].standard_error < 0.05
-    aside = biases(FivePerCentAside(8), away(Gaussian), num_repeats=400)
     assert aside["guide"].value > 5 * aside["guide"].standard_error
     assert aside["model"].value < 3 * aside["model"].standard_error
 
