@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,14 @@ def compiled_steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep compiled steps for the tests alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYRO_VAE_CACHE", str(tmp_path_factory.getbasetemp() / "compiled"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unsynced() -> Iterator[None]:
+    """Do not wait for the disk: what a process has written outlives it, if not the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: os.fstat(handle) and None)
         yield
 
 

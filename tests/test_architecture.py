@@ -200,7 +200,16 @@ before = state()
 import pyro_vae, pyro_vae.fitting, pyro_vae.evaluation, pyro_vae.laboratory
 after = state()
 changed = [i for i, (a, b) in enumerate(zip(before, after)) if a != b]
-loaded = [m for m in ("matplotlib", "sklearn", "torchvision", "tensorboard") if m in sys.modules]
+foreign = "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL"
+loaded = [m for m in foreign if m in sys.modules]
+import matplotlib
+keys = [key for key in matplotlib.rcParams if key != "backend"]  # to read it imports pyplot
+before = [matplotlib.rcParams[key] for key in keys]
+from pyro_vae.report import page, plots
+plots.png(plots.unit_bars(torch.rand(3), torch.rand(3)))
+plots.png(plots.image_grid(torch.rand(3, 1, 2, 2), title="t"))
+if "matplotlib.pyplot" in sys.modules or before != [matplotlib.rcParams[key] for key in keys]:
+    loaded.append("matplotlib's global state")
 print(json.dumps([changed, loaded]))
 """
 

@@ -72,7 +72,7 @@ def run(objectives, vae=None, **options):
 def found():
     """One comparison, which no test may change."""
     torch.set_num_threads(1)  # as every test does, since bits depend on it
-    return run([ELBO(), IWAE(3), DReG(3), Trace_ELBO()], warm_up_epochs=1)
+    return run([ELBO(), IWAE(3), Trace_ELBO()], warm_up_epochs=1)
 
 
 # ---------------------------------------------------------------------------- what it tells
@@ -92,8 +92,18 @@ def untimed(record):
 def test_the_same_seed_gives_the_same_table(found):
     again = run([ELBO()], warm_up_epochs=1)
     assert untimed(again.record()) == untimed(found.record())[:1]
-    other = run([ELBO()], warm_up_epochs=1, seed=1)
-    assert untimed(other.record()) != untimed(found.record())[:1]
+
+
+def test_another_seed_gives_another_table_and_nothing_else_is_changed(found):
+    vae, objective = program(), NVIL()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    other = run([ELBO(), objective], vae, warm_up_epochs=1, seed=1)
+    assert untimed(other.record())[:1] != untimed(found.record())[:1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert objective.baseline.center == 0
 
 
 def test_objectives_have_all_in_common(found):
@@ -153,7 +163,7 @@ def test_equal_time_is_what_the_fastest_took(found):
 
 
 def test_log_p_is_above_the_elbo_and_the_reported_bound_between():
-    row = run([IWAE(8)], epochs=20, num_samples=200).rows[0]
+    row = run([IWAE(8)], epochs=10, num_samples=200).rows[0]
     late = row.at_equal_steps
     assert late.elbo_nats.value < row.bound_nats.value < late.log_p_nats.value + 0.02
 
@@ -183,23 +193,6 @@ def test_more_particles_are_nearer_to_log_p():
 # ---------------------------------------------------------------------------- what it leaves
 
 
-def test_the_program_is_left_as_it_was():
-    vae = program()
-    before = {name: value.clone() for name, value in vae.state_dict().items()}
-    torch.manual_seed(4)
-    state = torch.get_rng_state()
-    run([ELBO()], vae, epochs=1)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
-
-
-def test_an_objective_is_left_as_it_was():
-    objective = NVIL()
-    torch.manual_seed(1)
-    run([objective], epochs=1)
-    assert objective.baseline.center == 0
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -212,7 +205,7 @@ def test_every_kind_of_program_is_compared_and_put_back(name):
     pair = PROGRAMS[name]()
     pair.model(*pair.args), pair.guide(*pair.args)
     store = {n: p.clone() for n, p in pyro.get_param_store().named_parameters()}
-    found = compare(pair.model, pair.guide, rows(), objectives=[ELBO(), IWAE(2)], **TINY)
+    found = compare(pair.model, pair.guide, rows(), objectives=[IWAE(2)], **TINY)
     assert all(row.at_equal_steps is not None for row in found.rows)
     now = dict(pyro.get_param_store().named_parameters())
     assert all(torch.equal(value, now[n]) for n, value in store.items())
@@ -250,7 +243,7 @@ def bernoulli():
 
 
 def test_a_refused_objective_is_a_row_that_says_why_and_the_others_go_on():
-    found = run([IWAE(3), RWS(3), VIMCO(3), TraceMeanField_ELBO()], bernoulli())
+    found = run([IWAE(3), RWS(3), VIMCO(3), TraceMeanField_ELBO()], bernoulli(), epochs=1)
     refused, wake, vimco, mean_field = found.rows
     assert "use VIMCO or RWS" in refused.failure
     assert "use AnalyticELBO" in mean_field.failure
@@ -271,7 +264,10 @@ class Exploding(ELBO):
 
 
 def test_an_objective_that_explodes_is_a_row_that_says_so():
-    found = run([ELBO(), Exploding()], optim=partial(torch.optim.SGD, lr=1e-3))
+    """Rows are named by a mapping."""
+    objectives = {"one": ELBO(), "other": Exploding()}
+    found = run(objectives, epochs=1, optim=partial(torch.optim.SGD, lr=1e-3))
+    assert [row.objective for row in found.rows] == ["one", "other"]
     assert found.rows[0].failure is None
     assert "the loss is nan at step" in found.rows[1].failure
     assert found.rows[1].at_equal_steps is None
@@ -331,11 +327,6 @@ def test_objectives_are_named_after_what_they_are(objective, name):
     assert described(objective) == name
 
 
-def test_a_mapping_gives_names():
-    found = run({"one": IWAE(2), "other": IWAE(3)}, epochs=1)
-    assert [row.objective for row in found.rows] == ["one", "other"]
-
-
 def test_the_table_has_a_line_for_each_and_fits_a_terminal(found):
     lines = found.table().splitlines()
     for row in found.rows:
@@ -352,10 +343,9 @@ def test_the_figure_is_drawn(found):
     assert plots.png(figure).startswith(b"\x89PNG")
 
 
-def test_not_a_number_is_null():
-    row = run([ELBO()], epochs=1)
-    broken = replace(row.rows[0], bound_nats=Estimate(math.nan, math.inf))
-    record = replace(row, rows=[broken]).record()
+def test_not_a_number_is_null(found):
+    broken = replace(found.rows[0], bound_nats=Estimate(math.nan, math.inf))
+    record = replace(found, rows=[broken]).record()
     assert record["rows"][0]["bound_nats"] == {"value": None, "standard_error": None}
 
 

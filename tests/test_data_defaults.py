@@ -137,8 +137,9 @@ SYMBOLS = {
 }
 
 
-@pytest.mark.parametrize("reader", ["Recurrent", "Transformer"])
-@pytest.mark.parametrize("options", SYMBOLS)
+@pytest.mark.parametrize(
+    ("options", "reader"), [*zip(SYMBOLS, ("Recurrent", "Transformer") * 2, strict=True)]
+)
 def test_an_encoder_reads_the_symbols_of_the_likelihood(options: str, reader: str) -> None:
     parts = f"--likelihood CategoricalSequence --encoder {reader}".split()
     found = settled("counts", *parts, *options.split())["encoder"]["init_args"]
@@ -187,8 +188,9 @@ SPELLINGS = [
 ]
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("separator", [" ", "="])
+@pytest.mark.parametrize(
+    ("spelling", "separator"), [*zip(SPELLINGS, " = ", strict=True), (SPELLINGS[0], "=")]
+)
 def test_columns_are_named_as_a_list(spelling: str, separator: str) -> None:
     option = ["--likelihood.columns", spelling] if separator == " " else None
     given = option or [f"--likelihood.columns={spelling}"]

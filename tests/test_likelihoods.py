@@ -213,8 +213,7 @@ def test_densities_can_be_recorded(name: str) -> None:
         assert torch.equal(found, expected)
 
 
-WHOLE = ["Normal, optimal scale", "CategoricalSequence", "Columns", "Incomplete Normal"]
-WHOLE += ["DiscretizedLogisticMixture", "ZeroInflatedNegativeBinomial"]
+WHOLE = ["Columns", "Incomplete Normal", "DiscretizedLogisticMixture"]
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -227,7 +226,7 @@ def test_recorded_steps_are_those_of_pyro(name: str) -> None:
         vae = VAE.assemble((2,), (2,), likelihood=build, network=network, data=x)
         return Pair(vae.model, vae.guide, (x,))
 
-    found = both(pair, Trace_ELBO, sizes=(6, 6, 6))
+    found = both(pair, Trace_ELBO, sizes=(6, 6))
     assert found.replayed[-1]
     assert all(math.isfinite(loss) for loss in found.losses)
 

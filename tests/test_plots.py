@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import subprocess
-import sys
 
 import matplotlib.image
 import numpy as np
@@ -90,23 +88,6 @@ def test_the_same_values_give_the_same_bytes(name):
         return plots.png(FIGURES[name]())
 
     assert once() == once()
-
-
-def test_pyplot_and_its_global_state_are_never_touched():
-    code = (
-        "import sys, matplotlib\n"
-        # Reading the backend would choose one, and so import pyplot.
-        "keys = [key for key in matplotlib.rcParams if key != 'backend']\n"
-        "before = [matplotlib.rcParams[key] for key in keys]\n"
-        "import torch; from pyro_vae.report import page, plots\n"
-        "plots.png(plots.unit_bars(torch.rand(3), torch.rand(3)))\n"
-        "plots.png(plots.image_grid(torch.rand(3, 1, 2, 2), title='t'))\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert [matplotlib.rcParams[key] for key in keys] == before"
-    )
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code],
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 # Images ----------------------------------------------------------------------------------------

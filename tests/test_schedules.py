@@ -10,6 +10,7 @@ import pytest
 import torch
 from exact import Gaussian
 from pyro.infer import Trace_ELBO
+from quick import some
 from torch import nn
 
 from pyro_vae import SVI
@@ -231,8 +232,9 @@ MOVING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("build", MOVING.values(), ids=MOVING)
-def test_a_recorded_step_reads_the_number_anew(build):
+@pytest.mark.parametrize("name", some(MOVING, "handler", "controller", "capacity"))
+def test_a_recorded_step_reads_the_number_anew(name):
+    build = MOVING[name]
     losses, weights, state, replayed = losses_and_weights("recorded", build)
     expected = losses_and_weights("eager", build)
     assert losses == expected[0]

@@ -488,8 +488,8 @@ def trained(objective, engine: str):
 
 @pytest.mark.parametrize(
     "build",
-    [partial(RLOO, 3), partial(VIMCO, 3), partial(DisARM, 4), partial(nvil, 2)],
-    ids=["RLOO", "VIMCO", "DisARM", "NVIL"],
+    [partial(VIMCO, 3), partial(DisARM, 4), partial(nvil, 2)],
+    ids=["VIMCO", "DisARM", "NVIL"],
 )
 def test_recorded_steps_have_the_bits_of_eager_ones(build) -> None:
     eager_objective, objective = build(), build()
@@ -648,7 +648,7 @@ def test_pyros_graph_elbo_is_unbiased_in_our_svi() -> None:
     assert distance((total, gradient), exact(reference, 1, elbo)) < 1e-10
 
 
-quick = partial(torch.optim.Adam, lr=0.03)
+quick = partial(torch.optim.Adam, lr=0.06)
 
 
 @pytest.mark.parametrize(
@@ -662,8 +662,8 @@ def test_discrete_vaes_fit(objective) -> None:
     data = Bits().x.float().repeat(40, 1)
     x = data[:2]
     before = RLOO(200).loss(vae.model, vae.guide, x)
-    done = fit(vae, data, objective=objective, optim=quick, epochs=15, batch_size=16)
-    assert done.epochs == 15
+    done = fit(vae, data, objective=objective, optim=quick, epochs=8, batch_size=16)
+    assert done.epochs == 8
     assert RLOO(200).loss(vae.model, vae.guide, x) < before - 0.5
 
 
@@ -866,7 +866,7 @@ def test_relaxed_vaes_fit(family, prior, shape) -> None:
     vae = discrete(family, prior, shape)
     data = Bits().x.float().repeat(40, 1)
     before = ELBO(500).loss(vae.model, vae.guide, data[:2])
-    fit(vae, data, objective=ELBO(), optim=quick, epochs=15, batch_size=16)
+    fit(vae, data, objective=ELBO(), optim=quick, epochs=8, batch_size=16)
     assert ELBO(500).loss(vae.model, vae.guide, data[:2]) < before - 0.5
 
 

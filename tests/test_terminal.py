@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from command import SCRIPT, TINY, environment, write_data
+from runs import child
 
 from pyro_vae import VAE, fit
 from pyro_vae.cli import main
@@ -105,18 +106,24 @@ def test_names_of_others_are_cleaned_wherever_they_are_printed(tmp_path, monkeyp
     assert not {"\x1b", "\x07"} & {*shown.err, *shown.out}
 
 
-def test_a_run_goes_on_when_its_reader_has_left(tmp_path):
+def test_a_run_goes_on_when_its_reader_has_left(tmp_path, monkeypatch):
     """As in ``pyro-vae train ... 2>&1 | head -1``, and with stdin closed."""
     write_data(tmp_path)
     read, write = os.pipe()
     os.close(read)
-    command = [str(SCRIPT), "train", *TINY, "--data", "real.npy", "--out", "run"]
-    done = subprocess.run(
-        command, stdout=write, stderr=write, cwd=tmp_path, env=environment(), check=False,
-        preexec_fn=lambda: os.close(0), timeout=300,
-    )  # fmt: skip
+
+    def training() -> None:
+        os.close(0)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup2(write, stream), "w") for stream in (1, 2))
+        status = main(["train", *TINY, "--data", "real.npy", "--out", "run"])
+        sys.stdout.flush()  # as at the end of a process
+        sys.stderr.flush()
+        os._exit(status)
+
+    monkeypatch.chdir(tmp_path)
+    _, status = os.waitpid(child(training), 0)
     os.close(write)
-    assert done.returncode == 0
+    assert status == 0
     assert (tmp_path / "run" / "results.json").is_file()
 
 
