@@ -109,7 +109,7 @@ def test_a_wide_bracket_is_said_to_be_wide():
 
 
 @pytest.mark.parametrize("num_temperatures", [2, 5])
-def test_from_the_exact_posterior_every_weight_is_exact(num_temperatures):
+def test_from_the_exact_posterior_every_weight_is_exact(hasty, num_temperatures):
     vae, x = LinearGaussian(num_latents=1, exact=True), data(6)
     options = settings(num_temperatures=num_temperatures)
     found = annealed_importance_sampling(vae.model, vae.guide, x, **options)
@@ -158,8 +158,16 @@ def dirichlet_multinomial():
     return model, guide, x, dist.DirichletMultinomial(concentration, 5).log_prob(x)
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-@pytest.mark.parametrize("program", [gamma_poisson, dirichlet_multinomial])
+@pytest.fixture
+def hasty(monkeypatch):
+    """Adapt step sizes for a few moves only, where nothing depends on them."""
+    monkeypatch.setattr(annealing, "_WARM_UP", 2)
+    monkeypatch.setattr(annealing, "_FEWEST_PILOT", 3)
+
+
+@pytest.mark.parametrize(
+    ("program", "start"), [(gamma_poisson, "guide"), (dirichlet_multinomial, "prior")]
+)
 def test_constrained_latents_move_as_real_numbers(program, start):
     model, guide, x, exact = program()
     found = annealed_importance_sampling(
@@ -234,7 +242,7 @@ def settings(**changed):
     return {"num_temperatures": 3, "num_chains": 3, "num_steps": 2, "engine": "eager", **changed}
 
 
-def test_recorded_chains_have_the_bits_of_eager_ones():
+def test_recorded_chains_have_the_bits_of_eager_ones(hasty):
     found = []
     for engine in ("eager", "recorded"):
         vae = LinearGaussian()
@@ -257,7 +265,7 @@ def test_compiled_chains_are_those_of_eager_ones():
     torch.testing.assert_close(found, expected)
 
 
-def test_chunks_hold_no_more_chains_than_memory_and_leave_no_datum_out(monkeypatch):
+def test_chunks_hold_no_more_chains_than_memory_and_leave_no_datum_out(hasty, monkeypatch):
     vae, x, seen = LinearGaussian(num_latents=1, exact=True), data(11), []
     evaluate = annealing.Path._evaluate
 
@@ -271,7 +279,7 @@ def test_chunks_hold_no_more_chains_than_memory_and_leave_no_datum_out(monkeypat
     torch.testing.assert_close(found.log_p, vae.log_p(x), rtol=0, atol=1e-10)
 
 
-def test_annealing_repeats_with_its_seed_and_changes_nothing():
+def test_annealing_repeats_with_its_seed_and_changes_nothing(hasty):
     vae, x = LinearGaussian(), data(4)
     before = torch.get_rng_state()
     first, again, other = (
@@ -285,7 +293,7 @@ def test_annealing_repeats_with_its_seed_and_changes_nothing():
     assert all(parameter.grad is None for parameter in vae.parameters())
 
 
-def test_progress_is_shown_on_the_error_stream_only_when_asked(capsys):
+def test_progress_is_shown_on_the_error_stream_only_when_asked(hasty, capsys):
     vae = LinearGaussian()
     annealed_importance_sampling(vae.model, None, data(4), **settings())
     assert capsys.readouterr() == ("", "")

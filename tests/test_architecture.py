@@ -18,7 +18,12 @@ FILES = {
     ): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+
+@functools.cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
 
 GROUND = {
     "arguments",
@@ -71,7 +76,7 @@ def part_of(module: str) -> str:
 def imports(module: str) -> set[str]:
     """Return the full names of all that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -133,7 +138,7 @@ def test_nothing_is_unpickled() -> None:
         assert not foreign & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, (
             module
         )
-        for node in ast.walk(TREES[module]):
+        for node in ast.walk(parsed(module)):
             if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
                 called = ast.unparse(node.value)
                 assert called not in ("torch", "optim", "optimizer", "store"), ast.unparse(node)
@@ -146,7 +151,7 @@ def test_nothing_is_unpickled() -> None:
 
 def test_every_module_says_what_it_is_and_what_is_public() -> None:
     for module in FILES:
-        tree = TREES[module]
+        tree = parsed(module)
         assert ast.get_docstring(tree), f"{module} has no docstring"
         is_package = FILES[module].name == "__init__.py"
         has_contents = any(not isinstance(node, ast.Expr) for node in tree.body)
@@ -173,7 +178,7 @@ def test_public_names_exist_and_are_documented() -> None:
 
 def test_functions_stay_short() -> None:
     for module in FILES:
-        for node in ast.walk(TREES[module]):
+        for node in ast.walk(parsed(module)):
             if isinstance(node, ast.FunctionDef):
                 first = (
                     node.body[1] if len(node.body) > 1 and ast.get_docstring(node) else node.body[0]

@@ -85,7 +85,6 @@ def covering(pairs_of: tuple[int, ...], *, seed: int = 0) -> Iterator[Combinatio
 def test_no_likelihood_refuses_another_part(name):
     plain = combined("StandardNormal", name, "DiagonalNormal", "ELBO")
     assert plain.refusal() is None
-    assert all(map(torch.isfinite, map(torch.tensor, train(plain, "eager"))))
     other = combined("StandardNormal", name, "Bernoulli", "ELBO").refusal()
     assert other is not None
     assert "'z'" in other

@@ -45,7 +45,7 @@ STATES = st.dictionaries(
 )
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@settings(derandomize=True, database=None, deadline=None, max_examples=25)
 @given(state=STATES)
 def test_every_state_comes_back_to_the_bit(tmp_path_factory, state):
     folder = tmp_path_factory.mktemp("round")

@@ -53,11 +53,11 @@ def test_importance_sampling_finds_the_exact_log_p_within_its_stated_error(progr
 def test_stated_monte_carlo_error_is_the_spread_over_seeds(x):
     vae = LinearGaussian()
     runs = [
-        importance_sampling(vae.model, vae.guide, x, num_samples=200, seed=s) for s in range(60)
+        importance_sampling(vae.model, vae.guide, x, num_samples=200, seed=s) for s in range(40)
     ]
     spread = torch.tensor([run.mean for run in runs]).std().item()
     stated = torch.tensor([run.monte_carlo_error for run in runs]).median().item()
-    # 60 draws give the spread to 9 percent, and heavy-tailed weights hide some of theirs.
+    # 40 draws give the spread to 11 percent, and heavy-tailed weights hide some of theirs.
     assert stated == pytest.approx(spread, rel=0.4)
 
 
@@ -129,9 +129,9 @@ def test_more_samples_never_loosen_the_bound_on_average(x):
     vae = LinearGaussian()
     means = [
         sum(
-            log_likelihood(vae.model, vae.guide, x, num_samples=k, seed=s).mean() for s in range(40)
+            log_likelihood(vae.model, vae.guide, x, num_samples=k, seed=s).mean() for s in range(15)
         )
-        / 40
+        / 15
         for k in (1, 4, 16)
     ]
     assert means[0] < means[1] < means[2] < vae.log_p(x).mean() + 0.02

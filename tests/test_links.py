@@ -195,7 +195,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", some(NAMES, *list(NAMES)[::3]), ids=range(len(NAMES)))
+@pytest.mark.parametrize("name", some(NAMES, "~/new", "two\nlines"), ids=range(len(NAMES)))
 def test_a_folder_of_any_name_is_trained_into_and_gone_on_with(folder, name, monkeypatch, capsys):
     (folder / "home").mkdir()
     monkeypatch.setenv("HOME", str(folder / "home"))

@@ -96,8 +96,12 @@ def steps(svi):
         svi.step(X)
 
 
-@pytest.mark.parametrize("build", PROGRAMS)
-@pytest.mark.parametrize("use", USES)
+# Each use of a module, and each kind of program with the use that keeps the most.
+PAIRS = [*((use, of_module) for use in USES), *(("recorded", build) for build in PROGRAMS[1:])]
+PAIRS += [("fit", build) for build in PROGRAMS[1:3]]
+
+
+@pytest.mark.parametrize(("use", "build"), PAIRS)
 def test_nothing_keeps_a_program_alive(build, use):
     model, guide, small = build()
     held = [weakref.ref(value) for value in (small, small.encoder, model, guide)]
