@@ -91,7 +91,7 @@ def shorten_annealing(monkeypatch: Any) -> None:
 def script(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
     """Run the installed script to its end."""
     return subprocess.run(
-        [str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=120,
+        [str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=600,
         check=False, **{"env": environment(), **options},
     )  # fmt: skip
 

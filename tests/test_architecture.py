@@ -222,7 +222,7 @@ print(json.dumps([changed, loaded]))
 def test_importing_has_no_effect() -> None:
     command = [sys.executable, "-W", "error::UserWarning:pyro_vae", "-c", GLOBALS]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent, timeout=120
+        command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent, timeout=600
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -72,7 +72,7 @@ def untouched(prepared, unloaded, monkeypatch):
 @pytest.fixture
 def folder(prepared, unloaded, tmp_path, monkeypatch):
     """A copy of it as the working directory."""
-    path = Path(shutil.copytree(prepared, tmp_path / "here"))
+    path = Path(shutil.copytree(prepared, tmp_path / "here", symlinks=True))
     monkeypatch.chdir(path)
     return path
 

@@ -127,7 +127,7 @@ def test_two_that_start_at_once_leave_one_run(tmp_path):
             with new_run_folder(tmp_path / "run") as out:
                 entered.append(number)
                 (out / "config.yaml").write_text(str(number))
-                release.wait(5)
+                release.wait(120)
         except ValueError:
             refused.release()
 
@@ -136,7 +136,7 @@ def test_two_that_start_at_once_leave_one_run(tmp_path):
     for thread in threads:
         thread.start()
     for _ in range(7):
-        assert refused.acquire(timeout=5)
+        assert refused.acquire(timeout=120)
     release.set()
     for thread in threads:
         thread.join()

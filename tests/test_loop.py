@@ -73,7 +73,7 @@ def test_training_raises_the_bound_and_every_parameter_moves():
     before = {n: p.detach().clone() for n, p in vae.named_parameters()}
     data = from_arrays(normal_data(500))
     start = fit(copy.deepcopy(vae), data, epochs=1, batch_size=64).history[0]
-    adam = partial(torch.optim.Adam, lr=1e-2)
+    adam = partial(torch.optim.Adam, lr=3e-2)
     done = fit(vae, data, epochs=10, batch_size=64, optim=adam)
     assert done.history[-1]["validation_elbo_nats"] > start["validation_elbo_nats"] + 0.2
     assert [r["epoch"] for r in done.history] == list(range(1, 11))
