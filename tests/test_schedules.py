@@ -232,7 +232,7 @@ MOVING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", some(MOVING, "handler", "controller", "capacity"))
+@pytest.mark.parametrize("name", some(MOVING, "handler", "controller", "capacity", "free bits"))
 def test_a_recorded_step_reads_the_number_anew(name):
     build = MOVING[name]
     losses, weights, state, replayed = losses_and_weights("recorded", build)
