@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 from command import FUNCTIONS, PRIOR, PROGRAM
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO
 
@@ -177,7 +178,7 @@ def wrap(inner: st.SearchStrategy) -> st.SearchStrategy:
     return st.lists(inner, min_size=1, max_size=2) | st.dictionaries(keys, inner, min_size=1)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@examples(100)
 @given(
     place=st.recursive(st.just("HERE"), wrap, max_leaves=4),
     option=st.sampled_from(list(ROLES)),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from bits import same
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -45,7 +46,7 @@ STATES = st.dictionaries(
 )
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+@examples(25)
 @given(state=STATES)
 def test_every_state_comes_back_to_the_bit(tmp_path_factory, state):
     folder = tmp_path_factory.mktemp("round")

@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from laws import NETWORKS, NORMALISED, SEQUENCES, Pair
 from quick import some
@@ -65,7 +66,7 @@ def inputs(name: str, *batch: int) -> torch.Tensor:
 
 @networks
 @given(height=st.integers(1, 33), width=st.integers(1, 33), channels=st.sampled_from([1, 3]))
-@settings(max_examples=12, deadline=None, derandomize=True)
+@examples(12)
 def test_any_image_size(build, height: int, width: int, channels: int) -> None:
     image = (channels, height, width)
     x = torch.zeros(2, *image)

@@ -9,7 +9,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
@@ -87,7 +88,7 @@ def test_every_figure_becomes_a_png_of_its_own_size_and_always_the_same(name, tm
 # Images ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     number=st.integers(1, 7),
     columns=st.integers(1, 5),

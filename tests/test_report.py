@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_vae.report import plots
@@ -186,7 +187,7 @@ def test_an_empty_table_is_empty():
     assert table({}) == ""
 
 
-@settings(max_examples=200, deadline=None)
+@examples(60)
 @given(st.dictionaries(
     st.sampled_from([*RESULTS, "other"]),
     st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.floats()),
