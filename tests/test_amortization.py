@@ -98,7 +98,7 @@ def test_free_numbers_have_a_rate_of_their_own_by_default() -> None:
     codes = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(8, 1)
     x = codes.repeat(1, 6)  # two bits a datum, which z has to tell
     found = {}
-    for factor, epochs in ((1.0, 60), (None, 120)):
+    for factor, epochs in ((1.0, 60), (None, 160)):
         vae = UnamortizedVAE.assemble((12,), (2,), num_data=32, network=partial(MLP, hidden=(16,)))
         if factor is not None:
             vae.posterior.rate_factor = factor

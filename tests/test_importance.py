@@ -664,7 +664,10 @@ RECORDED = {
     "name", some(RECORDED, "Renyi", "PIWAE", "DReG 0.5", "TVO", "sleeping, Bits")
 )
 def test_recorded_steps_have_the_bits_of_eager_ones(name):
-    objective, build = RECORDED[name]
+    recorded_as_eager(*RECORDED[name])
+
+
+def recorded_as_eager(objective, build):
     # Each shape is recorded anew: it decides what is dreamt, and nothing else here.
     sizes = (5, 4, 5) if getattr(objective, "insomnia", 1.0) < 1 else (5, 5, 5)
 
@@ -683,7 +686,7 @@ def test_recorded_steps_have_the_bits_of_eager_ones(name):
 
 
 def test_a_recorded_step_of_a_flow_has_its_eager_bits():
-    test_recorded_steps_have_the_bits_of_eager_ones(DReG(3), partial(Flow, "two layers"))
+    recorded_as_eager(DReG(3), partial(Flow, "two layers"))
 
 
 @pytest.mark.parametrize(
