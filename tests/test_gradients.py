@@ -86,7 +86,7 @@ def log_mean(log_w):
 @pytest.mark.parametrize(
     ("objective", "num_particles", "bound"),
     [
-        pytest.param(ELBO(1), 1, mean, id="ELBO 1"),
+        pytest.param(ELBO(1), 1, mean, id="ELBO 1", marks=pytest.mark.slow),
         pytest.param(ELBO(2), 2, mean, id="ELBO 2", marks=pytest.mark.slow),
         pytest.param(IWAE(2), 2, log_mean, id="IWAE 2"),
     ],

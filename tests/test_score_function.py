@@ -652,7 +652,14 @@ quick = partial(torch.optim.Adam, lr=0.06)
 
 
 @pytest.mark.parametrize(
-    "objective", [VIMCO(4), DisARM(2), NVIL(), TraceGraph_ELBO()], ids=lambda o: type(o).__name__
+    "objective",
+    [
+        pytest.param(VIMCO(4), marks=pytest.mark.slow),
+        DisARM(2),
+        NVIL(),
+        pytest.param(TraceGraph_ELBO(), marks=pytest.mark.slow),
+    ],
+    ids=lambda o: type(o).__name__,
 )
 def test_discrete_vaes_fit(objective) -> None:
     torch.manual_seed(0)
@@ -857,9 +864,10 @@ def test_a_relaxed_pair_has_a_bound_of_its_own_evidence() -> None:
 @pytest.mark.parametrize(
     ("family", "prior", "shape"),
     [
-        (RelaxedBernoulli, RelaxedBernoulli, (3,)),
+        pytest.param(RelaxedBernoulli, RelaxedBernoulli, (3,), marks=pytest.mark.slow),
         (Concrete, partial(Concrete, temperature=0.5), (2, 3)),
-        *STRAIGHT.values(),
+        STRAIGHT["Bernoulli"],
+        pytest.param(*STRAIGHT["Categorical"], marks=pytest.mark.slow),
     ],
 )
 def test_relaxed_vaes_fit(family, prior, shape) -> None:

@@ -74,8 +74,9 @@ def test_a_single_row_left_over_joins_the_batch_before_it_where_it_has_to(name, 
     decoder = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     net = Net(BATCHED[name](), decoder if name == "inside the model" else None)
     buffers = copy.deepcopy(dict(net.named_buffers()))
-    assert fit(copy.deepcopy(net), toy(9), epochs=0, batch_size=4).steps == 0
-    assert all(torch.equal(b, buffers[n]) for n, b in net.named_buffers())
+    if engine == "recorded":
+        assert fit(copy.deepcopy(net), toy(9), epochs=0, batch_size=4).steps == 0
+        assert all(torch.equal(b, buffers[n]) for n, b in net.named_buffers())
     assert fit(net, toy(9), epochs=2, batch_size=4, engine=engine).steps == 4
     assert fit(net, toy(10), epochs=1, batch_size=4, engine=engine).steps == 3
 

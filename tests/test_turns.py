@@ -97,8 +97,10 @@ def test_steps_of_the_guide_are_those_of_a_run_with_a_fixed_model():
 
 @pytest.mark.parametrize(
     ("turns", "objective"),
-    [(Alternating, IWAE(3)), (partial(Aggressive, window=2, longest=5), None)],
-    ids=["Alternating, IWAE", "Aggressive, ELBO"],
+    [
+        pytest.param(Alternating, IWAE(3), id="Alternating, IWAE", marks=pytest.mark.slow),
+        pytest.param(partial(Aggressive, window=2, longest=5), None, id="Aggressive, ELBO"),
+    ],
 )
 def test_recorded_is_eager_to_the_same_bits(turns, objective):
     found = {}
