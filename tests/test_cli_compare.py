@@ -45,14 +45,14 @@ def names(out) -> list[str]:
 def test_a_comparison_from_data_to_report(folder, tmp_path, capsys):
     """Its configuration makes it again."""
     out = tmp_path / "new" / "out"
-    given = ["--data", folder / "binary.npz", "--seed", 3, "--objectives", "IWAE(3),DisARM"]
+    given = ["--data", folder / "binary.npz", "--seed", 3, "--objectives", "ELBO,IWAE(3),DisARM"]
     status = compare(*given, "--out", out)
     shown = capsys.readouterr()
     assert status == 0, shown.err
     assert set(tree(out)) == FILES | {".lock"}
     record = json.loads((out / "comparison.json").read_text())
-    iwae, disarm = record["rows"]
-    assert iwae["guide"]["snr"]["standard_error"] > 0
+    elbo, iwae, disarm = record["rows"]
+    assert elbo["guide"]["snr"]["standard_error"] > 0
     assert iwae["objective"] == "IWAE(num_particles=3)"
     assert iwae["at_equal_steps"]["log_p_nats"]["value"] < 0
     assert "DisARM takes a Bernoulli latent" in disarm["failure"]
