@@ -88,12 +88,12 @@ CALLS = ("fsync", "replace", "rename", "open")
 
 
 def test_killed_at_each_call_of_a_write(tmp_path, uninterrupted):
-    """Die before and after the k-th call, for k that grow by half until a run comes through."""
+    """Die at each of the first calls, of a checkpoint's writing, and at ever later ones."""
     originals = {name: getattr(os, name) for name in CALLS}
-    died_at, nth = set(), 1
+    died_at, nth = set(), 0
     for attempt in itertools.count(1):
         after = attempt % 2
-        nth += (1 - after) * (1 + nth // 2)
+        nth = attempt if attempt < 15 else nth + nth // 3
         count = itertools.count(1)
 
         def dying(name, *args, after=after, nth=nth, count=count, **options):
