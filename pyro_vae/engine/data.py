@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as Rows
 
 from pyro_vae.datasets.data import Data, in_default_type, joined
 from pyro_vae.engine.observations import AsFloat, Binarize, Dequantize, Observation
@@ -169,8 +167,8 @@ class Batches:
     """The training rows on the device, drawn in a permutation that depends on (seed, epoch) alone.
 
     Rows of up to `memory_budget` bytes live on the device. Beyond that, or where the device has no
-    room for them, they are streamed from where they are through a `DataLoader`: the same batches
-    and, under the same state of the global generator, the same bits.
+    room for them, they are streamed from where they are: the same batches and, under the same state
+    of the global generator, the same bits.
 
     Args:
         data: the stored training rows.
@@ -183,6 +181,8 @@ class Batches:
         fields: what a batch is made of, x first.
 
     Attributes:
+        batch_size: as given.
+        watched: the observation, on which a recorded step depends besides the rows.
         joins_single: whether a last batch of a single row joins the one before it, for programs
             that cannot be trained on one row, such as those with batch normalisation.
         resident: whether the rows live on the device.
@@ -217,8 +217,7 @@ class Batches:
             )
         else:
             _check_levels(data.x, observation)
-        self._observation = observation
-        self._batch_size = batch_size
+        self.watched, self.batch_size = observation, batch_size
         self._seed = seed
         self._device = torch.device(device)
         self._tensors = data.tensors(fields)
@@ -233,28 +232,18 @@ class Batches:
     def rows_before(self, position: int) -> int:
         """Return how many rows the batches of an epoch before ``position`` hold."""
         num_rows = len(self._tensors[0])
-        return num_rows if position == self.num_batches else position * self._batch_size
+        return num_rows if position == self.num_batches else position * self.batch_size
 
     @property
     def num_batches(self) -> int:
         """How many batches an epoch has, a smaller last one included."""
-        num_batches = -(-len(self._tensors[0]) // self._batch_size)
+        num_batches = -(-len(self._tensors[0]) // self.batch_size)
         return num_batches - (self.joins_single and self.ends_in_single)
 
     @property
     def ends_in_single(self) -> bool:
         """Whether a single row is left over at the end of an epoch."""
-        return self._batch_size > 1 and len(self._tensors[0]) % self._batch_size == 1
-
-    @property
-    def batch_size(self) -> int:
-        """Rows a batch."""
-        return self._batch_size
-
-    @property
-    def watched(self) -> Observation:
-        """What a recorded step depends on besides the rows."""
-        return self._observation
+        return self.batch_size > 1 and len(self._tensors[0]) % self.batch_size == 1
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Batches `start`, `start + 1`, ... of an epoch: the fields in turn, x observed.
@@ -275,29 +264,31 @@ class Batches:
         """
         if not 0 <= start <= self.num_batches:
             raise ValueError(f"start {start} of an epoch of {self.num_batches} batches")
-        order = _permutation(len(self._tensors[0]), self._seed, epoch)[start * self._batch_size :]
+        order = _permutation(len(self._tensors[0]), self._seed, epoch)[start * self.batch_size :]
         if start == self.num_batches:
             return iter(())
-        if not self.resident:
-            return self._streamed(order)
-        return self._resident(order.to(self._device))
+        return self._drawn(order.to(self._device) if self.resident else order)
 
-    def _resident(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def _drawn(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
         for index in order.split(self._sizes(len(order))):
-            yield (index,)
+            if self.resident:
+                yield (index,)
+            else:
+                yield tuple(rows.to(self._device) for rows in self._gathered(index))
             touched(_bytes_around(*self._tensors) * len(index))
+
+    def _gathered(self, index: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.index_select(0, index) for tensor in self._tensors)
 
     def __call__(self, *draw: Tensor) -> tuple[Tensor, ...]:
         """Turn what `draws` gives into a batch: gather the rows and observe them."""
-        if self.resident:
-            draw = tuple(tensor.index_select(0, draw[0]) for tensor in self._tensors)
-        x, *beside = draw
-        return (self._observation(x), *map(in_default_type, beside))
+        x, *beside = self._gathered(*draw) if self.resident else draw
+        return (self.watched(x), *map(in_default_type, beside))
 
     def _sizes(self, num_rows: int) -> list[int]:
         """Return how many of the last rows of an epoch each batch takes."""
-        whole, rest = divmod(num_rows, self._batch_size)
-        sizes = [self._batch_size] * whole
+        whole, rest = divmod(num_rows, self.batch_size)
+        sizes = [self.batch_size] * whole
         if rest == 1 and self.joins_single and self.ends_in_single:
             sizes[-1] += 1
         elif rest:
@@ -316,27 +307,6 @@ class Batches:
             )
             return False
         return True
-
-    def _streamed(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        loader: DataLoader[list[Tensor]] = DataLoader(
-            _Gather(self._tensors),
-            batch_size=None,  # the sampler gives whole batches, gathered in one call
-            sampler=order.split(self._sizes(len(order))),
-            generator=torch.Generator(),  # without one it would draw from the global generator
-        )
-        for batch in loader:
-            yield tuple(tensor.to(self._device) for tensor in batch)
-            touched(_bytes_around(*self._tensors) * len(batch[0]))
-
-
-class _Gather(Rows[list[Tensor]]):
-    """Rows by whole batches of indices."""
-
-    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, index: Tensor) -> list[Tensor]:
-        return [tensor.index_select(0, index) for tensor in self._tensors]
 
 
 def _permutation(num_rows: int, seed: int, epoch: int) -> Tensor:
