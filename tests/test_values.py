@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import enum
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,6 +221,29 @@ def test_the_options_of_an_earlier_version_are_read_and_stay_what_they_were(tmp_
     renamed = parser.given(["--prior", "DiagonalNormal", "--posterior", "IAF", "--lr", "0.01"])
     changed = as_dict(parser.config(stored, renamed))
     assert refuse_changes(tmp_path, as_dict(parser.config(stored)), changed), "the rate has changed"
+
+
+HELD = [
+    None, True, 2.5, float("nan"), "", "IWAE(", 10**30, b"x", [], [None], [[1]], {}, {"a": 1},
+    {"class_path": None}, {"class_path": "MLP", "init_args": []}, {"init_args": "x"},
+    {"class_path": "MLP", "init_args": {"hidden": {"a": 1}}}, {"class_path": {"class_path": "x"}},
+    {"class_path": "MLP", "init_args": {1: 2}}, {"class_path": "Normal", "extra": 1},
+]  # fmt: skip
+PLACES = ("network", "model", "prior.class_path", "network.hidden", "latent", "epochs", "missing",
+          "tensorboard", "init_from", "weights", 3, "a.b")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_a_file_holds_is_read_or_refused_in_one_line(place: Any, tmp_path) -> None:
+    parser, path = training_parser(), tmp_path / "run.yaml"
+    for held in HELD:
+        path.write_text(yaml.safe_dump({place: held}))
+        said = ""
+        try:
+            as_text(as_dict(parser.config(parser.held(path, set()))))
+        except ValueError as error:
+            said = str(error)
+        assert not re.search("\n|NoneType", said), said
 
 
 def test_a_class_that_is_named_again_keeps_its_arguments_and_another_does_not() -> None:

@@ -38,13 +38,15 @@ def as_call(option: str, given: Any) -> Call:
         held = as_yaml(given) if is_text else given
         held = held if isinstance(held, dict) else {}
         name, arguments = held.get("class_path"), held.get("init_args") or {}
-        if not isinstance(name, str) or not isinstance(arguments, dict):
+        others = held.keys() - {"class_path", "init_args"}
+        if others or not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError(
                 f"{option} {given}: expected a name, or a dictionary like "
                 "{class_path: NAME, init_args: {ARGUMENT: VALUE}}"
             )
         call = as_call(option, name)
-        return call._replace(by_name=arguments) if arguments else call
+        by_name = {str(argument): value for argument, value in arguments.items()}
+        return call._replace(by_name=by_name) if by_name else call
     found = _CALL.fullmatch(given) if is_text else None
     try:
         if found is None:

@@ -113,7 +113,7 @@ class Parser(argparse.ArgumentParser):
         """Add an option that takes several components of a role, as many words."""
 
         def reader(given: Any) -> list[Component]:
-            given = [given] if isinstance(given, str) else given
+            given = given if isinstance(given, list) else [given]
             if all(isinstance(each, str) for each in given):
                 given = split_words(" ".join(given))
             return [component(name, role, each) for each in given]
@@ -179,8 +179,9 @@ class Parser(argparse.ArgumentParser):
             role = dest.partition(".")[0]
             if dest not in self._readers and not (role in self._readers and role in ROLES):
                 raise ValueError(self._unrecognised([f"--{dest.replace('_', '-')}"]))
-            if dest in ROLES and isinstance(value, dict) and [*value] == ["init_args"]:
-                values |= {f"{dest}.{name}": v for name, v in value["init_args"].items()}
+            inner = value.get("init_args") if isinstance(value, dict) else None
+            if dest in ROLES and isinstance(inner, dict) and len(value) == 1:
+                values |= {f"{dest}.{name}": v for name, v in inner.items()}
             else:
                 values[dest] = value
         with importing_only(modules):
