@@ -143,9 +143,13 @@ def test_another_number_of_rows_is_refused_by_name(kind):
 
 
 REFUSED = {
-    "a mask of numbers": ("mask", ROWS, "mask of array: 2 in row 2; give True and False"),
-    "a missing covariate": ("covariates", np.where(X == 3.5, np.nan, X), "nan in row 3; fill it"),
-    "an infinite one": ("covariates", np.where(X == -4, np.inf, X), "inf in row 4"),
+    "a mask of numbers": ("mask", ROWS, "mask of array: 2 at row 2, expected True or"),
+    "a missing covariate": (
+        "covariates",
+        np.where(X == 3.5, np.nan, X),
+        "nan at row 3, expected finite numbers: fill",
+    ),
+    "an infinite one": ("covariates", np.where(X == -4, np.inf, X), "inf at row 4"),
     "text": ("note", ["a"] * 30, "integers or floats; or leave note out"),
     "a name that is taken": ("rows", ROWS, "no field can be called 'rows'"),
 }

@@ -64,14 +64,18 @@ def check_alike(name: str, parts: Mapping[str, Mapping[str, np.ndarray]]) -> Non
             )
 
 
+def _refuse(array: np.ndarray, wrong: Callable[[Any], Any], where: str, expected: str) -> None:
+    """Refuse values that are wrong, and name the row of the first."""
+    for begin, rows in chunks(array):
+        if (found := wrong(rows)).any():
+            row, *_ = place = tuple(np.argwhere(found)[0])
+            raise ValueError(f"{where}: {rows[place]:g} at row {begin + row}, expected {expected}")
+
+
 def _weights(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
     array = array.astype(np.float32)
-    unusable = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
-    if len(unusable):
-        raise ValueError(
-            f"{where}: {array[unusable[0]]:g} at row {unusable[0]} ({len(unusable)} in all), "
-            "expected finite numbers >= 0; 0 leaves a row out of training"
-        )
+    expected = "finite numbers >= 0; 0 leaves a row out of training"
+    _refuse(array, lambda rows: ~(np.isfinite(rows) & (rows >= 0)), where, expected)
     if not array.any():
         raise ValueError(f"{where}: all are 0, which trains nothing; give some > 0")
     return array
@@ -79,30 +83,17 @@ def _weights(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
 
 def _mask(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
     """True or False for each row or value; of the shape of x where it has as many values."""
-    for begin, rows in chunks(array):
-        wrong = np.argwhere((rows != 0) & (rows != 1))
-        if len(wrong):
-            row, *_ = place = tuple(int(i) for i in wrong[0])
-            raise ValueError(f"{where}: {rows[place]:g} in row {begin + row}; give True and False")
+    _refuse(array, lambda rows: (rows != 0) & (rows != 1), where, "True or False")
     return array.astype(bool).reshape(x.shape if array.size == x.size else array.shape)
 
 
 def _numbers(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
     """Numbers of any shape: floats of 32 bits, whole numbers, booleans; a mapped file as it is."""
-    if array.dtype.kind != "f":
-        dtype = bool if array.dtype.kind == "b" else np.int64
-        return array if is_mapped(array) else array.astype(dtype)
-    for begin, rows in chunks(array):
-        wrong = np.argwhere(~np.isfinite(rows))
-        if len(wrong):
-            row, *_ = place = tuple(int(i) for i in wrong[0])
-            raise ValueError(
-                f"{where}: {rows[place]:g} in row {begin + row}; fill it in, and tell a program "
-                "which are known by a field of its own"
-            )
-    if (lost := lost_digits(array)) is not None:
+    expected = "finite numbers: fill it in, and tell a program which are known by another field"
+    _refuse(array, lambda rows: ~np.isfinite(rows), where, expected)
+    if array.dtype.kind == "f" and (lost := lost_digits(array)) is not None:
         warnings.warn(f"{where}: {lost}", stacklevel=5)
-    return array if is_mapped(array) else array.astype(np.float32)
+    return array if is_mapped(array) else array.astype(_KEPT.get(array.dtype.kind, np.int64))
 
 
 def _covariates(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
@@ -115,6 +106,7 @@ def _covariates(array: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
     return _numbers(array, x, where)
 
 
+_KEPT = {"f": np.float32, "b": np.bool_}
 _READ: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray, str], np.ndarray]]] = {
     "weights": ("(N,)", _weights),
     "mask": ("(N, ...)", _mask),
