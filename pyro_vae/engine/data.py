@@ -33,7 +33,7 @@ OBSERVATION_SEED = 0
 The validation and test rows take the next two, so that no two parts share their noise."""
 
 _CHUNK_BYTES = 2**26
-_PAGES_AROUND = 2**16  # bytes of a file that Linux maps around a row that is read
+_PAGES_AROUND = 2**19  # bytes of a file that Linux maps around a row that is read
 _REPRESENTATIVE_ROWS = 10_000
 _REPRESENTATIVE_ELEMENTS = 2**25
 
@@ -118,13 +118,17 @@ def representative(
 
 def _gathered(data: Data, index: Tensor) -> Data:
     """Rows by index, some at a time, so that the pages around them are dropped on the way."""
-    around = _bytes_around(*data.fields.values())
-    found = []
-    for few in index.split(max(1, MAPPED_BYTES // 4 // around)):
-        found.append(data[few])
-        touched(around * len(few))
+    found = [data[few] for few in _a_few(index, *data.fields.values())]
     rows = torch.cat([torch.as_tensor(one.rows) for one in found])
     return Data(**joined(found).fields, rows=rows)
+
+
+def _a_few(index: Tensor, *tensors: Tensor) -> Iterator[Tensor]:
+    """Indices of as many rows as may be read before the pages around them are dropped."""
+    around = _bytes_around(*tensors)
+    for few in index.split(max(1, MAPPED_BYTES // 4 // around)):
+        yield few
+        touched(around * len(few))
 
 
 def _bytes_around(*tensors: Tensor) -> int:
@@ -273,9 +277,11 @@ class Batches:
         for index in order.split(self._sizes(len(order))):
             if self.resident:
                 yield (index,)
+                touched(_bytes_around(*self._tensors) * len(index))
             else:
-                yield tuple(rows.to(self._device) for rows in self._gathered(index))
-            touched(_bytes_around(*self._tensors) * len(index))
+                found = [self._gathered(few) for few in _a_few(index, *self._tensors)]
+                parts = zip(*found, strict=True)
+                yield tuple(torch.cat(rows).to(self._device) for rows in parts)
 
     def _gathered(self, index: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor.index_select(0, index) for tensor in self._tensors)
