@@ -137,7 +137,7 @@ def test_every_spelling_names_the_class_and_its_module(spelling, separator, file
     option, word, path = SPELLINGS[spelling]
     given = [option, word] if separator == " " else [f"{option}={word}"]
     parser = training_parser()
-    found = parser.given(["--latent", "2", *given, "--lr=1"])
+    found = parser.read_line(["--latent", "2", *given, "--lr=1"])
     component = found.values[option[2:]]
     assert component.path == (path or word)
     assert component.arguments.get("scale") == (2.0 if "scale" in word else None)
@@ -145,7 +145,7 @@ def test_every_spelling_names_the_class_and_its_module(spelling, separator, file
 
 
 def test_a_file_inside_a_component_names_its_module(files):
-    given = training_parser().given(
+    given = training_parser().read_line(
         ["--likelihood", "Incomplete", "--likelihood.family", "priors.py:StudentPrior"]
     )
     assert "priors" in given.modules
@@ -260,7 +260,7 @@ def test_a_strangers_file_imports_nothing_however_it_is_written(line, named_by, 
     (files / "run.yaml").write_text(f"{line}\n")
     parser = training_parser()
     with pytest.raises(ValueError, match=r"cannot be used|expected|no such"):
-        parser.config(parser.held(files / "run.yaml", {"mine"}))
+        parser.config(parser.read_file(files / "run.yaml", {"mine"}))
     assert not (files / "pwned").exists()
     assert "evil_file" not in sys.modules
 
@@ -271,14 +271,14 @@ def test_a_strangers_file_imports_nothing_however_it_is_written(line, named_by, 
 def test_functions_are_loaded_only_where_the_file_was_named(files):
     with pytest.raises(ValueError, match=r"pair\.py is a file of your own: name it again"):
         Functions("pair.py")
-    training_parser().given(["--model", "pair.py"])
+    training_parser().read_line(["--model", "pair.py"])
     assert callable(Functions("pair.py").guide)
     with pytest.raises(ValueError, match=r"mine\.py is a file of your own"):
         Functions("mine.py")
 
 
 def test_functions_start_from_the_seed(files):
-    training_parser().given(["--model", "pair.py"])
+    training_parser().read_line(["--model", "pair.py"])
     weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -331,7 +331,7 @@ class Half:
 @pytest.mark.parametrize("name", ["MyVAE", "Fields", "Slots"])
 def test_a_plain_class_is_a_program_too(files, name):
     (files / "plain.py").write_text(PLAIN + OTHERS)
-    given = training_parser().given(["--model", f"plain.py:{name}"])
+    given = training_parser().read_line(["--model", f"plain.py:{name}"])
     assert given.modules == {"plain"}
     path = given.values["model"].path
     program = imported(path)() if name == "Fields" else imported(path)((3,), (2,), hidden=5)
@@ -344,7 +344,7 @@ def test_a_plain_class_is_a_program_too(files, name):
 def test_a_class_without_the_two_methods_is_no_program(files):
     (files / "plain.py").write_text(PLAIN + OTHERS)
     with pytest.raises(ValueError, match="has no methods model"):
-        training_parser().given(["--model", "plain.py:Half"])
+        training_parser().read_line(["--model", "plain.py:Half"])
 
 
 # Messages -----------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def test_the_options_of_an_earlier_version_are_read_and_stay_what_they_were(tmp_
     path = tmp_path / "config.yaml"
     path.write_text(OLD)
     parser = training_parser()
-    stored = parser.held(path, set())
+    stored = parser.read_file(path, set())
     found = as_dict(parser.config(stored))
     expected = yaml.safe_load(OLD)
     del expected["likelihood"]["init_args"]
@@ -216,9 +216,9 @@ def test_the_options_of_an_earlier_version_are_read_and_stay_what_they_were(tmp_
     expected.pop("network")
     assert found == expected
     path.write_text(as_text(as_dict(parser.config(stored))))
-    again = parser.held(path, set())
+    again = parser.read_file(path, set())
     assert as_dict(parser.config(again)) == as_dict(parser.config(stored))
-    renamed = parser.given(["--prior", "DiagonalNormal", "--posterior", "IAF", "--lr", "0.01"])
+    renamed = parser.read_line(["--prior", "DiagonalNormal", "--posterior", "IAF", "--lr", "0.01"])
     changed = as_dict(parser.config(stored, renamed))
     assert refuse_changes(tmp_path, as_dict(parser.config(stored)), changed), "the rate has changed"
 
@@ -240,7 +240,7 @@ def test_whatever_a_file_holds_is_read_or_refused_in_one_line(place: Any, tmp_pa
         path.write_text(yaml.safe_dump({place: held}))
         said = ""
         try:
-            as_text(as_dict(parser.config(parser.held(path, set()))))
+            as_text(as_dict(parser.config(parser.read_file(path, set()))))
         except ValueError as error:
             said = str(error)
         assert not re.search("\n|NoneType", said), said
@@ -248,7 +248,7 @@ def test_whatever_a_file_holds_is_read_or_refused_in_one_line(place: Any, tmp_pa
 
 def test_a_class_that_is_named_again_keeps_its_arguments_and_another_does_not() -> None:
     parser = training_parser()
-    first = parser.given(["--prior", "MoG(3)", "--network", "MLP(8)"])
-    config = parser.config(first, parser.given(["--prior", "MoG", "--network", "Residual"]))
+    first = parser.read_line(["--prior", "MoG(3)", "--network", "MLP(8)"])
+    config = parser.config(first, parser.read_line(["--prior", "MoG", "--network", "Residual"]))
     assert config.prior.arguments == {"num_components": 3}
     assert config.network.arguments == {}

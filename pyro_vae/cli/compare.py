@@ -34,8 +34,8 @@ _DEFAULT = "ELBO AnalyticELBO IWAE(8) DReG(8) Renyi(0.5,8) RWS(8)"
 def compare(arguments: list[str]) -> None:
     """Compare objectives on the same data, from the same weights."""
     parser = comparison_parser()
-    given = parser.given(arguments)
-    config = parser.config(*parser.files(given), given)
+    given = parser.read_line(arguments)
+    config = parser.config(*parser.read_files(given), given)
     if given.helps:
         way, name = given.helps[0]
         print(help_of(way, name, config))

@@ -6,6 +6,7 @@ the arguments of its constructor say what it wants to know about the data.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +18,12 @@ from torch.distributions import constraints
 from pyro_vae.budget import Budget
 from pyro_vae.cli.classes import HINTS, arguments_of, imported
 from pyro_vae.cli.components import Component, built
+from pyro_vae.cli.costs import naming_options
 from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program, default_program, unused_options
 from pyro_vae.cli.shorthand import settle_objective
 from pyro_vae.components.automatic import Automatic, class_path
-from pyro_vae.components.conditional import Shape
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.data import in_chunks, observe_once
 from pyro_vae.engine.defaults import BATCH_SIZE
@@ -67,11 +68,7 @@ def settle(config: Any, data: Dataset) -> None:
     config.likelihood = _with_facts(config.likelihood, data)
     config.encoder = _with_symbols(config.encoder, config.likelihood)
     if config.observation is None:
-        support = (
-            _support(config.likelihood, data.event_shape)
-            if has_parts
-            else _own_support(config, data)
-        )
+        support = _support(config, data) if has_parts else _own_support(config, data)
         config.observation = Component(f"pyro_vae.engine.{_observation(support, data)}")
     if config.batch_size is None:
         config.batch_size = min(BATCH_SIZE, len(data.train))
@@ -194,15 +191,14 @@ def _column(whole: bool, largest: float) -> Component:
     return Component(class_path("NegativeBinomial"))
 
 
-def _support(likelihood: Component, event_shape: Shape) -> Any:
+def _support(config: Any, data: Dataset) -> Any:
     """Build the likelihood once to see its support; None where it states none."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), Budget():
-        family = built("--likelihood", HINTS["likelihood"], likelihood)(event_shape)
-        raw = torch.zeros(family.raw_shape)
-        try:
-            return family(raw).support
-        except (AttributeError, NotImplementedError):
-            return None
+    build = built("--likelihood", HINTS["likelihood"], config.likelihood)
+    with naming_options(config), torch.random.fork_rng(devices=[]), torch.no_grad(), Budget():
+        family = build(data.event_shape)
+        with contextlib.suppress(AttributeError, NotImplementedError):
+            return family(torch.zeros(family.raw_shape)).support
+    return None
 
 
 def _own_support(config: Any, data: Dataset) -> Any:

@@ -147,7 +147,7 @@ class Parser(argparse.ArgumentParser):
 
     # Reading ---------------------------------------------------------------------------------
 
-    def given(self, words: Sequence[str]) -> Given:
+    def read_line(self, words: Sequence[str]) -> Given:
         """Read a command line.
 
         Raises:
@@ -166,7 +166,7 @@ class Parser(argparse.ArgumentParser):
             raise ValueError(self._unrecognised(unknown))
         return self._read(vars(found))
 
-    def held(self, path: Path, modules: set[str]) -> Given:
+    def read_file(self, path: Path, modules: set[str]) -> Given:
         """Read a file of options, which may name classes of modules that the user has named.
 
         Raises:
@@ -207,13 +207,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the values of all options from a command line and the files that it names."""
-        given = self.given(words)
-        return self.config(*self.files(given), given)
+        given = self.read_line(words)
+        return self.config(*self.read_files(given), given)
 
-    def files(self, given: Given) -> list[Given]:
+    def read_files(self, given: Given) -> list[Given]:
         """Return what the files say that a command line names by ``--config``."""
         path = given.values.get("config")
-        return [] if path is None else [self.held(path, given.modules)]
+        return [] if path is None else [self.read_file(path, given.modules)]
 
     def _default(self, name: str) -> Any:
         default = self.defaults[name]

@@ -32,7 +32,7 @@ _DIVERGED = 3
 def train(arguments: list[str]) -> int:
     """Train a program on data, evaluate it and write a report; return 3 if training diverged."""
     parser = training_parser()
-    given = parser.given(arguments)
+    given = parser.read_line(arguments)
     if given.helps or given.values.get("print_config"):
         print(_asked(parser, given))
         return 0
@@ -41,8 +41,7 @@ def train(arguments: list[str]) -> int:
     config, changed = _options(parser, given, resumed)
     check_ranges(config)
     data = _training_data(config, given, resumed)
-    with naming_options(config):
-        settle(config, data)
+    settle(config, data)
     make_paths_absolute(config)
     out = _run_folder(config, data) if resumed is None else resumed
     run = runs.open_run(config, data)
@@ -62,7 +61,7 @@ def train(arguments: list[str]) -> int:
 
 def _asked(parser: Parser, given: Given) -> str:
     """Return the help of a component, or all options as YAML."""
-    config = parser.config(*parser.files(given), given)
+    config = parser.config(*parser.read_files(given), given)
     if given.helps:
         way, name = given.helps[0]
         return help_of(way, name, config)
@@ -72,14 +71,14 @@ def _asked(parser: Parser, given: Given) -> str:
 def _options(parser: Parser, given: Given, resumed: Path | None) -> tuple[Namespace, bool]:
     """Return the values of the options, and whether any of a resumed run's has changed."""
     if resumed is None:
-        return parser.config(*parser.files(given), given), False
+        return parser.config(*parser.read_files(given), given), False
     path = config_files.run_config(resumed)
     if "out" in given.values:
         raise ValueError(f"--out: a resumed run stays in its folder, {resumed}; leave --out out")
-    stored = parser.held(path, given.modules)
+    stored = parser.read_file(path, given.modules)
     record = data_record.read(resumed)
     config_files.refuse_edited(path, "" if record is None else record.options)
-    config = parser.config(stored, *parser.files(given), given)
+    config = parser.config(stored, *parser.read_files(given), given)
     before = as_dict(parser.config(stored))
     return config, config_files.refuse_changes(resumed, before, as_dict(config))
 

@@ -93,13 +93,13 @@ def _opened(
     parser: Parser, arguments: list[str], *, needs_data: bool = True
 ) -> tuple[runs.Run, Fit, Namespace, str]:
     """Return a trained run with its weights, the command's options, and the run's as text."""
-    given = parser.given(arguments)
+    given = parser.read_line(arguments)
     options = parser.config(given)
     check_ranges(options)
     folder = options.run = expanded(str(options.run))
     path, record = config_files.run_config(folder), data_record.read(folder)
     training = training_parser()
-    stored = training.held(path, given.modules)
+    stored = training.read_file(path, given.modules)
     config_files.refuse_edited(path, "" if record is None else record.options)
     shared = (*ROLES, "device", "data_root")
     config = training.config(stored, given.only(shared))
