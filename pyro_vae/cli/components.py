@@ -36,7 +36,7 @@ class Component:
         """Return the name of the class."""
         return self.path.rpartition(".")[2]
 
-    def given(self, **arguments: Any) -> Component:
+    def with_arguments(self, **arguments: Any) -> Component:
         """Return the same with further arguments."""
         return replace(self, arguments={**self.arguments, **arguments})
 

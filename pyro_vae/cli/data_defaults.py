@@ -110,7 +110,9 @@ def _with_facts(part: Any, data: Dataset) -> Any:
     if "family" in wanted:
         facts["family"] = Component(_default_likelihood(data))
     arguments = {**part.arguments, **facts}
-    return part.given(**{name: _with_facts(value, data) for name, value in arguments.items()})
+    return part.with_arguments(
+        **{name: _with_facts(value, data) for name, value in arguments.items()}
+    )
 
 
 def _with_symbols(encoder: Any, likelihood: Any) -> Any:
@@ -119,7 +121,7 @@ def _with_symbols(encoder: Any, likelihood: Any) -> Any:
         return encoder
     known, asked = likelihood.all_arguments(), arguments_of(encoder.path).keys()
     pairs = {"num_symbols": "num_categories", "padding": "padding"}
-    return encoder.given(**{
+    return encoder.with_arguments(**{
         ours: known[theirs]
         for ours, theirs in pairs.items()
         if ours in asked - encoder.arguments.keys() and theirs in known

@@ -75,7 +75,7 @@ def with_argument(option: str, value: Any, names: Sequence[str], given: Any) -> 
         new: Any = with_argument(f"{option}.{name}", old, inner, given)
     else:
         new = merged(old, read(f"{option}.{name}", hint, given))
-    return value.given(**{name: new})
+    return value.with_arguments(**{name: new})
 
 
 def argument_of(option: str, value: Any, name: str, end: str = "") -> tuple[Any, Any]:
@@ -104,7 +104,7 @@ def merged(old: Any, new: Any) -> Any:
     both = isinstance(old, Component) and isinstance(new, Component)
     if not both or imported(old.path) is not imported(new.path):
         return new
-    return old.given(**new.arguments)
+    return old.with_arguments(**new.arguments)
 
 
 def _with_arguments(option: str, given: Any, path: str, call: Call) -> Component:
