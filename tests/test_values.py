@@ -114,6 +114,8 @@ def test_a_class_of_many_types_is_built_and_stored() -> None:
     mode, sizes, untyped, build = built("--model", Rich, part).given
     assert (mode, sizes, untyped, build) == (Mode.SLOW, {"a": 1}, None, nn.BatchNorm1d)
     assert as_stored(part)["init_args"]["mode"] == "SLOW"
+    assert as_stored(part.with_arguments(mode=None))["init_args"]["mode"] is None, "no default"
+    assert "untyped" not in as_stored(part.with_arguments(untyped=None))["init_args"]
     assert as_stored(part)["init_args"]["build"]["class_path"] == "torch.nn.BatchNorm1d"
 
 

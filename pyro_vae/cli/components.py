@@ -50,8 +50,12 @@ class Component:
 def as_stored(value: Any) -> Any:
     """Return a value as YAML holds it: a component as class_path and all its init_args."""
     if isinstance(value, Component):
-        stored = {key: as_stored(each) for key, each in value.all_arguments().items()}
-        stored = {key: each for key, each in stored.items() if each is not None}
+        defaults = {key: argument.default for key, argument in arguments_of(value.path).items()}
+        stored = {
+            key: as_stored(each)
+            for key, each in value.all_arguments().items()
+            if each is not None or defaults.get(key) is not None
+        }
         return {"class_path": value.path} | ({"init_args": stored} if stored else {})
     if isinstance(value, (list, tuple)):
         return [*map(as_stored, value)]
