@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from pyro_vae.cli.components import Component, as_stored, built
-from pyro_vae.cli.config_files import refuse_changes
+from pyro_vae.cli.config_files import refuse_changes, refuse_edited
 from pyro_vae.cli.options import training_parser
 from pyro_vae.cli.parser import as_dict, as_text
 from pyro_vae.cli.values import read
@@ -223,6 +223,25 @@ def test_the_options_of_an_earlier_version_are_read_and_stay_what_they_were(tmp_
     renamed = parser.read_line(["--prior", "DiagonalNormal", "--posterior", "IAF", "--lr", "0.01"])
     changed = as_dict(parser.config(stored, renamed))
     assert refuse_changes(tmp_path, as_dict(parser.config(stored)), changed), "the rate has changed"
+
+
+def test_a_class_that_has_moved_is_no_edit(tmp_path) -> None:
+    before = {
+        "model": {"class_path": "pyro_vae.cli.parts.Functions", "init_args": {"file": "a.py"}},
+        "objective": {"class_path": "pyro_vae.inference.objectives.IWAE"},
+        "network": {"init_args": {"initialise": "pyro_vae.components.networks.he"}},
+    }
+    now = {
+        "model": {"class_path": "pyro_vae.cli.user_files.Functions", "init_args": {"file": "b.py"}},
+        "objective": {"class_path": "pyro_vae.inference.IWAE"},
+        "network": {"init_args": {"initialise": "pyro_vae.components.he"}},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(now))
+    refuse_edited(path, yaml.safe_dump(before))
+    path.write_text(yaml.safe_dump(now | {"objective": {"class_path": "pyro_vae.inference.ELBO"}}))
+    with pytest.raises(ValueError, match="was edited: it has --objective"):
+        refuse_edited(path, yaml.safe_dump(before))
 
 
 HELD = [

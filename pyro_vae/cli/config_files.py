@@ -236,7 +236,16 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
     """Return both values of the options that differ, but for where a program's file is."""
     old, new = leaves(before), leaves(now)
     keys = [key for key in dict.fromkeys([*new, *old]) if key != "model.file"]
-    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+    values = {key: (old.get(key), new.get(key)) for key in keys}
+    return {key: pair for key, pair in values.items() if not _are_same(*pair)}
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, or import paths of one class, which may have moved."""
+    paths = [_MOVED.get(path, path) for path in (one, other) if isinstance(path, str)]
+    if one == other or len(paths) < 2 or not all(map(_is_ours, paths)):
+        return bool(one == other)
+    return imported(paths[0]) is imported(paths[1])
 
 
 def leaves(options: Any, place: str = "") -> dict[str, Any]:
