@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 from combinations import pair
 
-ROLES = small_parts()
-AXES = (ROLES.priors, ROLES.likelihoods, ROLES.posteriors, ROLES.objectives)
+PARTS = small_parts()
+AXES = (PARTS.priors, PARTS.likelihoods, PARTS.posteriors, PARTS.objectives)
 _TRIES = 40
 pytestmark = pytest.mark.filterwarnings("ignore:.*found no sample sites configured for enumeration")
 
@@ -42,7 +42,7 @@ def combined(*names: str) -> Combination:
 @cache
 def refusals(prior: str, posterior: str) -> dict[str, str | None]:
     """The likelihood is left out: ``test_no_likelihood_refuses_another_part`` shows why."""
-    return combined(prior, "Bernoulli", posterior, "ELBO").refusals(ROLES.objectives)
+    return combined(prior, "Bernoulli", posterior, "ELBO").refusals(PARTS.objectives)
 
 
 def refused(prior: str, posterior: str, objective: str = "ELBO") -> str | None:
@@ -81,7 +81,7 @@ def covering(pairs_of: tuple[int, ...], *, seed: int = 0) -> Iterator[Combinatio
         yield combined(*best)
 
 
-@pytest.mark.parametrize("name", ROLES.likelihoods)
+@pytest.mark.parametrize("name", PARTS.likelihoods)
 def test_no_likelihood_refuses_another_part(name):
     plain = combined("StandardNormal", name, "DiagonalNormal", "ELBO")
     assert plain.refusal() is None
@@ -90,19 +90,19 @@ def test_no_likelihood_refuses_another_part(name):
     assert "'z'" in other
 
 
-@pytest.mark.parametrize("name", ROLES.posteriors)
+@pytest.mark.parametrize("name", PARTS.posteriors)
 def test_every_posterior_has_a_prior_and_trains_with_it(name):
-    prior = matching_prior(ROLES, name)
+    prior = matching_prior(PARTS, name)
     losses = train(combined(prior, "Bernoulli", name, "ELBO"), "eager")
     assert all(loss == loss and abs(loss) < 1e6 for loss in losses)
 
 
 def test_reasons_are_told_on_one_line_and_grouped():
-    some = type(ROLES)(
-        {name: ROLES.priors[name] for name in ("StandardNormal", "Bernoulli")},
-        {"Bernoulli": ROLES.likelihoods["Bernoulli"]},
-        {name: ROLES.posteriors[name] for name in ("DiagonalNormal", "Bernoulli")},
-        {name: ROLES.objectives[name] for name in ("ELBO", "IWAE", "DReG")},
+    some = type(PARTS)(
+        {name: PARTS.priors[name] for name in ("StandardNormal", "Bernoulli")},
+        {"Bernoulli": PARTS.likelihoods["Bernoulli"]},
+        {name: PARTS.posteriors[name] for name in ("DiagonalNormal", "Bernoulli")},
+        {name: PARTS.objectives[name] for name in ("ELBO", "IWAE", "DReG")},
     )
     lines = list(tables(some))
     assert "DiagonalNormal  . a" in lines
@@ -133,11 +133,11 @@ class Raising(Trace_ELBO):
 
 
 def few_parts(**objectives):
-    return type(ROLES)(
-        {name: ROLES.priors[name] for name in ("StandardNormal", "Bernoulli")},
-        {name: ROLES.likelihoods[name] for name in ("Bernoulli", "Normal", "Categorical")},
-        {name: ROLES.posteriors[name] for name in ("DiagonalNormal", "Bernoulli")},
-        {name: ROLES.objectives[name] for name in ("ELBO", "IWAE")} | objectives,
+    return type(PARTS)(
+        {name: PARTS.priors[name] for name in ("StandardNormal", "Bernoulli")},
+        {name: PARTS.likelihoods[name] for name in ("Bernoulli", "Normal", "Categorical")},
+        {name: PARTS.posteriors[name] for name in ("DiagonalNormal", "Bernoulli")},
+        {name: PARTS.objectives[name] for name in ("ELBO", "IWAE")} | objectives,
     )
 
 

@@ -117,17 +117,17 @@ def test_judged_it_goes_by_the_averages_of_training_and_each_datum_alone() -> No
     assert all(torch.equal(value, before[name]) for name, value in family.state_dict().items())
 
 
-ROLES: dict[str, dict[str, Any]] = {
+PARTS: dict[str, dict[str, Any]] = {
     "chain": {"prior": partial(AutoregressiveNormal, rate=1.0)},
     "batch norm": {"posterior": BatchNormalizedNormal},
 }
 
 
-@pytest.mark.parametrize("name", ROLES)
+@pytest.mark.parametrize("name", PARTS)
 def test_a_recorded_step_has_the_bits_of_an_eager_one(name: str) -> None:
     def build() -> Pair:
         x = (torch.rand(6, 4, generator=torch.Generator().manual_seed(7)) < 0.4).float()
-        vae = VAE.assemble((4,), (3,), network=partial(MLP, hidden=(5,)), **ROLES[name])
+        vae = VAE.assemble((4,), (3,), network=partial(MLP, hidden=(5,)), **PARTS[name])
         return Pair(vae.model, vae.guide, (x,))
 
     found = both(build, AnalyticELBO, sizes=(6, 6, 6), whole=True)

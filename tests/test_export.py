@@ -50,7 +50,7 @@ IMAGES = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0
 SYMBOLS = torch.randint(1, 5, (20, 6), generator=torch.Generator().manual_seed(0))
 MLPS = {"network": partial(MLP, hidden=(8,))}
 SENTENCES = {"likelihood": partial(CategoricalSequence, num_categories=5)}
-ROLES = {
+PARTS = {
     "normal": (IMAGES, {}),
     "convolutions": (IMAGES, {"network": partial(Convolutional, channels=(4,), hidden=8)}),
     "a flow": (IMAGES, {"posterior": AffineCoupling}),
@@ -163,7 +163,7 @@ def check(module, *args):
     ("x", "parts"),
     [
         pytest.param(*row, id=name, marks=() if name in FAST else pytest.mark.slow)
-        for name, row in ROLES.items()
+        for name, row in PARTS.items()
     ],
 )
 def test_encoder_and_decoder_are_exported_with_validation_on(x, parts):

@@ -15,8 +15,8 @@ from pyro_vae.cli.combinations import small_parts
 from pyro_vae.cli.names import by_data
 from pyro_vae.components import Conditional, Family
 
-ROLES = small_parts()
-FAMILIES = {**ROLES.posteriors, **ROLES.priors, **ROLES.likelihoods}
+PARTS = small_parts()
+FAMILIES = {**PARTS.posteriors, **PARTS.priors, **PARTS.likelihoods}
 every_family = pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"VampPrior"}))
 
 NUMBERS = [-3.7, 1.0, 0.0, 2.2]

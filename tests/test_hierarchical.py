@@ -270,17 +270,17 @@ def test_a_merge_of_extreme_scales_stays_finite() -> None:
 # ---------------------------------------------------------------------------- one layer
 
 
-ROLES: dict[str, dict[str, Any]] = {
+PARTS: dict[str, dict[str, Any]] = {
     "normal": {},
     "learned prior": {"prior": DiagonalNormal},
     "bits": {"prior": Bernoulli, "posterior": Bernoulli},
 }
 
 
-@pytest.mark.parametrize("name", ROLES)
+@pytest.mark.parametrize("name", PARTS)
 def test_a_stack_of_one_layer_is_a_vae_bit_for_bit(name: str) -> None:
     x = (torch.rand(6, 4) < 0.4).float()
-    parts = {"network": partial(MLP, hidden=(5,)), "data": x, **ROLES[name]}
+    parts = {"network": partial(MLP, hidden=(5,)), "data": x, **PARTS[name]}
     losses, states = [], []
     for build, shapes in ((VAE.assemble, (3,)), (HierarchicalVAE.assemble, [(3,)])):
         torch.manual_seed(1)

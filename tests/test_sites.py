@@ -14,7 +14,7 @@ from pyro_vae.inference import Probe, Program, ProgramError
 from pyro_vae.inference.sites import dreamt, view_of
 
 # What a site is given, of x [N, 4, 6], and how many dimensions stand before the data.
-ROLES = {
+PARTS = {
     "itself": (lambda x: x, 0),
     "flat": (lambda x: x.reshape(len(x), -1), 0),
     "with a channel": (lambda x: x.unsqueeze(1), 0),
@@ -30,7 +30,7 @@ COMPUTED = {
     "backwards": lambda x: x.flip(0),
     "the first row": lambda x: x[:1].expand(len(x), 4, 6),
 }
-parts = pytest.mark.parametrize(("part", "left"), ROLES.values(), ids=ROLES.keys())
+parts = pytest.mark.parametrize(("part", "left"), PARTS.values(), ids=PARTS.keys())
 
 
 def site_of(part, left: int, x: torch.Tensor):
