@@ -142,6 +142,7 @@ def test_raw_zeros_are_the_standard_normal() -> None:
         (lambda: Automatic((2,), "Gauss"), "'Gauss'"),
         (lambda: Automatic((2,), "Normal", sclae=1.0), "'sclae'.*scale"),
         (lambda: Automatic((2,), "Uniform"), "Uniform"),
+        (lambda: Automatic((2,), "SoftAsymmetricLaplace"), "expanded over the data of a plate"),
         (lambda: Automatic((2,), "Pareto"), "support moves"),
         (lambda: Automatic((2,), "Binomial"), "total_count"),
         (lambda: Automatic((2,), "Categorical"), "num_categories"),

@@ -118,7 +118,7 @@ REAL = {
         for name in (
             "AsymmetricLaplace", "Cauchy", "Gumbel", "Laplace", "Logistic",
             "LowRankMultivariateNormal", "MultivariateNormal", "MultivariateStudentT", "Normal",
-            "SkewLogistic", "SoftAsymmetricLaplace", "SoftLaplace", "StudentT",
+            "SkewLogistic", "SoftLaplace", "StudentT",
         )
     },
 }  # fmt: skip

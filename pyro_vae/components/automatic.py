@@ -238,7 +238,7 @@ _IN_UNITS: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
 _MEASURES: dict[str, dict[str, str]] = {
     **{
         name: {"loc": "place", "scale": "length"}
-        for name in (*_LOCATED, "AsymmetricLaplace", "SoftAsymmetricLaplace", "Gumbel")
+        for name in (*_LOCATED, "AsymmetricLaplace", "Gumbel")
     },
     **{name: {"scale": "length"} for name in ("HalfCauchy", "HalfNormal", "Weibull")},
     "Exponential": {"rate": "inverse length"},
@@ -456,6 +456,10 @@ def _check_example(
     found = tuple(example.batch_shape + example.event_shape)
     if found != shape or len(example.event_shape) != event_dim:
         raise ValueError(f"one draw has shape {found}")
+    try:
+        example.expand((2, *example.batch_shape))
+    except NotImplementedError:  # a fault of Pyro's SoftAsymmetricLaplace
+        raise ValueError("it cannot be expanded over the data of a plate") from None
     support = example.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
