@@ -162,7 +162,6 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "ExtendedBetaBinomial": {"total_count": 5},
     "ExtendedBinomial": {"total_count": 5},
     "LKJCholesky": {"dim": 3},
-    "LKJ": {"dim": 3},
     "Pareto": {"scale": 1.0},
     "RelaxedBernoulli": {"temperature": torch.tensor(0.5)},
     "RelaxedBernoulliStraightThrough": {"temperature": torch.tensor(0.5)},

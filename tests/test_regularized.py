@@ -618,7 +618,7 @@ def test_particles_of_one_run_or_of_several_give_the_same():
 
 WRONG = {
     "beta=-1": partial(BetaVAE, -1.0),
-    "beta=nan": partial(BetaVAE, math.nan),
+    "BetaVAE: beta=nan": partial(BetaVAE, math.nan),
     "beta=-0.5": partial(BetaTCVAE, -0.5),
     "gamma=-2": partial(Capacity, 1.0, -2.0),
     "capacity=-1": partial(Capacity, -1.0),
