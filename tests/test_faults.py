@@ -250,6 +250,7 @@ def write_bad_data(folder: Path) -> None:
 
 DATA = {
     "nan.npy": r"'x' is given nan at index \(\d+, 1\).*--likelihood Incomplete .*family Normal",
+    "nan.npy --observation Binarize": r"holds real values from -\d.* to \d.*--observation AsFloat",
     "infinite.npy": r"infinite.npy: 1 infinite values, .*\(7, 1\); repair",
     "empty.npy": r"empty.npy: empty, shape \(0, 3\); give at least 3 rows",
     "one.npy": "one.npy: one datum, .*give 3 or more",
@@ -316,6 +317,12 @@ PROGRAMS = {
         "        MyVAE.calls += self.training and torch.is_grad_enabled()\n"
         "        x = x * float('nan') if MyVAE.calls > 6 else x\n",
     ),
+    "classes": PROGRAM.replace(
+        "    def guide(self, x):",
+        "            c = dist.Categorical(torch.ones(len(x), 99))\n"
+        "            pyro.sample('c', c, obs=x[:, 1].abs().long())\n\n"
+        "    def guide(self, x):",
+    ),
     "broken": "1 / 0\n",
     "no_guide": "def model(x):\n    pass\n",
 }
@@ -342,6 +349,15 @@ def test_the_lines_that_messages_name_are_those():
 @pytest.mark.parametrize("name", CONVENTION)
 def test_a_program_that_breaks_the_convention(name, untouched, capsys):
     refused(capsys, CONVENTION[name], untouched, "train", *BASE, "--model", f"{name}.py:MyVAE")
+
+
+def test_data_at_which_a_program_fails_are_named(untouched, capsys):
+    arguments = ["--data", "nan.npy", "--model", "classes.py:MyVAE", "--out", "out"]
+    assert main(["train", *arguments]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"'x' \(classes.py:\d+\) is given nan at index \(\d+, 1\).*mask it", told), (
+        told
+    )
 
 
 def test_a_loss_that_is_not_a_number_leaves_nothing(folder, capsys):

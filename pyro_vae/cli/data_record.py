@@ -258,9 +258,9 @@ def rebuilds_alike(program: Any, rebuilt: Any, few: Data) -> bool:
     """
     try:
         rebuilt.load_state_dict(program.state_dict())
-    except RuntimeError:
+        one, other = (_terms(each, few) for each in (program, rebuilt))
+    except (RuntimeError, IndexError):  # rows that do not fit are told before training
         return False
-    one, other = (_terms(each, few) for each in (program, rebuilt))
     return one.keys() == other.keys() and all(
         torch.equal(one[name].nan_to_num(), other[name].nan_to_num()) for name in one
     )

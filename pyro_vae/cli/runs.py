@@ -21,7 +21,7 @@ from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.course import divergence
-from pyro_vae.engine.data import OBSERVATION_SEED, observe_once
+from pyro_vae.engine.data import OBSERVATION_SEED, in_chunks, observe_once
 from pyro_vae.engine.defaults import resolve_device
 from pyro_vae.engine.observations import Observation
 from pyro_vae.engine.optimizers import adam
@@ -29,6 +29,7 @@ from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
 from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Program
+from pyro_vae.inference.advice import range_of
 
 __all__ = ["Run", "diverged", "load", "open_run", "train"]
 
@@ -150,7 +151,7 @@ def _levels(config: Any, data: Dataset) -> int | None:
     name = config.observation.name
     if data.levels is not None or name not in _OF_LEVELS:
         return data.levels
-    low, high = float(data.train.x.min()), float(data.train.x.max())
+    low, high, *_ = range_of(in_chunks(data.train.x))
     if name == "Binarize" and low >= 0 and high <= 1:
         return 1
     raise ValueError(
