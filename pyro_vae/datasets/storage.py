@@ -116,7 +116,10 @@ def _levels(name: str, arrays: list[np.ndarray], span: _Range, levels: int | Non
     if not integer and span.high > (_MOST_PIXEL_LEVELS if pixels else 1):
         return None
     if span.high > np.iinfo(np.int32).max:
-        raise ValueError(f"{name}: integers up to {span.high} exceed 32 bits; rescale to floats")
+        raise ValueError(
+            f"{name}: integers up to {span.high} exceed 32 bits; subtract what they have in "
+            "common, such as x - x.min(), or rescale to floats"
+        )
     of_bytes = all(array.dtype == np.uint8 for array in arrays)
     if span.high > 1 and (pixels or (of_bytes and (arrays[0].ndim > 2 or span.high > 127))):
         return _pixel_levels(int(span.high))
