@@ -34,7 +34,7 @@ from pyro_vae.components import (
     StandardNormal,
 )
 from pyro_vae.inference import ELBO, IWAE, ProgramError
-from pyro_vae.models import ConditionalVAE, HierarchicalVAE
+from pyro_vae.models import ConditionalVAE, HierarchicalVAE, UnamortizedVAE
 
 NETWORK = partial(MLP, hidden=(4,))
 X = torch.linspace(-1, 1, 80).view(20, 4)
@@ -448,6 +448,12 @@ def test_whenever_a_program_fails_its_line_is_told(fails_at):
     with pytest.raises(ProgramError, match=r"\(test_arguments.py:\d+\) .* number of elements"):
         train(program, epochs=2, engine="eager")
     assert program.num_runs >= fails_at
+
+
+def test_a_field_that_is_not_handed_over_is_asked_for():
+    program = UnamortizedVAE.assemble((4,), (2,), num_data=20, likelihood=Normal, network=NETWORK)
+    with pytest.raises(ProgramError, match=r"it takes row beside x: .* elbo\(program, x, row\)"):
+        evaluation.elbo(program, X)
 
 
 def test_whenever_a_step_fails_its_line_is_told():

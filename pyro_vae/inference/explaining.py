@@ -42,6 +42,8 @@ _CURES = (
     (r"object is not callable|unsupported operand|has no attribute|not subscriptable",
      "look at what the modules of the program return: one tensor, or a distribution"),
     (r"instances of Number, torch.Tensor", "hand tensors to it: torch.as_tensor makes them"),
+    (r"missing \d+ required positional arguments?: '(\w+)'",
+     "it takes {0} beside x: give it after x, as in elbo(program, x, {0})"),
     (r"Multiple sample sites named", "give every site and plate a name of its own"),
     (r"NVIDIA driver|compiled with CUDA", "take the device of what is there, as in x.device"),
     (r"more than 1 value per channel", "give batches of 2 rows or more"),
@@ -118,7 +120,8 @@ def _is_ours(error: BaseException) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     name = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     ours = name.partition(".")[0] == "pyro_vae"
-    return ours and not isinstance(error, AttributeError | IndexError | KeyError | RuntimeError)
+    of_python = isinstance(error, AttributeError | IndexError | KeyError | RuntimeError)
+    return ours and not of_python and "required positional argument" not in str(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
