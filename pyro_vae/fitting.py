@@ -147,10 +147,10 @@ def fit(
     ``fit(vae, data, num_replicas=R)`` and ``fit([vae_1, ..., vae_R], data)`` train several
     programs of one structure as one graph; each comes out as from a run of its own, up to rounding.
 
-    Before the first step, the conditionals of a program that is new meet the training data: inputs
-    of encoders are standardised, and likelihoods take the units of the data and start at their
-    means. Those of a program that has been trained, given weights or met data before are left as
-    they are, and so are modules of the user's own.
+    Before the first step, the conditionals of a new program are initialised from the training data:
+    inputs of encoders are standardised, and likelihoods take the units of the data and start at
+    their means. Those of a program that was trained, given weights or initialised before are left
+    as they are, and so are modules of the user's own.
 
     Args:
         model: An object with methods ``model`` and ``guide``, or a list of such; or the model

@@ -19,8 +19,8 @@ from pyro_vae.evaluation import (
     importance_sampling,
 )
 from pyro_vae.evaluation.annealing import temperatures
-from pyro_vae.evaluation.judging import Prior
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
+from pyro_vae.evaluation.programs import Prior
 from pyro_vae.inference import Probe, Program, site_terms
 
 

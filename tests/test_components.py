@@ -290,7 +290,7 @@ def test_vae_shows_its_parts_and_samples_without_data() -> None:
 class _NearThePosterior(DiagonalNormal):
     """A user's prior around what q(z | x) says of one datum, with a mean of the data beside it."""
 
-    def meet_posterior(self, posterior, data):
+    def start_from_posterior(self, posterior, data):
         self.met = (posterior, None if data is None else data.mean(0))
 
     def forward(self, raw):

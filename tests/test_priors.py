@@ -444,10 +444,10 @@ def encoder(latent: int = 3, dims: int = 4) -> Conditional:
         (partial(MixtureOfNormals, (2,), num_components=0), "num_components=0"),
         (partial(VampPrior, (2,), num_pseudo_inputs=0), "num_pseudo_inputs=0"),
         (lambda: VampPrior((3,))(), "not met"),
-        (lambda: VampPrior((3,)).meet_posterior(encoder(), None), "data=None"),
-        (lambda: VampPrior((2,)).meet_posterior(encoder(), rows()), r"\(2,\).*\(3,\)"),
-        (lambda: VampPrior((3,)).meet_posterior(encoder(dims=5), rows()), r"\(4,\).*\(5,\)"),
-        (lambda: VampPrior((3,)).meet_posterior(encoder(), rows(0)), "0 rows"),
+        (lambda: VampPrior((3,)).start_from_posterior(encoder(), None), "data=None"),
+        (lambda: VampPrior((2,)).start_from_posterior(encoder(), rows()), r"\(2,\).*\(3,\)"),
+        (lambda: VampPrior((3,)).start_from_posterior(encoder(dims=5), rows()), r"\(4,\).*\(5,\)"),
+        (lambda: VampPrior((3,)).start_from_posterior(encoder(), rows(0)), "0 rows"),
         (partial(AutoregressiveBernoulli, (1,)), r"event_shape=\(1,\)"),
         (partial(AutoregressiveBernoulli, (4,), hidden_dims=[3]), r"hidden_dims=\(3,\)"),
         (partial(AutoregressiveBernoulli, (4,), num_context=-1), "num_context=-1"),
@@ -466,7 +466,7 @@ def test_an_average_of_flows_is_the_same_in_blocks(monkeypatch) -> None:
     posterior = Conditional(InverseAutoregressive((3,), num_flows=1), context_shape=(4,),
                             network=partial(MLP, hidden=(5,)))  # fmt: skip
     prior = VampPrior((3,), num_pseudo_inputs=6)
-    prior.meet_posterior(posterior, torch.randn(10, 4))
+    prior.start_from_posterior(posterior, torch.randn(10, 4))
     z = torch.randn(2, 7, 3, requires_grad=True)
     parameters = [z, *posterior.parameters(), *prior.parameters()]
     found = []

@@ -1,4 +1,4 @@
-"""Nothing that trains, judges or follows a program keeps it alive."""
+"""Nothing that trains, takes_program or follows a program keeps it alive."""
 
 import copy
 import functools

@@ -40,7 +40,7 @@ from pyro_vae.components import (
 from pyro_vae.datasets import from_arrays
 from pyro_vae.distributions import InUnits, in_units
 from pyro_vae.engine import Dequantize
-from pyro_vae.engine.meeting import meet_data
+from pyro_vae.engine.adaptation import adapt_outputs
 from pyro_vae.inference import Probe, Program
 from pyro_vae.models import ConditionalVAE, HierarchicalVAE, LadderVAE, SemiAmortizedVAE
 
@@ -62,7 +62,7 @@ class Own(Family):
 def meet(vae, *rows: Tensor) -> None:
     """Let a program meet data as ``fit`` does before its first step."""
     program = Program(vae.model, vae.guide)
-    meet_data(Probe(program, *rows), *rows)
+    adapt_outputs(Probe(program, *rows), *rows)
 
 
 def table(num: int = 60, dims: int = 3) -> Tensor:
@@ -254,7 +254,7 @@ def test_what_has_been_trained_given_weights_or_met_data_is_left_alone() -> None
         next(other.likelihood.network.parameters()).add_(0.1)
     loaded.load_state_dict(other.state_dict())
     told.likelihood.start_at(x.mean(0) + 1)
-    stranger.posterior.meet_inputs(x[:5])
+    stranger.posterior.adapt_inputs(x[:5])
     for vae in (trained_before, loaded, told, stranger):
         before = {name: value.clone() for name, value in vae.state_dict().items()}
         meet(vae, x)
@@ -312,7 +312,7 @@ def test_a_fixed_scale_stays_in_the_data_s_own_units(name: str) -> None:
     build, expected = FIXED[name]
     x = table() * torch.tensor([1e2, 1e3, 1.0]) + 1e3
     likelihood = Conditional(build((3,)))
-    likelihood.meet_data(x)
+    likelihood.adapt_outputs(x)
     away = x - likelihood(None).mean
     torch.testing.assert_close(
         likelihood(None).log_prob(x), expected.log_prob(away).sum(-1), atol=1e-3, rtol=1e-4
@@ -327,7 +327,7 @@ def test_constants_of_positive_distributions_stay_in_the_data_s_own_units() -> N
         ("Weibull", {"scale": 1e3}, lambda raw: dist.Weibull(1e3, raw)),
     ):
         likelihood = Conditional(Automatic((3,), name, **constant))
-        likelihood.meet_data(x)
+        likelihood.adapt_outputs(x)
         free = torch.nn.functional.softplus(torch.tensor(math.log(math.e - 1))) + 1e-5
         expected = of(free).log_prob(x).sum(-1)
         torch.testing.assert_close(likelihood(None).log_prob(x), expected, rtol=1e-3, atol=1e-3)
@@ -337,7 +337,7 @@ def test_constants_of_positive_distributions_stay_in_the_data_s_own_units() -> N
 def test_scales_that_are_told_where_to_start_start_there_in_the_data_s_units(scale) -> None:
     x = 50 * table() + 1e4
     likelihood = Conditional(Normal((3,), scale=partial(scale, initial=3.0)))
-    likelihood.meet_data(x)
+    likelihood.adapt_outputs(x)
     torch.testing.assert_close(
         likelihood(None).variance.sqrt(), torch.full((3,), 3.0), rtol=1e-3, atol=0
     )
@@ -345,7 +345,7 @@ def test_scales_that_are_told_where_to_start_start_there_in_the_data_s_units(sca
 
 def test_angles_keep_their_units() -> None:
     likelihood = Conditional(Automatic((3,), "VonMises"))
-    likelihood.meet_data(0.1 * table())
+    likelihood.adapt_outputs(0.1 * table())
     assert not likelihood.units.known
 
 
@@ -421,7 +421,7 @@ def test_probabilities_near_zero_start_where_they_are() -> None:
     torch.manual_seed(0)
     x = (torch.randn(500, 2) * 0.5 - 9).sigmoid()
     likelihood = Conditional(LogitNormal((2,)))
-    likelihood.meet_data(x)
+    likelihood.adapt_outputs(x)
     base = likelihood(None).base_dist
     torch.testing.assert_close(base.loc, torch.full((2,), -9.0), atol=0.1, rtol=0)
     torch.testing.assert_close(base.scale, torch.full((2,), 0.5), atol=0.1, rtol=0)

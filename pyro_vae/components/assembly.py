@@ -69,7 +69,7 @@ def assemble(
     p_x = built("likelihood", likelihood, Family, event_shape)
     given_z = Conditional(p_x, context_shape=latent_shape, network=decoder or network)
     if data is not None:
-        given_z.meet_data(data)
+        given_z.adapt_outputs(data)
     p_z = built("prior", prior, Family, latent_shape)
     given_x = Conditional(
         built("posterior", posterior, Family, latent_shape),
@@ -77,8 +77,8 @@ def assemble(
         network=observed(encoder or network, p_x, data),
     )
     if data is not None:
-        given_x.meet_inputs(data)
-    p_z.meet_posterior(given_x, data)
+        given_x.adapt_inputs(data)
+    p_z.start_from_posterior(given_x, data)
     return {"prior": learned(p_z), "likelihood": given_z, "posterior": given_x}
 
 
@@ -147,13 +147,13 @@ def assemble_hierarchy(
         )
     top = priors[-1]
     if num_layers > 1 and isinstance(top, Family) and _meets(top):
-        top.meet_posterior(posteriors[-1], _climbed(posteriors[:-1], data))
+        top.start_from_posterior(posteriors[-1], _climbed(posteriors[:-1], data))
     return {"priors": priors, "likelihood": bottom["likelihood"], "posteriors": posteriors}
 
 
 def _meets(prior: nn.Module) -> bool:
-    ours = Family.meet_posterior
-    return getattr(type(prior), "meet_posterior", ours) is not ours
+    ours = Family.start_from_posterior
+    return getattr(type(prior), "start_from_posterior", ours) is not ours
 
 
 @torch.no_grad()
@@ -291,5 +291,5 @@ def standardized(
         return built
     inputs = Standardize.unknown(in_shape)
     if data is not None:
-        inputs.meet_inputs(data)
+        inputs.adapt_inputs(data)
     return nn.Sequential(inputs, built)

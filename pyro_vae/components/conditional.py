@@ -58,10 +58,10 @@ class Family(nn.Module):
     """How ``raw_shape`` unconstrained numbers become a distribution over ``event_shape``.
 
     A leaf sets the two shapes and defines ``forward(raw)``; ``raw_from(data)`` says where raw
-    numbers start, ``measured`` what constants are in units of the data, and ``meet_posterior``
-    serves a prior that is made of q(z | x). All but the constants of ``measured`` is in units of
-    the data, which a ``Conditional`` takes care of: bounds such as the smallest scale are relative
-    to how the data are spread.
+    numbers start, ``measured`` what constants are in units of the data, and
+    ``start_from_posterior`` serves a prior that is made of q(z | x). All but the constants of
+    ``measured`` is in units of the data, which a ``Conditional`` takes care of: bounds such as the
+    smallest scale are relative to how the data are spread.
     """
 
     event_shape: Shape
@@ -125,7 +125,7 @@ class Family(nn.Module):
         """
         return None
 
-    def meet_posterior(self, posterior: Conditional, data: Tensor | None) -> None:
+    def start_from_posterior(self, posterior: Conditional, data: Tensor | None) -> None:
         """Take q(z | x), where this is a prior that is made of it; other families do nothing.
 
         Args:
@@ -166,8 +166,8 @@ class Conditional(PyroModule):
     The network's output size comes from the family, so swapping a family never means editing a
     network. Without a ``network`` the offset :math:`b` alone is learned, and no context is taken.
 
-    ``assemble`` and ``fit`` let it meet the data: q(z | x) by ``meet_inputs``, p(x | z) by
-    ``meet_data``. One that has met none takes contexts and raw numbers as they are.
+    ``assemble`` and ``fit`` initialise it from the data: q(z | x) by ``adapt_inputs``, p(x | z) by
+    ``adapt_outputs``. Until then it takes contexts and raw numbers as they are.
 
     Args:
         family: How raw numbers become a distribution.
@@ -266,14 +266,14 @@ class Conditional(PyroModule):
             # Of numbers that a family's formula for its start has no room for.
             self.offset.copy_(torch.where(raw.isfinite(), raw, self.offset))
 
-    def meet_inputs(self, x: Tensor) -> None:
+    def adapt_inputs(self, x: Tensor) -> None:
         """Standardise contexts from now on as ``x``, ``[N, *context_shape]``; symbols stay."""
         inputs = getattr(self, "inputs", None)
         if isinstance(inputs, Standardize):
-            inputs.meet_inputs(x)
+            inputs.adapt_inputs(x)
 
     @torch.no_grad()
-    def meet_data(self, x: Tensor) -> None:
+    def adapt_outputs(self, x: Tensor) -> None:
         """Take the units of ``x``, ``[N, *event_shape]``, and start where the data are."""
         units = units_of(self.family(self.offset), x)
         if units is not None:

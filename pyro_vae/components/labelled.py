@@ -55,7 +55,7 @@ def assemble_conditional(
         encoder: The same for x in q(z | x, y) alone, in place of ``network``.
         decoder: The same for p(x | z, y) alone, in place of ``network``.
         data: Observations, ``[N, *event_shape]``, as in ``assemble``.
-        labels: Their classes, ``[N]``; a prior that is made of data meets both.
+        labels: Their classes, ``[N]``; a prior that is made of data takes both.
 
     Returns:
         The modules "prior", "likelihood" and "posterior". The last two take one vector: z, or x,
@@ -72,7 +72,7 @@ def assemble_conditional(
     width = math.prod(latent_shape) + num_classes
     given_z = Conditional(p_x, context_shape=(width,), network=decoder or network)
     if data is not None:
-        given_z.meet_data(data)
+        given_z.adapt_outputs(data)
     of_data = partial(standardized, data, observed(encoder or network, p_x, data))
     given_x = Conditional(
         built("posterior", posterior, Family, latent_shape),
@@ -84,7 +84,7 @@ def assemble_conditional(
         data, labels = data[labels >= 0], labels[labels >= 0]  # the others have no class
         one_hot = nn.functional.one_hot(labels.long(), num_classes).to(data)
         joined = beside(data, one_hot, event_dim=data.dim() - 1)
-    p_z.meet_posterior(given_x, joined)
+    p_z.start_from_posterior(given_x, joined)
     table: dict[str, Any] = {"context_shape": (num_classes,), "network": partial(MLP, hidden=())}
     return {
         "prior": Conditional(p_z, **({} if p_z.is_fixed else table)),

@@ -107,7 +107,7 @@ class VampPrior(Family):
         # In a tuple, so that the encoder's parameters are registered where they belong only.
         self._posterior: tuple[Conditional, ...] = ()
 
-    def meet_posterior(self, posterior: Conditional, data: Tensor | None) -> None:
+    def start_from_posterior(self, posterior: Conditional, data: Tensor | None) -> None:
         """Share the encoder and start the pseudo-inputs at rows of the data.
 
         Args:
@@ -121,11 +121,11 @@ class VampPrior(Family):
         if data is None:
             raise ValueError(
                 "VampPrior is made of posteriors of data, and data=None: build the model with "
-                "assemble(..., data=x), or call meet_posterior(posterior, x)"
+                "assemble(..., data=x), or call start_from_posterior(posterior, x)"
             )
         if posterior.family.event_shape != self.event_shape:
             raise ValueError(
-                f"VampPrior over event_shape={self.event_shape} meets a posterior over "
+                f"VampPrior over event_shape={self.event_shape} is given a posterior over "
                 f"{posterior.family.event_shape}: give both the shape of the latent"
             )
         if len(data) == 0 or tuple(data.shape[1:]) != posterior.context_shape:
@@ -164,7 +164,7 @@ class VampPrior(Family):
         if not self._posterior:
             raise ValueError(
                 "this VampPrior has not met q(z | x): build the model with assemble(..., data=x), "
-                "or call meet_posterior(posterior, x)"
+                "or call start_from_posterior(posterior, x)"
             )
         (posterior,), inputs = self._posterior, self.pseudo_inputs()
         parts, event_dim = posterior(inputs), len(self.event_shape)

@@ -49,7 +49,7 @@ class SharedScale(Scale):
     Args:
         event_shape: The shape of one event.
         initial: Where it starts, in the data's own units (their root mean square, where columns
-            have several); None: 1, or the standard deviation of the data that the model meets.
+            have several); None: 1, or the standard deviation of the training data.
         min_scale: The smallest that it can become, in standard deviations of these data.
 
     Raises:
@@ -91,7 +91,7 @@ class PerDimensionScale(Scale):
     Args:
         event_shape: The shape of one event.
         initial: Where all of them start, in the data's own units; None: 1, or the standard
-            deviations of the data that the model meets.
+            deviations of the training data.
         min_scale: The smallest that one can become, in standard deviations of these data.
 
     Raises:
@@ -139,7 +139,7 @@ class OptimalScale(Scale):
     Args:
         event_shape: The shape of one event.
         initial: Where it starts, in the data's own units (their root mean square, where columns
-            have several); None: 1, or the standard deviation of the data that the model meets.
+            have several); None: 1, or the standard deviation of the training data.
         rate: r, the weight of one batch.
         min_scale: The smallest that it can become, in standard deviations of these data.
 

@@ -144,7 +144,7 @@ def _misplaced(progress: Mapping[str, Any], steps: Steps | None) -> Iterator[str
                 f"progress.step is {progress['step']}, which is not batch {progress['position']} "
                 f"of {num_batches} in epoch {progress['epoch'] + 1}"
             )
-    yield from _misjudged("progress.start", progress["start"])
+    yield from _mismatched("progress.start", progress["start"])
     for number, record in enumerate(history):
         yield from _misplaced_record(f"progress.history.{number}", record, number + 1, num_batches)
     for name, value in _best(history).items():
@@ -156,10 +156,10 @@ def _misplaced_record(
 ) -> Iterator[str]:
     yield from schema.exactly(epoch)(f"{place}.epoch", record["epoch"])
     yield from schema.exactly(epoch * (num_batches or 0))(f"{place}.step", record["step"])
-    yield from _misjudged(place, record)
+    yield from _mismatched(place, record)
 
 
-def _misjudged(place: str, judged: Mapping[str, Any]) -> Iterator[str]:
+def _mismatched(place: str, judged: Mapping[str, Any]) -> Iterator[str]:
     elbo = -judged["validation_rate_nats"] - judged["validation_distortion_nats"]
     yield from schema.exactly(elbo)(f"{place}.validation_elbo_nats", judged["validation_elbo_nats"])
 

@@ -35,7 +35,7 @@ class Progress:
 
 
 class Running(Protocol):
-    """A run as a callback meets it.
+    """A run as a callback sees it.
 
     Attributes:
         program: In training, with its ``model`` and ``guide``.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vae.budget import Budget
 from pyro_vae.datasets import Data, Dataset
+from pyro_vae.engine.adaptation import adapt_to_data
 from pyro_vae.engine.costs import check_step
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, observe_once, representative
 from pyro_vae.engine.defaults import (
@@ -26,7 +27,6 @@ from pyro_vae.engine.defaults import (
 )
 from pyro_vae.engine.description import constant_settings, program_settings
 from pyro_vae.engine.failure import rehearsing
-from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.observations import Binarize, Dequantize, Rescale
 from pyro_vae.engine.optimizers import check_constant_rate
 from pyro_vae.engine.restoring import cuda_index
@@ -119,7 +119,7 @@ class Prepared:
             if self._settings.epochs > 0:
                 observation = self._settings.observation
                 rows = representative(self._data.train, observation, device=self.device)
-                meet_data(self._probe, *rows.tensors(self.program.fields))
+                adapt_to_data(self._probe, *rows.tensors(self.program.fields))
             mixed = mixed_rows(self.program, *self._rows(self._few))
         if mixed is not None:
             warn(mixed)
@@ -205,7 +205,7 @@ class Prepared:
             self.largest_product = check_step(
                 lambda: self.step.parameters,
                 lambda: self.step.optimizer,
-                lambda count: self.step.meet_parameters(
+                lambda count: self.step.find_parameters(
                     *(row[torch.arange(count, device=row.device) % len(row)] for row in rows)
                 ),
                 self.batches.batch_size,

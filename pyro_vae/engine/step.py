@@ -55,7 +55,7 @@ class Step:
         updates: What the gradients do, and the state that a step changes.
         num_updates: The number of updates asked for.
         paused: Whether every step is run as it is written, for the time being.
-        reached: The ids of the parameters that ``meet_parameters`` gave a gradient.
+        reached: The ids of the parameters that ``find_parameters`` gave a gradient.
 
     Raises:
         TypeError: If ``loss`` is no objective.
@@ -173,7 +173,7 @@ class Step:
         self._apply()
 
     @exclusively
-    def meet_parameters(self, *args: Any, **kwargs: Any) -> None:
+    def find_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Run once on arguments of model and guide to find the parameters, and train nothing."""
         self._eagerly(*args, **kwargs)
         parameters = self.updates.parameters.values()

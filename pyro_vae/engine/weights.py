@@ -59,7 +59,7 @@ def load_weights(
         model: The model that was trained.
         guide: The guide that was trained.
         run: The run folder.
-        args: A batch; one gradient is taken on it to meet parameters that appear late.
+        args: A batch; one gradient is taken on it to find parameters that appear late.
         weights: The "best" by validation, or the "last".
 
     Returns:
@@ -75,7 +75,7 @@ def load_weights(
     svi = SVI(model, guide, adam, Trace_ELBO())
     built = program_settings(svi.program)
     with torch.random.fork_rng():
-        svi.meet_parameters(*args)
+        svi.find_parameters(*args)
     refuse_foreign(svi, state["weights"])
     check_program(state.get("settings"), constant_settings(svi.program, built), path)
     chosen = _put_chosen(svi, state, weights)
@@ -98,7 +98,7 @@ def start_from(model: Any, guide: Any, run: Path | str, *args: Tensor) -> str:
     _, state = _newest(Path(run))
     svi = SVI(model, guide, adam, Trace_ELBO())
     with torch.random.fork_rng():
-        svi.meet_parameters(*args)
+        svi.find_parameters(*args)
     try:
         chosen = _put_chosen(svi, state, "best")
     except checkpoint.CheckpointError as error:

@@ -38,9 +38,9 @@ from pyro_vae.evaluation.batching import (
 )
 from pyro_vae.evaluation.estimates import NATS, Estimate, Result
 from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
-from pyro_vae.evaluation.judging import Prior, judges_from_prior
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.likelihood import importance_estimate
+from pyro_vae.evaluation.programs import Prior, takes_program_or_prior
 from pyro_vae.evaluation.substitution import substituted
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.sites import dreamt
@@ -106,7 +106,7 @@ class Bracket(Result):
     width_nats: Estimate
 
 
-@judges_from_prior
+@takes_program_or_prior
 def annealed_importance_sampling(
     probe: Probe,
     x: Tensor,
@@ -160,7 +160,7 @@ def annealed_importance_sampling(
     return _estimate(annealing.run(chains, seed, progress=progress), x, settings)
 
 
-@judges_from_prior
+@takes_program_or_prior
 def bidirectional(
     probe: Probe,
     x_like: Tensor,
@@ -218,7 +218,7 @@ def bidirectional(
     return _bracket(annealing.run(chains, seed, progress=progress), args[0], settings)
 
 
-@judges_from_prior
+@takes_program_or_prior
 def annealed_with_bracket(
     probe: Probe,
     x: Tensor,

@@ -10,8 +10,8 @@ from torch import Tensor
 from pyro_vae.evaluation.annealing import AnnealedEstimate, annealed_importance_sampling
 from pyro_vae.evaluation.batching import double
 from pyro_vae.evaluation.estimates import Estimate
-from pyro_vae.evaluation.judging import judges
 from pyro_vae.evaluation.likelihood import ImportanceEstimate, importance_sampling
+from pyro_vae.evaluation.programs import takes_program
 from pyro_vae.evaluation.refinement import refine
 from pyro_vae.inference.probe import Probe
 
@@ -58,7 +58,7 @@ class Gaps:
         )
 
 
-@judges
+@takes_program
 def inference_gaps(
     probe: Probe,
     x: Tensor,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.evaluation.batching import batches, check_counts, double
 from pyro_vae.evaluation.estimates import Estimate, Result
-from pyro_vae.evaluation.judging import judges
+from pyro_vae.evaluation.programs import takes_program
 from pyro_vae.evaluation.substitution import substituted
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
@@ -61,7 +61,7 @@ class Information(Result):
     layers: dict[str, LayerInformation]
 
 
-@judges
+@takes_program
 def mutual_information(
     probe: Probe,
     x: Tensor,

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.arguments import at_the_door, shown
 from pyro_vae.evaluation.batching import batches, check_counts, pairs_at_once
 from pyro_vae.evaluation.estimates import Result
-from pyro_vae.evaluation.judging import judges
+from pyro_vae.evaluation.programs import takes_program
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.terms import LatentSite, SiteTerms, site_terms
 
@@ -53,7 +53,7 @@ class UnitActivity(Result):
         return int((self.activity > self.threshold).sum())
 
 
-@judges
+@takes_program
 def posterior_means(
     probe: Probe,
     x: Tensor,
@@ -90,7 +90,7 @@ def posterior_means(
     return {name: torch.cat(means) for name, means in found.items()}
 
 
-@judges
+@takes_program
 def unit_activity(
     probe: Probe,
     x: Tensor,

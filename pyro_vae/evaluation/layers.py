@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.batching import check_counts, cycled
-from pyro_vae.evaluation.judging import generates, judges
+from pyro_vae.evaluation.programs import generates, takes_program
 from pyro_vae.evaluation.samples import Generated, codes, generate, generated
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
@@ -55,7 +55,7 @@ def resample_below(
         return _by_layer(program, layout, layout.latents, same, rows)
 
 
-@judges
+@takes_program
 def reconstruct_from_top(
     probe: Probe,
     x: Tensor,

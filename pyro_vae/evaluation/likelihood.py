@@ -24,7 +24,7 @@ from pyro_vae.evaluation.batching import (
     refuse_sampled,
 )
 from pyro_vae.evaluation.estimates import BITS, Estimate, Result
-from pyro_vae.evaluation.judging import judges
+from pyro_vae.evaluation.programs import takes_program
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout
@@ -104,7 +104,7 @@ class Bound(Result):
         return self.elbo_nats.times(-1 / (self.num_dims * math.log(2)), BITS)
 
 
-@judges
+@takes_program
 def log_likelihood(
     probe: Probe,
     x: Tensor,
@@ -122,7 +122,7 @@ def log_likelihood(
     return importance_sampling(probe, x, *fields, num_samples=num_samples, **options).log_p
 
 
-@judges
+@takes_program
 def importance_sampling(
     probe: Probe,
     x: Tensor,
@@ -183,7 +183,7 @@ def importance_sampling(
     return importance_estimate(log_sums[0], log_sums[1], num_samples, x)
 
 
-@judges
+@takes_program
 def elbo(
     probe: Probe,
     x: Tensor,

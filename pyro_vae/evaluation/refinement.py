@@ -26,9 +26,9 @@ from pyro_vae.evaluation.batching import (
 )
 from pyro_vae.evaluation.estimates import Result
 from pyro_vae.evaluation.hmc import Density, adapted, first_step_sizes, transition
-from pyro_vae.evaluation.judging import judges
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.offsets import Offsets, free_offsets
+from pyro_vae.evaluation.programs import takes_program
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout
@@ -71,7 +71,7 @@ class PosteriorSamples(Result):
     acceptance: Tensor
 
 
-@judges
+@takes_program
 def refine(
     probe: Probe,
     x: Tensor,
@@ -148,7 +148,7 @@ def refine(
     )
 
 
-@judges
+@takes_program
 def sample_posterior(
     probe: Probe,
     x: Tensor,

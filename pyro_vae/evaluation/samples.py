@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.batching import batches, check_counts, cycled, pairs_at_once
-from pyro_vae.evaluation.judging import generates, judges
 from pyro_vae.evaluation.latents import unit_activity
+from pyro_vae.evaluation.programs import generates, takes_program
 from pyro_vae.evaluation.substitution import NUM_DRAWS, site_rows, substituted
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
@@ -41,7 +41,7 @@ __all__ = [
 Generated = Tensor | Any
 
 
-@judges
+@takes_program
 def observed(probe: Probe, x: Tensor, *fields: Tensor) -> Generated:
     """Return what the sites observe of the data, ``[N, *event_shape]``, as the program computes it.
 
@@ -64,7 +64,7 @@ def observed(probe: Probe, x: Tensor, *fields: Tensor) -> Generated:
     return generated({name: torch.cat(parts) for name, parts in found.items()})
 
 
-@judges
+@takes_program
 def reconstruct(
     probe: Probe,
     x: Tensor,
@@ -177,7 +177,7 @@ def decode(
         )
 
 
-@judges
+@takes_program
 def interpolate(
     probe: Probe,
     x_start: Tensor,
@@ -216,7 +216,7 @@ def interpolate(
     return generated(path, (len(x_start), num_steps))
 
 
-@judges
+@takes_program
 def traverse(
     probe: Probe,
     x: Tensor,

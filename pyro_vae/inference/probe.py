@@ -298,7 +298,7 @@ class Spread:
 
 
 class Calls:
-    """Collects what modules that can meet data are given, and what they return.
+    """Collects what modules that data can initialise are given, and what they return.
 
     Args:
         program: Whose modules are listened to, within a ``with`` block.

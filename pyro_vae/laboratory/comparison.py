@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import at_the_door
 from pyro_vae.datasets import Data, as_dataset
+from pyro_vae.engine.adaptation import adapt_to_data
 from pyro_vae.engine.data import OBSERVATION_SEED, observe_once, representative
 from pyro_vae.engine.defaults import (
     BATCH_SIZE,
@@ -35,7 +36,6 @@ from pyro_vae.engine.defaults import (
     with_channel,
 )
 from pyro_vae.engine.given import Given, program_and_data
-from pyro_vae.engine.meeting import meet_data
 from pyro_vae.engine.observations import AsFloat, Observation
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
@@ -225,7 +225,7 @@ class _Laboratory:
     def _meet_data(self) -> None:
         """Let a new program start at the data as in ``fit``, once for all objectives."""
         rows = representative(self.data.train, self.observation, device=self.device)
-        meet_data(self.probe, *rows.tensors(self.program.fields))
+        adapt_to_data(self.probe, *rows.tensors(self.program.fields))
 
     def _rows(self, data: Data, seed: int) -> tuple[Tensor, ...]:
         seen = observe_once(data, self.observation, seed=seed, device=self.device)
@@ -234,7 +234,7 @@ class _Laboratory:
     def _parameters(self) -> list[Tensor]:
         svi = SVI(self.program.model, self.program.guide, adam, pyro.infer.Trace_ELBO())
         with torch.random.fork_rng(), pyro.validation_enabled(False):
-            svi.meet_parameters(*(arg[:3] for arg in self.test))
+            svi.find_parameters(*(arg[:3] for arg in self.test))
         return list(svi.parameters.values())
 
     def _able(

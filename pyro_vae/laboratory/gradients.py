@@ -30,7 +30,7 @@ from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.svi import SVI
 from pyro_vae.evaluation.batching import check_counts
 from pyro_vae.evaluation.estimates import Estimate, Result
-from pyro_vae.evaluation.judging import judges
+from pyro_vae.evaluation.programs import takes_program
 from pyro_vae.inference import objectives
 from pyro_vae.inference.detached import reached
 from pyro_vae.inference.importance import Renyi
@@ -162,7 +162,7 @@ class Gradients(Result):
         return torch.where(spread > negligible, spread, 0.0) * num / (num - 1)
 
 
-@judges
+@takes_program
 def draw_gradients(
     probe: Probe,
     objective: ELBO,
@@ -202,7 +202,7 @@ def draw_gradients(
     program, layout = probe.program, probe.layout
     svi = SVI(program.model, program.guide, adam, objective, engine=engine)
     with _aside(program, args[0].device, seed):
-        svi.meet_parameters(*args)
+        svi.find_parameters(*args)
         entries = _entries(program, layout, args, svi)
         settling = num_repeats // 10 if svi.modules_of_loss else 0
         draw = _Draw(svi, args, -1.0 / (layout.full_size or len(x)))

@@ -154,6 +154,6 @@ class TopDownVAE(PyroModule):
                     "numbers are missing (NaN) in the data, and a top-down hierarchy has no mask "
                     "of them: use LadderVAE or HierarchicalVAE"
                 )
-            vae.upward[0][0].meet_inputs(data)
-            vae.likelihood.meet_data(data)
+            vae.upward[0][0].adapt_inputs(data)
+            vae.likelihood.adapt_outputs(data)
         return vae

@@ -149,7 +149,7 @@ class Replicas:
         self._part_with_finished()
 
     def begin(self) -> None:
-        """Let each program meet the training data before its first step."""
+        """Initialise each program from the training data."""
         for number in self._active:
             with self._alone(number) as run:
                 run.begin()

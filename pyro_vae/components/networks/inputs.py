@@ -58,7 +58,7 @@ class Standardize(nn.Module):
         """Whether no data have been met."""
         return not self.known
 
-    def meet_inputs(self, x: Tensor) -> None:
+    def adapt_inputs(self, x: Tensor) -> None:
         """Standardise from now on as the rows of ``x``, ``[N, *shape]``."""
         self.take(*_location_and_scale(x.reshape(len(x), *self.loc.shape)))
 

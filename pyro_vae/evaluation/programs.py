@@ -19,7 +19,7 @@ from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import EXCLUSIVE, Program
 
-__all__ = ["Prior", "generates", "judges", "judges_from_prior"]
+__all__ = ["Prior", "generates", "takes_program", "takes_program_or_prior"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -45,7 +45,7 @@ class Prior(Program):
         super().__init__(model, prior)
 
 
-def judges(function: _Function[_P, _R]) -> Callable[..., _R]:
+def takes_program(function: _Function[_P, _R]) -> Callable[..., _R]:
     """Let a function of a probe and of data be called as ``fit`` is.
 
     ``function(vae, x)``, ``function(model, guide, x)``, or with a probe, which spares another look
@@ -61,20 +61,20 @@ def judges(function: _Function[_P, _R]) -> Callable[..., _R]:
         TypeError: As in ``at_the_door``.
         ValueError: Likewise, if the data are unusable, or the program breaks the convention.
     """
-    return _judging(function, Callable[..., Any])
+    return _taking(function, Callable[..., Any])
 
 
-def judges_from_prior(function: _Function[_P, _R]) -> Callable[..., _R]:
-    """As ``judges``, for functions that do without a guide: None takes the prior for one."""
-    return _judging(function, Callable[..., Any] | None)
+def takes_program_or_prior(function: _Function[_P, _R]) -> Callable[..., _R]:
+    """As ``takes_program``, for functions that do without a guide: None takes the prior for one."""
+    return _taking(function, Callable[..., Any] | None)
 
 
 def generates(function: _Function[_P, _R]) -> Callable[..., _R]:
-    """As ``judges``, for functions of the model alone: ``function(model, x)``."""
-    return _judging(function, None)
+    """As ``takes_program``, for functions of the model alone: ``function(model, x)``."""
+    return _taking(function, None)
 
 
-def _judging(function: _Function[_P, _R], guide: Any) -> Callable[..., _R]:
+def _taking(function: _Function[_P, _R], guide: Any) -> Callable[..., _R]:
     rest = [*inspect.signature(function).parameters.values()][1:]
     own = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     others = [] if guide is None else [own.replace(name="guide")]
@@ -83,21 +83,21 @@ def _judging(function: _Function[_P, _R], guide: Any) -> Callable[..., _R]:
     bound = door_of(function, public, {**hints, "model": Callable[..., Any], "guide": guide})
 
     @functools.wraps(function)
-    def judged(*args: Any, **kwargs: Any) -> _R:
+    def evaluated(*args: Any, **kwargs: Any) -> _R:
         probe, args, kwargs = _parted(args, kwargs, with_guide=guide is not None)
         given = bound(args, kwargs).arguments
         functions = given.pop("model"), given.pop("guide", None)
         with EXCLUSIVE:
             program = _program(functions, given, probe)
-            with explaining("the program cannot be judged", program.reachable):
+            with explaining("the program cannot be evaluated", program.reachable):
                 _place(given, program)
                 probe = _looked_at(probe or program, given)
                 call = inspect.Signature(rest).bind_partial()
                 call.arguments.update(given)
                 return function(probe, *call.args, **call.kwargs)
 
-    judged.__signature__ = public  # type: ignore[attr-defined]
-    return judged
+    evaluated.__signature__ = public  # type: ignore[attr-defined]
+    return evaluated
 
 
 def _parted(

@@ -1,8 +1,8 @@
 """Initialise a program from the training data: standardised inputs, outputs at the data's means.
 
 By convention, and not by name: a module takes part that says whether it ``is_new``. One with
-``meet_inputs(x)`` is handed the data if it has been given them; one with ``meet_data(x)`` if the
-distribution that it returns is that of an observed site. All other modules are left as they are.
+``adapt_inputs(x)`` is handed the data if it has been given them; one with ``adapt_outputs(x)`` if
+the distribution that it returns is that of an observed site. Others are left as they are.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pyro_vae.inference.advice import constant_numbers
 from pyro_vae.inference.probe import Probe
 from pyro_vae.wording import warn
 
-__all__ = ["meet_data"]
+__all__ = ["adapt_to_data"]
 
 _ROWS = 500
 
 
-def meet_data(probe: Probe, *rows: Tensor) -> None:
-    """Let a program's modules meet the data, and warn where these hardly vary.
+def adapt_to_data(probe: Probe, *rows: Tensor) -> None:
+    """Initialise a program's modules from the data, and warn where these hardly vary.
 
-    Nothing is met where a single one of its modules has met data before, has been trained or been
-    given weights, since these would mean something else afterwards.
+    Nothing is changed where a single one of its modules has been initialised before, has been
+    trained or been given weights, since these would mean something else afterwards.
 
     Args:
         probe: Of the program at its present weights, on data like these.
@@ -39,10 +39,10 @@ def meet_data(probe: Probe, *rows: Tensor) -> None:
     makers = {name: _maker(site, calls.returned) for name, site in sites.items()}
     if all(module.is_new for module in calls.modules):
         for module in _reached(calls.given, spread.rows[0]):
-            module.meet_inputs(rows[0])
+            module.adapt_inputs(rows[0])
         for name, module in makers.items():
             if module is not None and _is_row_by_row(sites[name]):
-                module.meet_data(_values(probe, name, rows))
+                module.adapt_outputs(_values(probe, name, rows))
     for name, site in sites.items():
         if _is_row_by_row(site):
             for sentence in constant_numbers(name, site["fn"], _values(probe, name, rows)):
@@ -50,8 +50,8 @@ def meet_data(probe: Probe, *rows: Tensor) -> None:
 
 
 def _maker(site: Any, returned: list[tuple[Any, Any]]) -> Any:
-    """Return the module that returned a site's distribution; None if none that meets data did."""
-    returned = [pair for pair in returned if hasattr(pair[0], "meet_data")]
+    """Return the module that returned a site's distribution; None if no such module did."""
+    returned = [pair for pair in returned if hasattr(pair[0], "adapt_outputs")]
     fn = site["fn"]
     while fn is not None:
         for module, distribution in returned:
@@ -75,7 +75,7 @@ def _are_one(fn: Any, distribution: Any, value: Tensor) -> bool:
 
 
 def _reached(given: list[tuple[Any, Tensor]], x: Tensor) -> list[Any]:
-    meeting = (pair for pair in given if not hasattr(pair[0], "meet_data"))
+    meeting = (pair for pair in given if not hasattr(pair[0], "adapt_outputs"))
     return list(dict.fromkeys(module for module, seen in meeting if _is_same(seen, x)))
 
 
