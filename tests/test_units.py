@@ -40,7 +40,7 @@ from pyro_vae.components import (
 from pyro_vae.datasets import from_arrays
 from pyro_vae.distributions import InUnits, in_units
 from pyro_vae.engine import Dequantize
-from pyro_vae.engine.adaptation import adapt_outputs
+from pyro_vae.engine.adaptation import adapt_to_data
 from pyro_vae.inference import Probe, Program
 from pyro_vae.models import ConditionalVAE, HierarchicalVAE, LadderVAE, SemiAmortizedVAE
 
@@ -62,7 +62,7 @@ class Own(Family):
 def meet(vae, *rows: Tensor) -> None:
     """Let a program meet data as ``fit`` does before its first step."""
     program = Program(vae.model, vae.guide)
-    adapt_outputs(Probe(program, *rows), *rows)
+    adapt_to_data(Probe(program, *rows), *rows)
 
 
 def table(num: int = 60, dims: int = 3) -> Tensor:
