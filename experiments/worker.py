@@ -69,6 +69,7 @@ class Worker:
                 filter(None, [str(_FOLDER), os.environ.get("PYTHONPATH")])
             ),
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
+            "PYRO_VAE_CACHE": str(cache / "pyro_vae"),
             "JAX_PLATFORMS": "cpu",
         }
         self._process = subprocess.Popen(
