@@ -13,7 +13,7 @@ import numpy as np
 
 from pyro_vae import evaluation
 from pyro_vae.cli import main
-from pyro_vae.evaluation import annealing
+from pyro_vae.evaluation import annealed_chains
 
 SCALE = ["--epochs", "2", "--batch-size", "8", "--latent", "2", "--num-samples", "2"]
 TINY = [*SCALE, "--network", "MLP(hidden=[8])", "--device", "cpu"]
@@ -82,8 +82,8 @@ def train(*arguments: str | Path) -> int:
 
 def shorten_annealing(monkeypatch: Any) -> None:
     """Let ``evaluate --ais --gaps`` take few steps of each kind."""
-    monkeypatch.setattr(annealing, "_WARM_UP", 2)
-    monkeypatch.setattr(annealing, "_FEWEST_PILOT", 2)
+    monkeypatch.setattr(annealed_chains, "_WARM_UP", 2)
+    monkeypatch.setattr(annealed_chains, "_FEWEST_PILOT", 2)
     few = partial(evaluation.inference_gaps, num_updates=3, num_samples=8)
     monkeypatch.setattr(evaluation, "inference_gaps", few)
 

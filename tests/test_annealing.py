@@ -12,13 +12,13 @@ from pyro.distributions.transforms import AffineTransform, Planar
 from torch.distributions import biject_to
 
 from pyro_vae.evaluation import (
+    annealed_chains,
     annealed_importance_sampling,
     annealed_with_bracket,
-    annealing,
     bidirectional,
     importance_sampling,
 )
-from pyro_vae.evaluation.annealing import temperatures
+from pyro_vae.evaluation.annealed_chains import temperatures
 from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.programs import Prior
 from pyro_vae.inference import Probe, Program, site_terms
@@ -161,8 +161,8 @@ def dirichlet_multinomial():
 @pytest.fixture
 def hasty(monkeypatch):
     """Adapt step sizes for a few moves only, where nothing depends on them."""
-    monkeypatch.setattr(annealing, "_WARM_UP", 2)
-    monkeypatch.setattr(annealing, "_FEWEST_PILOT", 3)
+    monkeypatch.setattr(annealed_chains, "_WARM_UP", 2)
+    monkeypatch.setattr(annealed_chains, "_FEWEST_PILOT", 3)
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_compiled_chains_are_those_of_eager_ones():
 
 def test_chunks_hold_no_more_chains_than_memory_and_leave_no_datum_out(hasty, monkeypatch):
     vae, x, seen = LinearGaussian(num_latents=1, exact=True), data(11), []
-    evaluate = annealing.Path._evaluate
+    evaluate = annealed_chains.Path._evaluate
 
     def noted(self, beta, position, *rows):
         seen.append(len(position))
         return evaluate(self, beta, position, *rows)
 
-    monkeypatch.setattr(annealing.Path, "_evaluate", noted)
+    monkeypatch.setattr(annealed_chains.Path, "_evaluate", noted)
     found = annealed_importance_sampling(vae.model, vae.guide, x, max_pairs=12, **settings())
     assert set(seen) == {12, 9}
     torch.testing.assert_close(found.log_p, vae.log_p(x), rtol=0, atol=1e-10)

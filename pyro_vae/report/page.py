@@ -240,7 +240,7 @@ NUMBERS = {
     "annealing_seconds": _Number(
         "AIS time (seconds)",
         lambda value: f"{value:,.1f}",
-        "What the lower bound took; it grows with the number of temperatures.",
+        "What annealing took, with the bracket where there is one; it grows with the temperatures.",
     ),
     "num_temperatures": _Number("AIS temperatures", _count, "Steps from the prior to p(x, z)."),
     "num_diagnosed": _Number(
