@@ -47,11 +47,11 @@ class Replica:
 
     Attributes:
         program: The trained object; a pair of model and guide where they were given apart.
-        history: One record per epoch; ``*_nats`` are means per datum.
+        history: One record per epoch, of means per datum; each name ends with the unit.
         epochs: The number of epochs run.
         steps: The number of gradient steps taken.
         seconds: Time spent training all replicas, over all resumptions.
-        best_epoch: The epoch whose validation ELBO was the largest.
+        best_epoch: The epoch whose validation value, the ELBO of bounds, was the largest.
         seed: Of its permutations and noise.
         weights: Which weights the program has: the "best" by validation or the "last".
     """
@@ -71,11 +71,11 @@ class Fit:
     """What a finished run did.
 
     Attributes:
-        history: One record per epoch; ``*_nats`` are means per datum.
+        history: One record per epoch, of means per datum; each name ends with the unit.
         epochs: The number of epochs run.
         steps: The number of gradient steps taken.
         seconds: Time spent training, over all resumptions.
-        best_epoch: The epoch whose validation ELBO was the largest.
+        best_epoch: The epoch whose validation value, the ELBO of bounds, was the largest.
         replicas: The same for each program that was trained; all else is the first's.
         weights: Which weights the program has: the "best" by validation or the "last".
         start: ``validation_*_nats`` before the first step.
@@ -94,10 +94,9 @@ class Fit:
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
-        bounds = "".join(
-            f", {name}={last[name]:.2f}"
-            for name in ("train_nats", "validation_elbo_nats") if name in last
-        )  # fmt: skip
+        found = [name for name in last if name.startswith("train_")][:1]
+        found += [name for name in last if name.startswith("validation_")][:1]
+        bounds = "".join(f", {name}={last[name]:.2f}" for name in found)
         several = f", {len(self.replicas)} replicas" if len(self.replicas) > 1 else ""
         return (
             f"Fit({self.epochs} epochs, {self.steps:,} steps, {self.seconds:.1f} s{bounds}, "

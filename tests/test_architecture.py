@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "replicas": {*GROUND, "recording", "engine"},
     "fitting": {*GROUND, "engine", "replicas", "signals"},
     "laboratory": {*GROUND, "recording", "engine", "evaluation", "replicas", "fitting"},
-    "report": {"files", "wording", "evaluation", "laboratory"},
+    "report": {"files", "wording", "inference", "evaluation", "laboratory"},
 }
 TOP = {"", "cli"}  # the package itself and the command: may all
 

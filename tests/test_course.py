@@ -63,7 +63,7 @@ def test_a_run_overfits_where_validation_falls_and_training_rises_beyond_noise(c
         return
     assert epochs[0] <= said.epoch <= epochs[1]
     fallen = max(found) - np.mean(found[-3:])
-    assert said.fallen_nats == pytest.approx(fallen, abs=3 * noise + 0.1)
+    assert said.fallen == pytest.approx(fallen, abs=3 * noise + 0.1)
     assert f"since epoch {said.epoch}" in str(said)
     assert "patience=10" in str(said)
 

@@ -22,27 +22,22 @@ from pyro_vae.engine.checkpoint import CheckpointError
 from pyro_vae.engine.restoring import RANDOM
 from pyro_vae.engine.schema import Check
 from pyro_vae.files import show
+from pyro_vae.inference.quantities import validated_value
 
 __all__ = ["Steps", "check_progress", "check_state"]
 
-_JUDGED = dict.fromkeys(
-    ("validation_elbo_nats", "validation_rate_nats", "validation_distortion_nats"),
-    schema.number(float),
-)
+_ELBO = "validation_elbo_nats"
+_OF_BOUNDS = (_ELBO, "validation_rate_nats", "validation_distortion_nats")
 _RECORD: dict[str, Check] = {
     "epoch": schema.number(int, 1),
     "step": schema.number(int, 1),
     "learning_rate": schema.number(float),
-    "train_nats": schema.number(float),
-    **_JUDGED,
 }
 _PROGRESS: dict[str, Check] = {
     **dict.fromkeys(("epoch", "position", "step", "waited", "best_epoch"), schema.number(int, 0)),
     "seconds": schema.number(float, 0),
     "best_nats": schema.anything,  # follows from the history
-    "start": schema.record(_JUDGED),
     "init_from": schema.nullable(schema.text),
-    "history": schema.each(schema.record(_RECORD, others=schema.plain)),
 }
 # Moments of squares and of absolute values, which optimisers take roots of.
 _NOT_NEGATIVE = {
@@ -96,7 +91,7 @@ def check_progress(state: Any, path: Path) -> None:
     Raises:
         CheckpointError: If a part is missing or malformed; names it.
     """
-    checks = {"weights": schema.anything, "progress": schema.record(_PROGRESS)}
+    checks = {"weights": schema.anything, "progress": _progress}
     faults = list(schema.record(checks, others=schema.anything)("", state))
     _refuse(faults or _misplaced(state["progress"], None), path)
 
@@ -115,7 +110,7 @@ def _faults(
         "best": schema.anything,
         "environment": schema.record(dict.fromkeys(own["environment"], schema.plain)),
         "optimizer": schema.record({"state": schema.anything, "param_groups": groups}),
-        "progress": schema.record(_PROGRESS),
+        "progress": _progress,
         "random": RANDOM,
         "settings": schema.anything,  # compared by themselves
     }
@@ -126,6 +121,22 @@ def _faults(
         yield from _miscounted(state, steps)
         step = state["progress"]["step"]
         yield from _moments(state["optimizer"]["state"], optimizer, reached, step)
+
+
+def _progress(place: str, progress: Any) -> Iterator[str]:
+    """Check how far a run is, and that its records are all of the quantity that it began with."""
+    start = progress.get("start") if isinstance(progress, dict) else None
+    keys = [key for key in start or () if str(key).startswith("validation_")]
+    of_bounds = len(keys) != 1 or _ELBO in keys
+    validated = dict.fromkeys(_OF_BOUNDS if of_bounds else keys, schema.number(float))
+    trained = "train_nats" if of_bounds else keys[0].replace("validation_", "train_", 1)
+    record = {**_RECORD, trained: schema.number(float), **validated}
+    checks = {
+        **_PROGRESS,
+        "start": schema.record(validated, others=schema.plain),
+        "history": schema.each(schema.record(record, others=schema.plain)),
+    }
+    yield from schema.record(checks)(place, progress)
 
 
 # What follows from the rest -----------------------------------------------------------------------
@@ -159,18 +170,19 @@ def _misplaced_record(
     yield from _mismatched(place, record)
 
 
-def _mismatched(place: str, judged: Mapping[str, Any]) -> Iterator[str]:
-    elbo = -judged["validation_rate_nats"] - judged["validation_distortion_nats"]
-    yield from schema.exactly(elbo)(f"{place}.validation_elbo_nats", judged["validation_elbo_nats"])
+def _mismatched(place: str, record: Mapping[str, Any]) -> Iterator[str]:
+    if _ELBO in record:
+        elbo = -record["validation_rate_nats"] - record["validation_distortion_nats"]
+        yield from schema.exactly(elbo)(f"{place}.{_ELBO}", record[_ELBO])
 
 
 def _best(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"best_nats": -math.inf, "best_epoch": 0, "waited": 0}
     for record in history:
         found["waited"] += 1
-        if record["validation_elbo_nats"] > found["best_nats"]:
-            nats, epoch = record["validation_elbo_nats"], record["epoch"]
-            found = {"best_nats": nats, "best_epoch": epoch, "waited": 0}
+        value = validated_value(record)
+        if value > found["best_nats"]:
+            found = {"best_nats": value, "best_epoch": record["epoch"], "waited": 0}
     return found
 
 

@@ -7,6 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pyro_vae.inference.quantities import (
+    ELBO_NATS,
+    trained_value,
+    validated_value,
+    validation_title,
+)
 from pyro_vae.wording import option
 
 __all__ = ["Divergence", "Overfitting", "divergence", "overfitting"]
@@ -24,19 +30,25 @@ class Divergence(NamedTuple):
 
     Attributes:
         epoch: The first epoch after which it stood badly.
-        nats: The validation ELBO at its worst.
-        start_nats: That of the untrained program, or after the first epoch.
+        value: What is validated, at its worst.
+        start_value: That of the untrained program, or after the first epoch.
         came_back: Whether the last epoch stands well again.
+        title: The name and the unit of what is validated.
     """
 
     epoch: int
-    nats: float
-    start_nats: float
+    value: float
+    start_value: float
     came_back: bool
+    title: tuple[str, str] = (ELBO_NATS.title, ELBO_NATS.unit)
 
     def __str__(self) -> str:
         """Say what happened, and what to try."""
-        where = f"{self.nats:,.4g} nats of validation ELBO, where {self.start_nats:,.4g} was before"
+        name, unit = self.title
+        where = (
+            f"{self.value:,.4g} {unit} of validation {name}, where {self.start_value:,.4g} was "
+            "before"
+        )
         end = "came back" if self.came_back else "did not come back"
         what = "exploded" if self.came_back else "diverged"
         return (
@@ -51,21 +63,24 @@ class Overfitting(NamedTuple):
 
     Attributes:
         epoch: The last epoch before validation fell, which is the best.
-        fallen_nats: By how much the validation ELBO fell from then to the end.
-        risen_nats: By how much the training value rose.
+        fallen: By how much what is validated fell from then to the end.
+        risen: By how much the training value rose.
+        title: The name and the unit of what is validated.
     """
 
     epoch: int
-    fallen_nats: float
-    risen_nats: float
+    fallen: float
+    risen: float
+    title: tuple[str, str] = (ELBO_NATS.title, ELBO_NATS.unit)
 
     def __str__(self) -> str:
         """Say what happened, and what to try."""
+        name, unit = self.title
         latents = option("latent", python="latent_shape")
         hidden = option("network.hidden", python="hidden")
         return (
-            f"the run overfits: since epoch {self.epoch} the validation ELBO fell by "
-            f"{self.fallen_nats:,.2f} nats while training rose by {self.risen_nats:,.2f}; try "
+            f"the run overfits: since epoch {self.epoch} the validation {name} fell by "
+            f"{self.fallen:,.2f} {unit} while training rose by {self.risen:,.2f}; try "
             f"fewer epochs ({option('epochs', self.epoch)}, or {option('patience', 10)}), a "
             f"smaller network or fewer latents ({hidden}, {latents}), or more data"
         )
@@ -89,35 +104,35 @@ def divergence(
     if not history:
         return None
     before = start or history[0]
-    elbo, distortion = before["validation_elbo_nats"], before["validation_distortion_nats"]
-    found = [r["validation_distortion_nats"] for r in history]
+    elbo, distortion = validated_value(before), _distortion(before)
+    found = [_distortion(record) for record in history]
     margin = max(distortion - min(found), abs(distortion), _WORSE_NATS)
     bad = [
         record
         for record in history
-        if max(record["validation_elbo_nats"], record["train_nats"]) < elbo
+        if max(validated_value(record), trained_value(record)) < elbo
         and (
-            record["validation_distortion_nats"] > distortion + margin
-            or record["validation_rate_nats"] > _ABSURD_NATS
+            _distortion(record) > distortion + margin
+            or record.get("validation_rate_nats", 0.0) > _ABSURD_NATS
         )
     ]
     if bad:
-        worst = min(record["validation_elbo_nats"] for record in bad)
-        return Divergence(bad[0]["epoch"], worst, elbo, bad[-1] is not history[-1])
+        worst = min(map(validated_value, bad))
+        came_back = bad[-1] is not history[-1]
+        return Divergence(bad[0]["epoch"], worst, elbo, came_back, validation_title(before))
     return _fallen_back(history, elbo)
 
 
 def _fallen_back(history: Sequence[Mapping[str, Any]], start_nats: float) -> Divergence | None:
-    found = [record["validation_elbo_nats"] for record in history]
-    trained = [record["train_nats"] for record in history]
+    found, trained = [*map(validated_value, history)], [*map(trained_value, history)]
     best, last = max(found), found[-1]
     gained = best - start_nats
     lost_in_training = max(trained) - trained[-1] > _LOST * (max(trained) - trained[0])
     after = [r for r in history if r["epoch"] > 1 + found.index(best)]
     if not (after and gained > 0 and lost_in_training and best - last > max(_LOST * gained, 1.0)):
         return None
-    first = next(r for r in after if best - r["validation_elbo_nats"] > _LOST * gained)
-    return Divergence(first["epoch"], last, best, came_back=False)
+    first = next(record for record in after if best - validated_value(record) > _LOST * gained)
+    return Divergence(first["epoch"], last, best, False, validation_title(first))
 
 
 def overfitting(history: Sequence[Mapping[str, Any]]) -> Overfitting | None:
@@ -126,8 +141,7 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> Overfitting | None:
     Args:
         history: One record per epoch, of ``Fit``.
     """
-    found = [record["validation_elbo_nats"] for record in history]
-    trained = [record["train_nats"] for record in history]
+    found, trained = [*map(validated_value, history)], [*map(trained_value, history)]
     best = found.index(max(found)) if found else 0
     if len(found) - best <= _LAST_EPOCHS:
         return None
@@ -137,7 +151,12 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> Overfitting | None:
         return None
     if risen <= _TIMES_NOISE * _noise(trained[best:]) / math.sqrt(_LAST_EPOCHS):
         return None
-    return Overfitting(history[best]["epoch"], fallen, risen)
+    return Overfitting(history[best]["epoch"], fallen, risen, validation_title(history[best]))
+
+
+def _distortion(record: Mapping[str, Any]) -> float:
+    """Return what is not told of the data; of what has no such term, the value with its sign."""
+    return float(record.get("validation_distortion_nats", -validated_value(record)))
 
 
 def _noise(values: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from pyro_vae.datasets import Data, Dataset
 from pyro_vae.inference.objectives import AnalyticELBO, Objective
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
+from pyro_vae.inference.reconstruction import Reconstruction
 from pyro_vae.inference.refusals import check_objective
 from pyro_vae.inference.sites import Layout
 from pyro_vae.wording import warn
@@ -33,13 +34,17 @@ def default_objective(probe: Probe, *, weighted: bool = False) -> ELBO:
 
     Both have the same expectation; without the noise of a sampled KL, training is faster. With
     several latents the closed form holds under conditions that a run cannot show, so it is left.
-    Where handlers weigh data or sites, ``AnalyticELBO``: what Pyro's report is then no bound.
+    Where handlers weigh data or sites, or components declare auxiliary losses, ``AnalyticELBO``:
+    what Pyro's report is then no bound. Where the guide draws a point, ``Reconstruction``: there is
+    no bound.
 
     Args:
         probe: Of the program.
         weighted: Whether the data have weights.
     """
-    if weighted or probe.is_weighted:
+    if probe.terms.points:
+        return Reconstruction()
+    if weighted or probe.is_weighted or probe.terms.auxiliary:
         return AnalyticELBO()
     if len(probe.layout.latents) > 1:
         return Trace_ELBO()

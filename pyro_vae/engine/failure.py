@@ -88,7 +88,7 @@ def why_loss(
         return named, "give it finite values at the start, or lower the learning rate"
     with rehearsing(program), torch.no_grad():
         for _ in range(_TRIES):
-            culprits = _sites(site_terms(program, layout, *batch))
+            culprits = _sites(site_terms(program, layout, *batch, bounded=False))
             if culprits:
                 return f"at {' and '.join(culprits)}", ""
     return "in the objective", ""
@@ -147,7 +147,7 @@ def _where_gradient(
     with rehearsing(program):
         for _ in range(_TRIES):
             with _origin() as line, torch.autograd.set_detect_anomaly(True, check_nan=False):
-                culprit = _culprit(site_terms(program, layout, *batch), held)
+                culprit = _culprit(site_terms(program, layout, *batch, bounded=False), held)
             if culprit is not None:
                 where, total = culprit
                 return f", at {where}{line(total, held)}"

@@ -67,7 +67,8 @@ class Prepared:
         device: Where it is trained.
         batches: Of the training rows.
         validation: The validation rows, observed once, as the program takes them.
-        layout: Of the program's sites.
+        probe: Of the program.
+        layout: Of its sites.
         objective: What is maximised.
         moving: The numbers that schedules move.
         beside: The modules that are neither the model's nor the guide's, but belong to the run.
@@ -92,8 +93,8 @@ class Prepared:
             seed=settings.seed, device=self.device, fields=self._trained.fields,
         )  # fmt: skip
         self.validation = self._rows(data.validation, seed=OBSERVATION_SEED + 1)
-        self._probe = Probe(self.program, *self.validation)
-        self.layout = self._probe.layout
+        self.probe = Probe(self.program, *self.validation)
+        self.layout = self.probe.layout
         for name in ("validation", "train", "test"):
             self._check_rows(name, data.parts[name])
         self.objective = self._checked_objective()
@@ -119,7 +120,7 @@ class Prepared:
             if self._settings.epochs > 0:
                 observation = self._settings.observation
                 rows = representative(self._data.train, observation, device=self.device)
-                adapt_to_data(self._probe, *rows.tensors(self.program.fields))
+                adapt_to_data(self.probe, *rows.tensors(self.program.fields))
             mixed = mixed_rows(self.program, *self._rows(self._few))
         if mixed is not None:
             warn(mixed)
@@ -141,29 +142,29 @@ class Prepared:
             name != "validation"
             and levelled
             and not part.x.is_floating_point()
-            and observes_arguments(self._probe)
+            and observes_arguments(self.probe)
         ):
             return  # whatever the integers, the result has the range of the validation rows
         step = max(1, _CHECKED_ELEMENTS // max(1, part.x[0].numel()))
         for begin in range(0, len(part), step):
             rows = self._rows(part[begin : begin + step])
-            check_support(self._probe, *rows, part=Part(name, part.rows, begin))
+            check_support(self.probe, *rows, part=Part(name, part.rows, begin))
 
     # ------------------------------------------------------------------------------- the objective
 
     def _checked_objective(self) -> ELBO:
         """Return the objective, with what it and handlers bring along on the device."""
         is_weighted = self._trained is not self.program
-        objective = self._settings.objective or default_objective(self._probe, weighted=is_weighted)
+        objective = self._settings.objective or default_objective(self.probe, weighted=is_weighted)
         objective = fitted_objective(objective, self.layout, len(self._data.train))
         program, turns = self.program, self._settings.turns
         self.moving = moving_in(program.model, program.guide, *program.reachable, objective)
         beside = [*getattr(objective, "modules", {}).values(), *self.moving, turns]
         self.beside = [module.to(self.device) for module in beside if module is not None]
         with Budget():
-            check_objective(objective, self._probe)
+            check_objective(objective, self.probe)
         if not isinstance(objective, Objective):
-            check_reported(objective, self._weighted_probe() if is_weighted else self._probe)
+            check_reported(objective, self._weighted_probe() if is_weighted else self.probe)
         settle_single_rows(
             self.batches, program, objective, self.batches.batch_size, *self._rows(self._few)
         )
@@ -171,7 +172,7 @@ class Prepared:
 
     def _weighted_probe(self) -> Probe:
         """Look at what is trained where the data have weights: the first may be 1 by chance."""
-        rows = self._probe.rows
+        rows = self.probe.rows
         return Probe(self._trained, *rows, torch.full((len(rows[0]),), 2.0, device=self.device))
 
     # ------------------------------------------------------------------------------------ the step

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.engine.callbacks import Progress
 from pyro_vae.engine.training import Training
+from pyro_vae.inference.quantities import trained_value, validated_value, validation_title
 from pyro_vae.terminal import Terminal
 from pyro_vae.wording import option
 
@@ -155,5 +156,6 @@ class Bar:
         if not self.run.progress.history:
             return ""
         last = self.run.progress.history[-1]
-        train, validation = last["train_nats"], last["validation_elbo_nats"]
-        return f"train {train:.2f}, validation ELBO {validation:.2f} nats per datum"
+        title, unit = validation_title(last)
+        validation = f"validation {title} {validated_value(last):.2f} {unit} per datum"
+        return f"train {trained_value(last):.2f}, {validation}"

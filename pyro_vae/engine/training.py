@@ -54,7 +54,7 @@ class Training:
         prepared = Prepared(program, data, settings)
         self._take_parts(prepared)
         self.validate = Validation(
-            self.program, self.layout, prepared.validation,
+            prepared.probe, prepared.objective, prepared.validation,
             seed=self.seed + 2, engine=settings.engine, num_epochs=self.epochs,
         )  # fmt: skip
         self.progress = Progress()
@@ -166,12 +166,13 @@ class Training:
             "epoch": state.epoch + 1,
             "step": state.step,
             "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
-            "train_nats": self.train_nats.compute(),
+            self.validate.quantity.training_key: self.train_nats.compute(),
             **validated,
             **(self.turns.end_epoch(self.program, *self.validate.rows) if self.turns else {}),
         }
-        if not math.isfinite(record["validation_elbo_nats"]):
-            raise TrainingError(self._explain(self.validate.rows, -record["validation_elbo_nats"]))
+        value = record[self.validate.quantity.validation_key]
+        if not math.isfinite(value):
+            raise TrainingError(self._explain(self.validate.rows, -value))
         record |= epoch_numbers(self, record)
         state.history.append(record)
         for log in (self.metrics, self.board):
@@ -179,13 +180,13 @@ class Training:
                 log.append(record)
         state.epoch, state.position = state.epoch + 1, 0
         self.train_nats = metrics.Mean()
-        self._keep_best(record["validation_elbo_nats"])
+        self._keep_best(value)
 
-    def _keep_best(self, elbo_nats: float) -> None:
+    def _keep_best(self, value: float) -> None:
         state = self.progress
         state.waited += 1
-        if elbo_nats > state.best_nats:
-            state.best_nats, state.best_epoch, state.waited = elbo_nats, state.epoch, 0
+        if value > state.best_nats:
+            state.best_nats, state.best_epoch, state.waited = value, state.epoch, 0
             self.best = cloned(weights_of(self.gradient_step))
 
     def finish(self) -> None:

@@ -97,7 +97,7 @@ class _Sizes(TorchDispatchMode):
 
 def _sizes(program: Program, layout: Layout, args: tuple[Tensor, ...]) -> list[int]:
     with _Sizes() as sizes:
-        site_terms(program, layout, *args)
+        site_terms(program, layout, *args, bounded=False)
     return sizes.found
 
 

@@ -1,12 +1,15 @@
 """Inference on any Pyro model and guide: programs, site terms, objectives, handlers, schedules."""
 
 from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, OfSamples
+from pyro_vae.inference.auxiliary import auxiliary_loss
 from pyro_vae.inference.detached import detached
 from pyro_vae.inference.handlers import Frozen, Handler, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
 from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Bound, Objective
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program, ProgramError
+from pyro_vae.inference.quantities import ELBO_NATS, Quantity
+from pyro_vae.inference.reconstruction import Reconstruction
 from pyro_vae.inference.refusals import check_objective, refusal, refusals
 from pyro_vae.inference.regularized import BetaVAE, Capacity, FreeBits, Groups, Layers, Units
 from pyro_vae.inference.schedules import (
@@ -31,6 +34,7 @@ __all__ = [
     "CIWAE",
     "DIPVAE",
     "ELBO",
+    "ELBO_NATS",
     "IWAE",
     "MIWAE",
     "NVIL",
@@ -68,7 +72,9 @@ __all__ = [
     "Probe",
     "Program",
     "ProgramError",
+    "Quantity",
     "RWSDReG",
+    "Reconstruction",
     "Renyi",
     "Schedule",
     "Scheduled",
@@ -77,6 +83,7 @@ __all__ = [
     "StickingTheLanding",
     "Temperature",
     "Units",
+    "auxiliary_loss",
     "check_objective",
     "check_support",
     "detached",

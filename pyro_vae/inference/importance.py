@@ -265,15 +265,16 @@ class InChunks(Objective):
             nonlocal first
             terms = site_terms(program, layout, *args, num_particles=size)
             first = first or replace(terms, latents={}, values={})
-            return (*terms.log_p.values(), *terms.log_q.values())
+            return (*terms.log_p.values(), *terms.log_q.values(), *terms.auxiliary.values())
 
         starts = range(0, self.num_particles, self.particles_at_once)
         sizes = [min(self.particles_at_once, self.num_particles - start) for start in starts]
         columns = [checkpoint(chunk, size, use_reentrant=False) for size in sizes]
         assert first is not None
         rows = iter([torch.cat(column) for column in zip(*columns, strict=True)])
-        log_p = {name: next(rows) for name in first.log_p}
-        return replace(first, log_p=log_p, log_q={name: next(rows) for name in first.log_q})
+        parts = ("log_p", "log_q", "auxiliary")
+        whole: Any = {part: {n: next(rows) for n in getattr(first, part)} for part in parts}
+        return replace(first, **whole)
 
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the objective's bound of each datum in nats, ``[B]``."""

@@ -1,7 +1,8 @@
 """Objectives: reductions of the table of site terms, as Pyro ELBO objects.
 
-Each has a *value*, the bound that is reported, and a *surrogate*, whose gradient is followed. They
-work in ``pyro.infer.SVI``, too. All particles are drawn at once where the program allows it.
+Each has a *value*, which is reported under the name of its *quantity*, a bound unless it says
+otherwise, and a *surrogate*, whose gradient is followed, less the auxiliary losses of components.
+They work in ``pyro.infer.SVI``, too. All particles are drawn at once where the program allows it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import at_the_door
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program, exclusively
+from pyro_vae.inference.quantities import ELBO_NATS, Quantity
 from pyro_vae.inference.sites import Layout
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
@@ -97,6 +99,8 @@ class Objective(PyroELBO):
     roles = ()
     weighs_particles: ClassVar[bool] = False
     """Whether particles are weighed by their densities among themselves, as no ELBO does."""
+    quantity: ClassVar[Quantity] = ELBO_NATS
+    """What ``value`` is; what is no bound of log p(x) has a name of its own."""
 
     @at_the_door
     def __init__(self, num_particles: int = 1) -> None:
@@ -118,9 +122,20 @@ class Objective(PyroELBO):
         """Return what is differentiated for each datum, ``[B]``, with all weights applied."""
         raise NotImplementedError
 
+    def followed(self, terms: SiteTerms) -> Tensor:
+        """Return the surrogate less the auxiliary losses of components, for each datum, ``[B]``."""
+        surrogate = self.surrogate(terms)
+        if not terms.auxiliary:
+            return surrogate
+        losses = sum(loss.mean(0) for loss in terms.auxiliary.values())
+        return surrogate - data_weight(terms) * losses
+
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program and return what ``value`` and ``surrogate`` reduce."""
-        return site_terms(program, layout, *args, num_particles=self.num_particles)
+        return site_terms(
+            program, layout, *args,
+            num_particles=self.num_particles, bounded=self.quantity.is_bound,
+        )  # fmt: skip
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say why this objective cannot train a program, and which one can; None if it can.
@@ -148,7 +163,7 @@ class Objective(PyroELBO):
         program, layout = self._program(model, guide, args)
         terms = self.table(program, layout, *args)
         loss = -data_scale(terms) * self.value(terms).detach().sum()
-        surrogate = -self.surrogate(terms).sum()
+        surrogate = -self.followed(terms).sum()
         return loss + (surrogate - surrogate.detach())
 
     @exclusively

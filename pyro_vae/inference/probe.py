@@ -22,6 +22,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.arguments import shown
+from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.explaining import ProgramError, is_machinery, place
 from pyro_vae.inference.handlers import Named
 from pyro_vae.inference.program import EXCLUSIVE, Program
@@ -236,11 +237,14 @@ class Probe:
         with EXCLUSIVE:
             program.materialize(*args)
             with self.looking():
-                with Weighing(), Lines(), Named(program.reachable):
+                with (
+                    Weighing(), Lines(), Named(program.reachable), AuxiliaryLosses() as losses
+                ):  # fmt: skip
                     self.model_trace, self.guide_trace = program.first_traces(*self.rows)
                 layout = layout_of(self.model_trace, self.guide_trace, len(self.rows[0]))
                 vectorizes = _vectorizes(program, self.rows, layout.max_plate_nesting)
         self.layout: Layout = replace(layout, vectorizes=vectorizes)
+        self._losses = losses.declared
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -253,7 +257,7 @@ class Probe:
         """The table of site terms of these rows, with one particle."""
         shape = (1, len(self.rows[0]))
         with self.looking():
-            return terms_of(self.model_trace, self.guide_trace, shape, self.layout)
+            return terms_of(self.model_trace, self.guide_trace, shape, self.layout, self._losses)
 
     @property
     def is_weighted(self) -> bool:

@@ -7,6 +7,7 @@ a number that is no bound. Ours say so themselves, by ``Objective.refusal``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -23,12 +24,14 @@ from pyro.infer import (
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
+from pyro_vae.inference.quantities import ELBO_NATS
 from pyro_vae.inference.sites import latent_sites, line_of, observed_sites
 from pyro_vae.inference.support import check_support
-from pyro_vae.inference.terms import SiteTerms
+from pyro_vae.inference.terms import SiteTerms, no_density
 
 __all__ = ["check_loss", "check_objective", "refusal", "refusals"]
 
@@ -53,6 +56,8 @@ def check_objective(objective: Any, probe: Probe) -> None:
             "sample is needed, without which there is no gradient; give 1 or more"
         )
     terms = probe.terms
+    if terms.points and getattr(objective, "quantity", ELBO_NATS).is_bound:
+        raise ValueError(no_density(terms.points[0]))
     with probe.looking():
         if not isinstance(objective, Objective):
             reason = _uneven_weights(terms) or _reason_of_pyros(objective, terms, probe.model_trace)
@@ -83,9 +88,14 @@ def check_loss(loss: Any, program: Program, *args: Any, **kwargs: Any) -> None:
     rules = _rules(objective, _WRONG)
     if not rules:
         return
-    with program.evaluating(seed=0), pyro.validation_enabled(False):
+    with (
+        program.evaluating(seed=0), pyro.validation_enabled(False), AuxiliaryLosses() as losses
+    ):  # fmt: skip
         model_trace, guide_trace = program.traces(*args, **kwargs)
-        terms = _terms_of(model_trace, guide_trace)
+        terms = replace(
+            _terms_of(model_trace, guide_trace),
+            auxiliary={name: found[0] for name, found in losses.declared.items()},
+        )
         reason = _first_reason(rules, objective, terms, model_trace)
     if reason is not None:
         raise ValueError(reason)
@@ -218,6 +228,15 @@ def _without_scores(objective: Any, terms: SiteTerms, model_trace: Trace) -> str
     return None
 
 
+def _without_auxiliary(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
+    for name in terms.auxiliary if not isinstance(objective, Objective) else ():
+        return (
+            f"{type(objective).__name__} does not follow the auxiliary loss {name!r}, which a "
+            "component of the program declares: use ELBO or AnalyticELBO of pyro_vae"
+        )
+    return None
+
+
 def _no_bound(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
     return (
         f"{type(objective).__name__} is no bound on log p(x), in whose nats a run is reported; use "
@@ -279,6 +298,7 @@ def _no_closed_form(objective: Any, terms: SiteTerms, model_trace: Trace) -> str
 
 # What leads a step to a wrong place, whoever takes it.
 _WRONG: dict[type, tuple[_Rule, ...]] = {
+    ELBO: (_without_auxiliary,),
     RenyiELBO: (_enumerated, _zero_gradient, _scaled_weights),
     TraceMeanField_ELBO: (_score_function, _not_mean_field),
     ReweightedWakeSleep: (_joint_weights,),

@@ -6,6 +6,7 @@ reductions of this one table.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout, data_frame, latent_sites, observed_sites
 from pyro_vae.inference.weights import Weighing, num_stood_for, site_weights
@@ -25,6 +27,7 @@ __all__ = [
     "SiteTerms",
     "log_densities",
     "mean_of",
+    "no_density",
     "rows_first",
     "site_terms",
     "terms_of",
@@ -50,6 +53,9 @@ class SiteTerms:
         pathwise: Of each latent site, whether samples carry gradients.
         latents: The distributions at each latent site; one entry per run of the program.
         layout: Of the program; None of a table that is none of a program's.
+        auxiliary: The losses that components declare beside the bound, by name.
+        points: The latents that the guide draws from a point, which has no density: their log q is
+            0 by convention, and no sum with it bounds log p(x).
     """
 
     log_p: dict[str, Tensor]
@@ -62,6 +68,8 @@ class SiteTerms:
     pathwise: dict[str, bool] = field(default_factory=dict)
     latents: dict[str, tuple[LatentSite, ...]] = field(default_factory=dict)
     layout: Layout | None = None
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    points: tuple[str, ...] = ()
 
     @property
     def log_w(self) -> Tensor:
@@ -251,7 +259,9 @@ def rows_first(value: Tensor, event_dim: int, *, leading: int = 0) -> Tensor:
     return value.movedim(-1 - event_dim, leading)
 
 
-def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int = 1) -> SiteTerms:
+def site_terms(
+    program: Program, layout: Layout, *args: Any, num_particles: int = 1, bounded: bool = True
+) -> SiteTerms:
     """Run guide and model and return the table; call inside ``program.running()``.
 
     Args:
@@ -260,18 +270,24 @@ def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int 
         args: A batch of B data (and what else the program takes).
         num_particles: S, the number of samples of the latents for each datum; drawn at once
             where the program vectorizes, one after the other otherwise.
+        bounded: Whether the log-weights are to bound log p(x).
+
+    Raises:
+        ValueError: If there is no particle, or the guide draws a latent from a point, of which
+            there is no bound.
     """
     if num_particles < 1:
         raise ValueError(f"num_particles={num_particles}: at least one sample is needed")
     if num_particles == 1 or layout.vectorizes:
-        return _table(program, layout, args, None if num_particles == 1 else num_particles)
-    tables = [_table(program, layout, args, None) for _ in range(num_particles)]
+        at_once = None if num_particles == 1 else num_particles
+        return _table(program, layout, args, at_once, bounded)
+    tables = [_table(program, layout, args, None, bounded) for _ in range(num_particles)]
     stacked: Any = {
         part: {
             name: torch.cat([getattr(table, part)[name] for table in tables])
             for name in getattr(tables[0], part)
         }
-        for part in ("log_p", "log_q", "values")
+        for part in ("log_p", "log_q", "values", "auxiliary")
     }
     latents = {
         name: tuple(site for table in tables for site in table.latents[name])
@@ -281,16 +297,28 @@ def site_terms(program: Program, layout: Layout, *args: Any, num_particles: int 
 
 
 def _table(
-    program: Program, layout: Layout, args: tuple[Any, ...], num_particles: int | None
+    program: Program,
+    layout: Layout,
+    args: tuple[Any, ...],
+    num_particles: int | None,
+    bounded: bool,
 ) -> SiteTerms:
     nesting = layout.max_plate_nesting
-    with Weighing():
+    with Weighing(), AuxiliaryLosses() as losses:
         traces = program.traces(*args, num_particles=num_particles, max_plate_nesting=nesting)
-    return terms_of(*traces, (num_particles or 1, len(args[0])), layout)
+    shape = (num_particles or 1, len(args[0]))
+    terms = terms_of(*traces, shape, layout, losses.declared)
+    if bounded and terms.points:
+        raise ValueError(no_density(terms.points[0]))
+    return terms
 
 
 def terms_of(
-    model_trace: Trace, guide_trace: Trace, shape: tuple[int, int], layout: Layout
+    model_trace: Trace,
+    guide_trace: Trace,
+    shape: tuple[int, int],
+    layout: Layout,
+    auxiliary: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> SiteTerms:
     """Return the table of a run.
 
@@ -299,10 +327,9 @@ def terms_of(
         guide_trace: Of the guide, likewise.
         shape: S and B: particles, 1 where there is no dimension of them, and data.
         layout: Of the program.
+        auxiliary: The losses that its components declared.
     """
     nesting = layout.max_plate_nesting
-    for name, site in latent_sites(guide_trace):
-        _check_density(name, site["fn"])
     log_q = log_densities(guide_trace, shape, nesting)
     log_p = log_densities(model_trace, shape, nesting)
     latents = {
@@ -323,18 +350,27 @@ def terms_of(
         pathwise={name: guide_trace.nodes[name]["fn"].has_rsample for name in log_q},
         latents={name: (site,) for name, site in latents.items()},
         layout=layout,
+        auxiliary={
+            name: sum((_per_datum(loss, shape, nesting) for loss in losses), torch.zeros(()))
+            for name, losses in (auxiliary or {}).items()
+        },
+        points=tuple(name for name in log_q if not _has_density(guide_trace.nodes[name]["fn"])),
     )
 
 
-def _check_density(name: str, fn: Any) -> None:
+def _has_density(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    if not getattr(fn, "has_density", True):
-        raise ValueError(
-            f"the guide of site {name!r} is a point, which has no density: log p(x, z) at it would "
-            "be reported, and that is no bound of log p(x); take a narrow normal "
-            f"({part('posterior', 'Normal', scale=0.1)}), or train it by SVI with Pyro's Trace_ELBO"
-        )
+    return bool(getattr(fn, "has_density", True))
+
+
+def no_density(name: str) -> str:
+    """Say why there is no bound of a program whose guide draws a latent from a point."""
+    return (
+        f"the guide of site {name!r} is a point, which has no density: log p(x, z) at it would be "
+        "reported, and that is no bound of log p(x); take the objective Reconstruction, which "
+        f"names what it reports, or a narrow normal ({part('posterior', 'Normal', scale=0.1)})"
+    )
 
 
 def log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vae.files import replace_file
+from pyro_vae.inference.quantities import validation_title
 from pyro_vae.report.image_grids import (
     DPI,
     INK,
@@ -66,10 +67,7 @@ CLASSES = (
 HALO = withStroke(linewidth=3, foreground="white")
 MAX_CLASSES = 2 * len(CLASSES)  # each colour once as a circle, once as a triangle
 MAX_BARS = 200
-HISTORY_KEYS = (
-    *("train_nats", "validation_elbo_nats", "validation_rate_nats"),
-    *("validation_distortion_nats", "learning_rate"),
-)
+HISTORY_KEYS = ("validation_rate_nats", "validation_distortion_nats", "learning_rate")
 
 Line = tuple[str, np.ndarray, str]  # name, values, colour
 Panel = tuple[str, str, list[Line]]  # title, unit, lines
@@ -98,24 +96,31 @@ def png(figure: Figure) -> bytes:
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw what happened over the epochs: the bound, its two terms and the learning rate.
+    """Draw what happened over the epochs: what is maximised, its terms and the learning rate.
 
     Args:
-        history: One record per epoch with ``epoch``, ``train_nats`` and ``validation_elbo_nats``,
-            and optionally ``validation_rate_nats``, ``validation_distortion_nats`` and
-            ``learning_rate``. Missing and non-finite values leave a gap. Panels without a value
-            are left out; the learning rate has one only if it varies.
+        history: One record per epoch with ``epoch``, the ``train_`` and the ``validation_`` value
+            of what is maximised, ``train_nats`` and ``validation_elbo_nats`` for bounds, and
+            optionally ``validation_rate_nats``, ``validation_distortion_nats``,
+            ``learning_rate`` and auxiliary losses, ``*_loss``. Missing and non-finite values leave
+            a gap. Panels without a value are left out; the learning rate has one only if it varies.
     """
     epochs = _series(history, "epoch")
     epochs = np.where(np.isfinite(epochs), epochs, np.arange(len(epochs)))
-    train, validation, rate, distortion, learning_rate = (
-        _series(history, key) for key in HISTORY_KEYS
-    )
-    bound = [("training", train, GREY), ("validation", validation, BLUE)]
-    panels: list[Panel] = [("Evidence lower bound", "ELBO (nats per datum)", bound)]
+    rate, distortion, learning_rate = (_series(history, key) for key in HISTORY_KEYS)
+    name, unit, train_key, validation_key = _maximised(history)
+    train, validation = _series(history, train_key), _series(history, validation_key)
+    value = [("training", train, GREY), ("validation", validation, BLUE)]
+    title = "Evidence lower bound" if name == "ELBO" else name.capitalize()
+    panels: list[Panel] = [(title, f"{name} ({unit} per datum)", value)]
     if np.isfinite([rate, distortion]).any():
         terms = [("rate", rate, ORANGE), ("distortion", distortion, PURPLE)]
         panels.append(("Its two terms, on validation data", "nats per datum", terms))
+    losses = [key for key in (history[0] if history else {}) if key.endswith("_loss")]
+    if losses:
+        colours = zip(losses, CLASSES, strict=False)
+        drawn = [(key.removesuffix("_loss"), _series(history, key), c) for key, c in colours]
+        panels.append(("Auxiliary losses, on validation data", "per datum, as weighed", drawn))
     if len(np.unique(learning_rate[np.isfinite(learning_rate)])) > 1:
         panels.append(("Learning rate", "step size of the optimiser", [("", learning_rate, SOFT)]))
     figure = new_figure(1.0 + 4.4 * len(panels), 3.8)
@@ -125,6 +130,17 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         _draw_lines(axes, epochs, lines)
     _focus(figure.axes[0], np.stack([train, validation]))
     return figure
+
+
+def _maximised(history: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
+    """Return name and unit of what is maximised, and its keys in training and validation."""
+    bound = ("ELBO", "nats", "train_nats", "validation_elbo_nats")
+    first = history[0] if history else {}
+    found = [key for key in first if key.startswith("validation_")]
+    if bound[-1] in first or not found:
+        return bound
+    title = validation_title(first)
+    return (*title, found[0].replace("validation_", "train_", 1), found[0])
 
 
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
