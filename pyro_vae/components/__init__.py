@@ -25,7 +25,7 @@ from pyro_vae.components.images import (
 )
 from pyro_vae.components.labelled import assemble_conditional
 from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
-from pyro_vae.components.mixtures import MixtureOfNormals, VampPrior
+from pyro_vae.components.mixtures import MixtureOfNormals, StratifiedMixture, VampPrior
 from pyro_vae.components.networks import (
     MLP,
     Convolutional,
@@ -113,6 +113,7 @@ __all__ = [
     "Standardize",
     "StraightThroughBernoulli",
     "StraightThroughCategorical",
+    "StratifiedMixture",
     "Sylvester",
     "Transformer",
     "TransformerDecoder",
