@@ -23,13 +23,15 @@ from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.runs import Run, diverged
 from pyro_vae.datasets import Data
-from pyro_vae.engine.course import divergence, overfitting
+from pyro_vae.engine.course import divergence, is_rising, overfitting
 from pyro_vae.engine.data import Dequantize, in_chunks
 from pyro_vae.evaluation.verdict import beyond_storage
 from pyro_vae.files import own_folder, replace_file, show
 from pyro_vae.fitting import Fit
 from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
+from pyro_vae.terminal import on_one_line
+from pyro_vae.wording import option
 
 __all__ = ["evaluate", "provenance", "report", "store"]
 
@@ -50,7 +52,7 @@ def report(
     """Evaluate a run, print what is found, and store it, if that can be or the caller insists."""
     results = evaluate(run, done, num_samples=num_samples) | diagnosis
     print(page.table(results))
-    print("", *results["verdict"], sep="\n", flush=True)
+    print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
     try:
         if run.on_other_data:
             own_folder(out)
@@ -66,7 +68,7 @@ def report(
             raise
         warnings.warn(f"the numbers above are not stored: {error}", stacklevel=2)
         return
-    print(f"\nreport: {out / 'report.html'}")
+    print(f"\nreport: {on_one_line(out / 'report.html')}")
 
 
 def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
@@ -94,23 +96,27 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "steps": done.steps,
         "seconds": done.seconds,
         "weights": done.weights,
-        "judged_epoch": done.judged_epoch,
+        "evaluated_epoch": done.evaluated_epoch,
         **({} if done.init_from is None else {"init_from": done.init_from}),
         "num_test": len(rows),
         **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
         "classes": run.data.classes,
         "verdict": [
             *_course(done),
+            *_untrained(done),
             *(
-                []  # a program that has diverged says nothing of its components
-                if diverged(done)
+                []  # a program that has diverged, or is not trained, says nothing of its components
+                if diverged(done) or _untrained(done)
                 else [
                     *beyond_storage(bits_per_dim, run.data.levels),
-                    *evaluation.verdict(activity or {}, bound.kl_nats, information),
+                    *evaluation.verdict(
+                        activity or {}, bound.kl_nats, information,
+                        is_rising=is_rising(done.history, done.start),
+                    ),
                 ]
             ),
         ],
-    }
+    }  # fmt: skip
 
 
 def _estimate(program: Probe, rows: Data, num_samples: int) -> evaluation.ImportanceEstimate:
@@ -135,9 +141,19 @@ def _course(done: Fit) -> list[str]:
     said = divergence(done.history, done.start) or overfitting(done.history)
     if said is None:
         return []
-    judged = f"the {done.weights} weights, of epoch {done.judged_epoch}, are evaluated"
+    evaluated = f"the {done.weights} weights, of epoch {done.evaluated_epoch}, are evaluated"
     other = "; --weights best evaluates the best" if done.weights == "last" else ""
-    return [f"{said}; {judged}{other}"]
+    return [f"{said}; {evaluated}{other}"]
+
+
+def _untrained(done: Fit) -> list[str]:
+    """Say of weights that no step has changed that they are those."""
+    if done.steps or done.init_from is not None:
+        return []
+    return [
+        "the program is not trained: these are the weights that it starts with, which say nothing "
+        f"of its components; train at least one epoch ({option('epochs', 1)} or more)"
+    ]
 
 
 def _by_site(bound: evaluation.Bound) -> dict[str, Any]:

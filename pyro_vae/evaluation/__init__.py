@@ -1,4 +1,4 @@
-"""Judge any Pyro model and guide through their sites; nothing is trained, no state is changed."""
+"""Evaluate any Pyro model and guide through their sites; nothing is trained, no state changed."""
 
 from pyro_vae.evaluation.annealing import (
     AnnealedEstimate,

@@ -92,8 +92,8 @@ def _check_distribution(name: str, fn: Any, line: str) -> None:
         mend = "return dist.Normal(loc, scale).to_event(1), or one tensor from a network"
     else:
         mend = "return one, such as dist.Normal(loc, scale).to_event(1)"
-    told = f"a {type(fn).__name__} of {len(fn)}" if isinstance(fn, tuple | list) else shown(fn)
-    raise ProgramError(f"site {name!r}{line} is given {told} for its distribution: {mend}")
+    given = f"a {type(fn).__name__} of {len(fn)}" if isinstance(fn, tuple | list) else shown(fn)
+    raise ProgramError(f"site {name!r}{line} is given {given} for its distribution: {mend}")
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:

@@ -207,7 +207,7 @@ class FreeBits(Regularized):
 
     Raises:
         ValueError: If ``nats`` is negative, or, at the first step, if the units of a site or its
-            groups cannot be told apart.
+            groups cannot be distinguished.
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)

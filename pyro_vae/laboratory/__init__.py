@@ -1,4 +1,4 @@
-"""Train in order to judge: objectives side by side, gradients measured, encoders that catch up."""
+"""Train in order to compare: objectives side by side, gradients, encoders that catch up."""
 
 from pyro_vae.laboratory.aggressive import Aggressive
 from pyro_vae.laboratory.comparison import compare

@@ -128,7 +128,7 @@ class Gradients(Result):
             reference: Gradients of other noise, in as many groups, of the same parameters.
 
         Returns:
-            NaN if the reference cannot be told from 0, or there is no parameter.
+            NaN if the reference cannot be distinguished from 0, or there is no parameter.
 
         Raises:
             ValueError: If the shapes differ.

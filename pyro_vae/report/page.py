@@ -259,7 +259,7 @@ NUMBERS = {
         _count,
         "The best by the ELBO of the validation data, or the last; test data choose nothing.",
     ),
-    "judged_epoch": _Number(
+    "evaluated_epoch": _Number(
         "epoch of these weights", _count, "After which the program had these weights."
     ),
     "init_from": _Number("started from", _count, "Another run's weights, before the first step."),
@@ -284,11 +284,13 @@ _WHOLES = {
     "num_units": "of {}",
     "num_chains": "of {}",
 }
+# What earlier versions called numbers in `results.json`.
+_RENAMED = {"judged_epoch": "evaluated_epoch"}
 _SATURATED = 0.98  # of its ceiling: an estimate from N data cannot tell more than log N
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[_Row]:
-    flat = {key: value for key, value in _flat(results) if key not in TEXTS}
+    flat = {_RENAMED.get(key, key): value for key, value in _flat(results) if key not in TEXTS}
     hidden = {part for part, whole in PARTNERS.items() if whole in flat}
     wholes = {key: key.partition(".")[0] for key in flat}
     known = [key for whole in NUMBERS for key in flat if wholes[key] == whole]
