@@ -163,13 +163,13 @@ def _distortion(record: Mapping[str, Any]) -> float:
 def is_rising(
     history: Sequence[Mapping[str, Any]], start: Mapping[str, float] | None = None
 ) -> bool:
-    """Return whether training stopped while the validation ELBO still rose.
+    """Return whether training stopped while the value of the validation data still rose.
 
     Args:
         history: One record per epoch, of ``Fit``.
         start: ``validation_*_nats`` before the first step; those of the first epoch unless given.
     """
-    found = [record["validation_elbo_nats"] for record in [*([start] if start else []), *history]]
+    found = [*map(validated_value, [*([start] if start else []), *history])]
     if len(found) < 2 or found[-1] < max(found):
         return False
     last, gained = found[-1] - found[-2], found[-1] - found[0]

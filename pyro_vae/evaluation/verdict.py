@@ -67,7 +67,7 @@ def verdict(
 
 def _advice(is_rising: bool) -> str:
     free_bits, rising = part("objective", "FreeBits"), option("kl_warmup", 0.3, python=_RISING)
-    first = f"more epochs ({option('epochs')}: the bound still rises), " if is_rising else ""
+    first = f"more epochs ({option('epochs')}: validation still improves), " if is_rising else ""
     return (
         f"to make the model use them, try {first}free bits ({free_bits}), a KL weight that rises "
         f"from zero ({rising}), a less powerful decoder or one that sees z in every layer, or "
