@@ -75,6 +75,55 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     """Return the numbers of the run on its test data, nats per datum, as a plain record."""
     rows = run.test_rows()
     program = Probe(run.bound, *run.arguments(rows))
+    found = (
+        _reconstruction(program, rows)
+        if program.terms.points
+        else _bounds(run, done, program, rows, num_samples)
+    )
+    said = found.pop("verdict")
+    return {
+        **found,
+        "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
+        "num_parameters": _num_parameters(run),
+        "epochs": done.epochs,
+        "steps": done.steps,
+        "seconds": done.seconds,
+        "weights": done.weights,
+        "evaluated_epoch": done.evaluated_epoch,
+        **({} if done.init_from is None else {"init_from": done.init_from}),
+        "num_test": len(rows),
+        **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
+        "classes": run.data.classes,
+        # A program that has diverged, or is not trained, says nothing of its components.
+        "verdict": [
+            *_course(done),
+            *_untrained(done),
+            *([] if diverged(done) or _untrained(done) else said),
+        ],
+    }
+
+
+def _reconstruction(program: Probe, rows: Data) -> dict[str, Any]:
+    """Return the numbers of a program whose guide draws points: none of them is a bound."""
+    found = evaluation.reconstruction_error(program, rows)
+    activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
+    error = found.squared_error
+    return {
+        "test_reconstruction_nats": found.reconstruction_nats.value,
+        "test_reconstruction_standard_error": found.reconstruction_nats.standard_error,
+        "test_squared_error": None if error is None else error.value,
+        **({} if error is None else {"test_squared_error_standard_error": error.standard_error}),
+        "active_codes": found.active_codes.value,
+        **_units(activity),
+        "verdict": [
+            "codes are points, which have no density: log p(x), KL and bits are not defined, and "
+            "samples of the prior are no samples of the data until it is fitted to the codes"
+        ],
+    }
+
+
+def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -> dict[str, Any]:
+    """Return the bounds of log p(x), their terms, and what the latents tell."""
     bound = evaluation.elbo(program, rows)
     estimate = optional("log p(x)", lambda: _estimate(program, rows, num_samples))
     activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
@@ -90,30 +139,11 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "bits_per_dim": bits_per_dim,
         **_units(activity),
         **_information_record(information),
-        "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
-        "num_parameters": _num_parameters(run),
-        "epochs": done.epochs,
-        "steps": done.steps,
-        "seconds": done.seconds,
-        "weights": done.weights,
-        "evaluated_epoch": done.evaluated_epoch,
-        **({} if done.init_from is None else {"init_from": done.init_from}),
-        "num_test": len(rows),
-        **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
-        "classes": run.data.classes,
         "verdict": [
-            *_course(done),
-            *_untrained(done),
-            *(
-                []  # a program that has diverged, or is not trained, says nothing of its components
-                if diverged(done) or _untrained(done)
-                else [
-                    *beyond_storage(bits_per_dim, run.data.levels),
-                    *evaluation.verdict(
-                        activity or {}, bound.kl_nats, information,
-                        is_rising=is_rising(done.history, done.start),
-                    ),
-                ]
+            *beyond_storage(bits_per_dim, run.data.levels),
+            *evaluation.verdict(
+                activity or {}, bound.kl_nats, information,
+                is_rising=is_rising(done.history, done.start),
             ),
         ],
     }  # fmt: skip

@@ -30,6 +30,7 @@ from pyro_vae.components.networks import (
     MLP,
     Convolutional,
     ConvolutionalResidual,
+    Dictionary,
     GatedMLP,
     Observed,
     Recurrent,
@@ -43,12 +44,12 @@ from pyro_vae.components.networks import (
     he,
     orthogonal,
 )
+from pyro_vae.components.points import Point, RatePoint, SparsePoint, TopKPoint
 from pyro_vae.components.posteriors import (
     DiagonalNormal,
     FullNormal,
     LowRankNormal,
     PerDatum,
-    Point,
 )
 from pyro_vae.components.priors import StandardNormal, learned
 from pyro_vae.components.relaxed import (
@@ -81,6 +82,7 @@ __all__ = [
     "Convolutional",
     "ConvolutionalResidual",
     "DiagonalNormal",
+    "Dictionary",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Family",
@@ -103,18 +105,21 @@ __all__ = [
     "Planar",
     "Point",
     "Radial",
+    "RatePoint",
     "Recurrent",
     "RecurrentDecoder",
     "RelaxedBernoulli",
     "Residual",
     "SharedScale",
     "SkipMLP",
+    "SparsePoint",
     "StandardNormal",
     "Standardize",
     "StraightThroughBernoulli",
     "StraightThroughCategorical",
     "StratifiedMixture",
     "Sylvester",
+    "TopKPoint",
     "Transformer",
     "TransformerDecoder",
     "UniformSphere",

@@ -29,6 +29,7 @@ from pyro_vae.evaluation.likelihood import (
     importance_sampling,
     log_likelihood,
 )
+from pyro_vae.evaluation.reconstruction import ReconstructionError, reconstruction_error
 from pyro_vae.evaluation.refinement import (
     PosteriorSamples,
     Refinement,
@@ -56,6 +57,7 @@ __all__ = [
     "Information",
     "LayerInformation",
     "PosteriorSamples",
+    "ReconstructionError",
     "Refinement",
     "UnitActivity",
     "annealed_importance_sampling",
@@ -76,6 +78,7 @@ __all__ = [
     "prior_samples",
     "reconstruct",
     "reconstruct_from_top",
+    "reconstruction_error",
     "refine",
     "resample_below",
     "sample_posterior",

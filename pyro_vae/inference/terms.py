@@ -183,6 +183,8 @@ class LatentSite:
     def _units(self) -> tuple[Any, Any] | None:
         if self.model is None or self.guide["mask"] is not None or self.model["mask"] is not None:
             return None
+        if not _has_density(self.guide["fn"]):
+            return None
         guide, model = units_of(self.guide["fn"]), units_of(self._prior())
         return None if guide is None or model is None else (guide, model)
 

@@ -147,6 +147,19 @@ NUMBERS = {
         lambda value: f"{value:.3f}",
         "-ELBO on the test data in bits per integer of a datum, as stored; lower is better.",
     ),
+    "test_reconstruction_nats": _Number(
+        "test reconstruction, log p(x | z) (nats per datum)",
+        _nats,
+        "The log-density of the test data given their codes; no bound of log p(x).",
+    ),
+    "test_squared_error": _Number(
+        "test squared error (per number)",
+        lambda value: f"{value:,.4g}",
+        "Of the mean of x given its code, in squared units of the data as they are observed.",
+    ),
+    "active_codes": _Number(
+        "codes that are not zero (per datum)", _count, "On average over the test data."
+    ),
     "test_rate_nats": _Number(
         "rate, KL (nats per datum)",
         _nats,
@@ -276,6 +289,8 @@ PARTNERS = {
     "inference_gap_standard_error": "inference_gap_nats",
     "approximation_gap_standard_error": "approximation_gap_nats",
     "amortization_gap_standard_error": "amortization_gap_nats",
+    "test_reconstruction_standard_error": "test_reconstruction_nats",
+    "test_squared_error_standard_error": "test_squared_error",
     "num_units": "active_units",
     "mutual_information_ceiling": "mutual_information_nats",
     "num_chains": "annealing_effective_sample_size",
