@@ -50,14 +50,7 @@ MAY_IMPORT = {
     "datasets": {"arguments", "fields", "files", "memory", "wording"},
     "distributions": {"wording"},
     "components.networks": {"arguments", "wording"},
-    "components": {
-        "arguments",
-        "budget",
-        "components.networks",
-        "distributions",
-        "inference",
-        "wording",
-    },
+    "components": {"arguments", "budget", "components.networks", "distributions", "wording"},
     "models": {"arguments", "components", "components.networks", "distributions"},
     "inference": {"arguments", "fields", "memory", "wording"},
     "recording": {"budget", "files", "inference", "wording"},
@@ -66,7 +59,15 @@ MAY_IMPORT = {
     "evaluation": {*GROUND, "recording"},
     "replicas": {*GROUND, "recording", "engine"},
     "fitting": {*GROUND, "engine", "replicas", "signals"},
-    "laboratory": {*GROUND, "recording", "engine", "evaluation", "replicas", "fitting"},
+    "laboratory": {
+        *GROUND,
+        "recording",
+        "engine",
+        "evaluation",
+        "replicas",
+        "fitting",
+        "components",
+    },
     "report": {"files", "wording", "inference", "evaluation", "laboratory"},
 }
 TOP = {"", "cli"}  # the package itself and the command: may all

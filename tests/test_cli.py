@@ -37,10 +37,10 @@ FLAGS = (
     "--latent", "--likelihood", "--lr", "--missing", "--model", "--network", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
     "--kl-warmup", "--beta", "--free-bits",
-    "--precision", "--prior", "--resume", "--schedule", "--seed", "--tensorboard", "--turns",
-    "--weights",
+    "--precision", "--prior", "--refit", "--resume", "--schedule", "--seed", "--tensorboard",
+    "--turns", "--weights",
 )  # fmt: skip
-COMMANDS = ("train", "evaluate", "sample", "plot", "compare", "list")
+COMMANDS = ("train", "evaluate", "sample", "plot", "refit", "compare", "list")
 FILES = {
     "config.yaml",
     "data",

@@ -36,6 +36,7 @@ def make_paths_absolute(config: Any) -> None:
         "data": lambda path: path.exists() and not _is_name(config.data),
         "data_weights": Path.is_file,  # or the name of an array
         "init_from": lambda path: True,
+        "refit": lambda path: True,
         "data_root": lambda path: True,
     }
     for name, check in is_path.items():

@@ -96,14 +96,22 @@ class DataRecord:
         Raises:
             FileNotFoundError: If they are nowhere.
         """
+        return load_data(self.place(folder, given), config)
+
+    def place(self, folder: Path, given: str | None) -> str:
+        """Return where the data of the run in ``folder`` are now.
+
+        Raises:
+            FileNotFoundError: If they are nowhere.
+        """
         if given is not None:
-            return load_data(given, config)
+            return given
         absolute, relative = self.source["absolute"], self.source["relative"]
         if absolute is None or relative is None:
-            return load_data(str(self.source["given"]), config)
+            return str(self.source["given"])
         for path in (Path(absolute), folder.resolve() / relative):
             if path.exists():
-                return load_data(path, config)
+                return str(path)
         raise FileNotFoundError(
             f"{show(folder)} was trained on {show(Path(absolute))}, which is not there any more: "
             "say with --data where the data are now"
@@ -259,7 +267,7 @@ def rebuilds_alike(program: Any, rebuilt: Any, few: Data) -> bool:
     try:
         rebuilt.load_state_dict(program.state_dict())
         one, other = (_terms(each, few) for each in (program, rebuilt))
-    except (RuntimeError, IndexError):  # rows that do not fit are refused before training
+    except (RuntimeError, IndexError):  # rows that do not fit are told before training
         return False
     return one.keys() == other.keys() and all(
         torch.equal(one[name].nan_to_num(), other[name].nan_to_num()) for name in one
@@ -267,7 +275,7 @@ def rebuilds_alike(program: Any, rebuilt: Any, few: Data) -> bool:
 
 
 def _terms(program: Any, few: Data) -> dict[str, Tensor]:
-    # Values outside the support, and missing ones, are refused before training, not here.
+    # Values outside the support, and missing ones, are told before training, not here.
     bound = Program(program.model, program.guide).on(few.names)
     terms = Probe(bound, *few.tensors(bound.fields)).terms
     tables: Mapping[str, Mapping[str, Tensor]] = {"p": terms.log_p, "q": terms.log_q}

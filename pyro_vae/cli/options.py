@@ -73,8 +73,7 @@ def add_program(parser: Parser) -> None:
     parser.role(group, "model", help_)
     parser.role(group, "prior", "prior p(z)", "pyro_vae.components.StandardNormal")
     parser.role(group, "likelihood", "likelihood p(x | z) (default: by the data)")
-    help_ = "posterior q(z | x) (default: the program's own, such as DiagonalNormal)"
-    parser.role(group, "posterior", help_)
+    parser.role(group, "posterior", "posterior q(z | x)", "pyro_vae.components.DiagonalNormal")
     parser.role(group, "network", "network of encoder and decoder", "pyro_vae.components.MLP")
     for role, density in (("encoder", "q(z | x)"), ("decoder", "p(x | z)")):
         help_ = f"network of {density} alone, in place of --network"
@@ -130,6 +129,8 @@ def _add_run(parser: Parser) -> None:
     add(group, "--tensorboard", bool, "write TensorBoard scalars too", False)
     add(group, "--out", Path | None, "run folder (default: runs/DATA-MODEL-TIME)")
     add(group, "--init-from", Path | None, "run folder whose best weights training starts from")
+    help_ = "run folder whose prior is replaced by --prior and trained alone, as by pyro-vae refit"
+    add(group, "--refit", Path | None, help_)
     add(group, "--resume", Path | None, "run folder to resume, bit for bit")
 
 

@@ -31,7 +31,7 @@ from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Program
 from pyro_vae.inference.advice import range_of
 
-__all__ = ["Run", "diverged", "load", "open_run", "train"]
+__all__ = ["Run", "diverged", "load", "open_run", "settings_of", "train"]
 
 _OF_LEVELS = {
     "Binarize": "integers, or values in [0, 1]",
@@ -162,8 +162,15 @@ def _levels(config: Any, data: Dataset) -> int | None:
 
 def train(run: Run, *, out: Path, resume: bool) -> Fit:
     """Fit the run's program on its data, into the folder ``out``."""
+    return fit_as_set(
+        run.program, with_weights(run.config, run.data), settings_of(run, out=out, resume=resume)
+    )
+
+
+def settings_of(run: Run, *, out: Path, resume: bool) -> Settings:
+    """Return how a run is trained, into the folder ``out``."""
     config = run.config
-    settings = Settings(
+    return Settings(
         objective=run.objects.objective,
         optim=_adam(config.lr), schedule=run.objects.schedule, observation=run.observation,
         epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
@@ -172,7 +179,6 @@ def train(run: Run, *, out: Path, resume: bool) -> Fit:
         log_tensorboard=config.tensorboard, turns=run.objects.turns, weights=config.weights,
         init_from=config.init_from,
     )  # fmt: skip
-    return fit_as_set(run.program, with_weights(config, run.data), settings)
 
 
 def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyro_vae import datasets
-from pyro_vae.cli import config_files, data_record, runs
+from pyro_vae.cli import config_files, data_record, refitting, runs
 from pyro_vae.cli.component_help import help_of
 from pyro_vae.cli.costs import naming_options
 from pyro_vae.cli.data_defaults import settle
@@ -23,9 +23,8 @@ from pyro_vae.engine.run_folder import held, new_run_folder, unused_folder
 from pyro_vae.files import as_word, expanded, replace_file
 from pyro_vae.fitting import Fit
 from pyro_vae.signals import Interrupted
-from pyro_vae.terminal import on_one_line
 
-__all__ = ["train"]
+__all__ = ["train", "trained"]
 
 _DIVERGED = 3
 
@@ -44,6 +43,26 @@ def train(arguments: list[str]) -> int:
     data = _training_data(config, given, resumed)
     settle(config, data)
     make_paths_absolute(config)
+    return trained(config, data, given, resumed=resumed, changed=changed)
+
+
+def trained(
+    config: Namespace,
+    data: datasets.Dataset,
+    given: Given,
+    *,
+    resumed: Path | None = None,
+    changed: bool = False,
+) -> int:
+    """Train, evaluate and report a run whose options are settled; return the exit status.
+
+    Args:
+        config: The values of the options.
+        data: The data set.
+        given: What the command line says.
+        resumed: The folder of the run that is gone on with; None for a new one.
+        changed: Whether any of its options has changed.
+    """
     out = _run_folder(config, data) if resumed is None else resumed
     run = runs.open_run(config, data)
     kept = as_dict(config, "out", "resume", *unused_options(config))
@@ -55,7 +74,8 @@ def train(arguments: list[str]) -> int:
         _warn_of_unused(config, given)
         _announce(run, out)
         with naming_options(config):
-            done = runs.train(run, out=out, resume=resumed is not None)
+            fitted = runs.train if config.refit is None else refitting.train
+            done = fitted(run, out=out, resume=resumed is not None)
         _evaluated_at_once(run, done, out, text)
     return _DIVERGED if runs.diverged(done) else 0
 
@@ -93,7 +113,8 @@ def _training_data(config: Namespace, given: Given, resumed: Path | None) -> dat
 def _run_folder(config: Namespace, data: datasets.Dataset) -> Path:
     if config.out is not None:
         return expanded(str(config.out))
-    return unused_folder(f"{Path(data.name).stem}-{config.model.name}")
+    what = config.model.name if config.refit is None else f"{config.model.name}-refit"
+    return unused_folder(f"{Path(data.name).stem}-{what}")
 
 
 @contextlib.contextmanager
@@ -126,11 +147,12 @@ def _announce(run: runs.Run, out: Path) -> None:
     classes = f" in {len(data.classes)} classes" if data.classes else ""
     missing = sum(int((~part.labelled).sum()) for part in data.parts.values() if data.classes)
     classes += f" ({missing:,} rows without a label)" if missing else ""
-    said = (
+    print(
         f"{data.name}: {sizes} (train / validation / test){classes}, {data.event_shape}, "
-        f"{run.observation}, {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}"
+        f"{run.observation}, {_likelihood(run)}, on {run.device}; into "
+        f"{shlex.quote(str(out))}",
+        file=sys.stderr,
     )
-    print(on_one_line(said), file=sys.stderr)
 
 
 def _likelihood(run: runs.Run) -> str:

@@ -18,7 +18,6 @@ from pyro_vae.cli.sample_files import check_suffix, write
 from pyro_vae.evaluation import samples
 from pyro_vae.files import expanded, own_folder
 from pyro_vae.fitting import Fit
-from pyro_vae.terminal import on_one_line
 
 __all__ = ["evaluate", "plot", "sample"]
 
@@ -57,7 +56,7 @@ def sample(arguments: list[str]) -> None:
         stochastic=not options.mean, seed=options.seed or 0,
     )  # fmt: skip
     for line in write(x, options.out, options.run):
-        print(on_one_line(line))
+        print(line)
 
 
 def plot(arguments: list[str]) -> None:
@@ -68,7 +67,7 @@ def plot(arguments: list[str]) -> None:
     if run.on_other_data:
         own_folder(place)
     for caption, path in pictures.draw(run, done, place / "pictures"):
-        print(on_one_line(f"{path}: {caption}"))
+        print(f"{path}: {caption}")
 
 
 def _run_parser(command: str, description: str) -> Parser:

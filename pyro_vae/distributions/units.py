@@ -96,6 +96,15 @@ class InUnits(dist.TorchDistribution):
         return log_scale.sum(tuple(range(-self.event_dim, 0))) if self.event_dim else log_scale
 
 
+@torch.distributions.register_kl(torch.distributions.Normal, InUnits)
+def _kl_of_normals(q: torch.distributions.Normal, p: InUnits) -> Tensor:
+    """Return KL(q || p), which no change of units moves, for a normal in units."""
+    if not isinstance(p.base_dist, torch.distributions.Normal):
+        raise NotImplementedError
+    q_in_units = dist.Normal((q.loc - p.loc) / p.scale, q.scale / p.scale, validate_args=False)
+    return torch.distributions.kl_divergence(q_in_units, p.base_dist)
+
+
 def in_units(distribution: Any, loc: Tensor, scale: Tensor) -> Any:
     """Return the distribution of ``loc + scale * t`` for t of the given one.
 

@@ -41,21 +41,19 @@ def program_settings(program: Program) -> dict[str, str]:
 
     Classes of the user's own may be renamed; what is in them, ``source`` tells.
     Settings are attributes of plain values: numbers, strings, functions, classes and collections of
-    them. Tensors are left out: they are in the weights, or made anew. Nor is what data decide: a
+    them. Tensors are not told: they are in the weights, or made anew. Nor is what data decide: a
     module's class names it in ``of_data``.
     """
-    settings = {}
+    told = {}
     for place, root in enumerate(program.reachable):
         for name, module in root.named_modules():
             where = f"{place}.{name}".rstrip(".")
-            settings[where] = (
-                _path(type(module)) if _is_known(type(module)) else "a class of your own"
-            )
+            told[where] = _path(type(module)) if _is_known(type(module)) else "a class of your own"
             skipped = {*_INTERNAL, *getattr(type(module), "of_data", ())}
             for key, value in vars(module).items():
                 if key not in skipped and (text := in_words(value)) is not None:
-                    settings[f"{where}:{key}"] = text[:_LONGEST]
-    return settings
+                    told[f"{where}:{key}"] = text[:_LONGEST]
+    return told
 
 
 def constant_settings(program: Program, built: dict[str, str]) -> dict[str, str]:

@@ -27,7 +27,8 @@ _LOCK = ".lock"
 # What a run writes into its folder.
 _OWN = (
     _LOCK, "config.yaml", "metrics.jsonl", "data", "results.json", "report.html", "pictures",
-    "checkpoints", "tensorboard", "replica-*", "comparison.*", "rate_distortion.png", ".tmp-*",
+    "checkpoints", "tensorboard", "replica-*", "comparison.*", "rate_distortion.png", "refit.json",
+    ".tmp-*",
 )  # fmt: skip
 _held: ContextVar[frozenset[Path]] = ContextVar("folders held", default=frozenset())
 
@@ -97,7 +98,7 @@ def new_run_folder(
     """Create the folder of a new run and hold it: a context, which gives the folder.
 
     A run that fails takes away what it has made, unless it is worth going on with: it has a
-    checkpoint, or stopped on request. Files of others are left alone.
+    checkpoint, or stopped as it was told to. Files of others are left alone.
 
     Args:
         path: The folder.

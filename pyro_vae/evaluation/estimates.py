@@ -6,7 +6,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["BITS", "NATS", "Estimate", "Result"]
 
@@ -69,6 +69,8 @@ class Result:
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name!r}: {_shown(each)}" for name, each in value.items()) + "}"
     return f"{value:.6g}" if type(value) is float else repr(value)

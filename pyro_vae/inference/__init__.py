@@ -3,7 +3,6 @@
 from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, OfSamples
 from pyro_vae.inference.auxiliary import auxiliary_loss
 from pyro_vae.inference.detached import detached
-from pyro_vae.inference.enumerated import Enumerated
 from pyro_vae.inference.handlers import Frozen, Handler, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
 from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Bound, Objective
@@ -56,7 +55,6 @@ __all__ = [
     "Cyclical",
     "DReG",
     "DisARM",
-    "Enumerated",
     "FreeBits",
     "Frozen",
     "Groups",

@@ -1,8 +1,19 @@
-"""Train in order to compare: objectives side by side, gradients, encoders that catch up."""
+"""Train in order to judge: objectives side by side, gradients, and priors of trained programs."""
 
 from pyro_vae.laboratory.aggressive import Aggressive
 from pyro_vae.laboratory.comparison import compare
 from pyro_vae.laboratory.comparison_record import Comparison
 from pyro_vae.laboratory.gradients import Gradients, draw_gradients
+from pyro_vae.laboratory.priors import PriorError
+from pyro_vae.laboratory.refit import Refit, refit
 
-__all__ = ["Aggressive", "Comparison", "Gradients", "compare", "draw_gradients"]
+__all__ = [
+    "Aggressive",
+    "Comparison",
+    "Gradients",
+    "PriorError",
+    "Refit",
+    "compare",
+    "draw_gradients",
+    "refit",
+]

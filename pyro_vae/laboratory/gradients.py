@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pyro
@@ -128,7 +127,7 @@ class Gradients(Result):
             reference: Gradients of other noise, in as many groups, of the same parameters.
 
         Returns:
-            NaN if the reference cannot be distinguished from 0, or there is no parameter.
+            NaN if the reference cannot be told from 0, or there is no parameter.
 
         Raises:
             ValueError: If the shapes differ.
@@ -233,23 +232,14 @@ class OwnBound(Objective):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective.num_particles)
-        self.objective, self.averages = objective, objective.averages
+        self.objective = objective
 
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program once; twice, if a latent is not reparameterised."""
-        run = partial(
-            site_terms, program, layout, *args,
-            num_particles=self.num_particles, in_strata=self.averages,
-        )  # fmt: skip
-        first = run()
+        first = site_terms(program, layout, *args, num_particles=self.num_particles)
         if all(first.pathwise.values()):
             return first
-        if first.log_share is not None:
-            raise ValueError(
-                "the bound's own gradient is not known where some sites are enumerated and others "
-                "are sampled without gradients: mark none of them, or all"
-            )
-        other = run()
+        other = site_terms(program, layout, *args, num_particles=self.num_particles)
         return _Pair(**vars(first), other=other)
 
     def value(self, terms: SiteTerms) -> Tensor:

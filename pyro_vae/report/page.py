@@ -136,6 +136,17 @@ NUMBERS = {
         "Evidence lower bound, E_q[log p(x, z) - log q(z | x)], averaged over the test data; "
         "at most the log-likelihood, higher is better.",
     ),
+    "refit_gained_nats": _Number(
+        "gained by the new prior (nats per datum)",
+        _nats,
+        "E_q[log p(z)] under the new prior less that under the old one, of the same draws for the "
+        "test data; encoder and decoder are the same, so that the ELBO has risen by as much.",
+    ),
+    "elbo_before_nats": _Number(
+        "test ELBO under the old prior (nats per datum)",
+        _nats,
+        "That of the run whose prior was replaced, on the same test data.",
+    ),
     "test_log_likelihood_nats": _Number(
         "test log-likelihood (nats per datum)",
         _nats,
@@ -146,19 +157,6 @@ NUMBERS = {
         "bits per dimension",
         lambda value: f"{value:.3f}",
         "-ELBO on the test data in bits per integer of a datum, as stored; lower is better.",
-    ),
-    "test_reconstruction_nats": _Number(
-        "test reconstruction, log p(x | z) (nats per datum)",
-        _nats,
-        "The log-density of the test data given their codes; no bound of log p(x).",
-    ),
-    "test_squared_error": _Number(
-        "test squared error (per number)",
-        lambda value: f"{value:,.4g}",
-        "Of the mean of x given its code, in squared units of the data as they are observed.",
-    ),
-    "active_codes": _Number(
-        "codes that are not zero (per datum)", _count, "On average over the test data."
     ),
     "test_rate_nats": _Number(
         "rate, KL (nats per datum)",
@@ -189,7 +187,12 @@ NUMBERS = {
         "marginal KL, KL(q(z) || p(z)) (nats)",
         _nats,
         "KL of the mixture of these data's posteriors from the prior: the rate less the mutual "
-        "information.",
+        "information; too large by as much as that is too small.",
+    ),
+    "aggregate_kl_before_nats": _Number(
+        "marginal KL from the old prior (nats)",
+        _nats,
+        "The same, of the same draws, from the prior that was replaced.",
     ),
     "probe_accuracy": _Number(
         "linear probe accuracy",
@@ -272,9 +275,10 @@ NUMBERS = {
         _count,
         "The best by the ELBO of the validation data, or the last; test data choose nothing.",
     ),
-    "evaluated_epoch": _Number(
+    "judged_epoch": _Number(
         "epoch of these weights", _count, "After which the program had these weights."
     ),
+    "refit_of": _Number("refitted from", _count, "The run whose prior was replaced."),
     "init_from": _Number("started from", _count, "Another run's weights, before the first step."),
     "epochs": _Number("epochs", _count, "Passes over the training data."),
     "steps": _Number("steps", _count, "Updates of the parameters."),
@@ -282,6 +286,8 @@ NUMBERS = {
 }
 PARTNERS = {
     "test_elbo_standard_error": "test_elbo_nats",
+    "refit_gained_standard_error": "refit_gained_nats",
+    "elbo_before_standard_error": "elbo_before_nats",
     "test_log_likelihood_standard_error": "test_log_likelihood_nats",
     "annealed_log_likelihood_standard_error": "annealed_log_likelihood_nats",
     "sampled_log_likelihood_standard_error": "sampled_log_likelihood_nats",
@@ -289,8 +295,6 @@ PARTNERS = {
     "inference_gap_standard_error": "inference_gap_nats",
     "approximation_gap_standard_error": "approximation_gap_nats",
     "amortization_gap_standard_error": "amortization_gap_nats",
-    "test_reconstruction_standard_error": "test_reconstruction_nats",
-    "test_squared_error_standard_error": "test_squared_error",
     "num_units": "active_units",
     "mutual_information_ceiling": "mutual_information_nats",
     "num_chains": "annealing_effective_sample_size",
@@ -299,13 +303,11 @@ _WHOLES = {
     "num_units": "of {}",
     "num_chains": "of {}",
 }
-# What earlier versions called numbers in `results.json`.
-_RENAMED = {"judged_epoch": "evaluated_epoch"}
 _SATURATED = 0.98  # of its ceiling: an estimate from N data cannot tell more than log N
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[_Row]:
-    flat = {_RENAMED.get(key, key): value for key, value in _flat(results) if key not in TEXTS}
+    flat = {key: value for key, value in _flat(results) if key not in TEXTS}
     hidden = {part for part, whole in PARTNERS.items() if whole in flat}
     wholes = {key: key.partition(".")[0] for key in flat}
     known = [key for whole in NUMBERS for key in flat if wholes[key] == whole]
