@@ -1,7 +1,7 @@
 """Check the arguments of public functions against their signatures.
 
-A mistake is told there, with the argument's name, what was given, what is expected and how to mend
-it, rather than by the operation that fails on it later.
+A mistake is reported there, with the argument's name, what was given, what is expected and how to
+mend it, rather than by the operation that fails on it later.
 """
 
 from __future__ import annotations

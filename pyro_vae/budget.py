@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ __all__ = ["Budget", "OverBudgetError", "count_devices", "refuse_numbers"]
 _LOOKED_AT = 2**26  # bytes that a single operation may take without a look
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 _SQUARES = ("eye", "diag_embed")
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 class OverBudgetError(memory.TooLargeError):
@@ -141,8 +145,11 @@ def _most_numbers(func: Any, args: Any, kwargs: dict[str, Any]) -> float:
 
 def _refuse(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Run on tensors without memory, and hold the size of the result against the free memory."""
+    # A view, or a tensor that is written in place, takes no memory of its own.
+    if all(returned.alias_info is not None for returned in func._schema.returns):
+        return
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with _unlogged(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fakes = tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
             made = [x for x in tree_leaves(func(*fakes[0], **fakes[1])) if isinstance(x, Tensor)]
     except Exception:  # the operation itself will say what is wrong with it
@@ -159,3 +166,13 @@ def _refuse(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
                 "are free; make what has this size smaller: layers, latents, particles or batch",
                 shape,
             )
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep torch from printing why an operation fails on tensors without memory."""
+    disabled, _FAKE_LOG.disabled = _FAKE_LOG.disabled, True
+    try:
+        yield
+    finally:
+        _FAKE_LOG.disabled = disabled

@@ -163,7 +163,7 @@ def sweep(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process with this id is running; on Windows it cannot be told: False."""
+    """Say whether a process with this id is running; False on Windows, which does not say."""
     if os.name != "posix":
         return False  # there, signal 0 is Ctrl-C
     try:
@@ -191,6 +191,6 @@ def reason(error: BaseException) -> str:
 
 def explained(error: OSError, message: str) -> OSError:
     """Return an error of the same class and ``errno`` that says ``message``."""
-    told = type(error)(message)
-    told.errno = error.errno
-    return told
+    worded = type(error)(message)
+    worded.errno = error.errno
+    return worded

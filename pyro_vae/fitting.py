@@ -104,7 +104,7 @@ class Fit:
         )
 
     @property
-    def judged_epoch(self) -> int:
+    def evaluated_epoch(self) -> int:
         """The epoch after which the program had the weights that it has."""
         return self.best_epoch if self.weights == "best" else self.epochs
 
@@ -261,7 +261,7 @@ def fit_as_set(program: Any, data: Dataset, settings: Settings, *, num_replicas:
             runs.begin()
             train(runs, members[0], stop)
             done = [_taken(*each, members[0]) for each in zip(given, members, strict=True)]
-    return _judged(members[0], done)
+    return _finished(members[0], done)
 
 
 @contextmanager
@@ -285,7 +285,7 @@ def _taken(given: Given, run: Training, first: Training) -> Replica:
     return Replica(given.program, *counts, run.seed, weights)
 
 
-def _judged(first: Training, replicas: list[Replica]) -> Fit:
+def _finished(first: Training, replicas: list[Replica]) -> Fit:
     done = first.progress
     counts = (done.epoch, done.step, done.seconds, done.best_epoch)
     wrong = divergence(done.history, done.start)

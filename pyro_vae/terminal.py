@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Terminal", "occupy_descriptors", "plain", "printing"]
+__all__ = ["Terminal", "occupy_descriptors", "on_one_line", "plain", "printing"]
 
 # Control characters but for line ends and tabs; line separators; those that turn text around.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -25,6 +25,13 @@ _MOVES = re.compile("\n*(\x1b\\[A)*|\r*")
 def plain(text: str) -> str:
     r"""Return text with its control characters written out: ``\x1b`` for an escape."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def on_one_line(text: object) -> str:
+    r"""Return text with its line ends and tabs written out, too: for names of files and labels."""
+    return re.sub(
+        "[\t\n]", lambda found: found[0].encode("unicode_escape").decode(), plain(str(text))
+    )
 
 
 class Terminal:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import logging
 import re
 import subprocess
 import sys
@@ -39,6 +42,22 @@ TOO_LARGE = {
 def test_no_tensor_beyond_memory_is_made(kind):
     with Budget(), pytest.raises(OverBudgetError, match=r"a tensor of shape .* [GT]iB are free"):
         TOO_LARGE[kind]()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: copy.deepcopy({"weight": torch.zeros(300, 300)}),
+        lambda: torch.zeros(3).expand(10**12, 3) @ torch.zeros(4, 3),
+    ],
+    ids=["a copy of weights", "shapes that do not fit"],
+)
+def test_a_look_at_an_operation_prints_nothing_of_torch(work, monkeypatch):
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    monkeypatch.setattr(log, "handle", lambda record: pytest.fail(record.getMessage()))
+    with Budget(), contextlib.suppress(RuntimeError):
+        work()
+    assert not log.disabled
 
 
 def test_views_take_nothing_and_results_are_counted():

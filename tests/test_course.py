@@ -12,7 +12,7 @@ from command import train
 
 from pyro_vae import VAE, fit
 from pyro_vae.components import MLP, Normal
-from pyro_vae.engine.course import divergence, overfitting
+from pyro_vae.engine.course import divergence, is_rising, overfitting
 
 NOISE = np.random.default_rng(0).normal(size=(2, 200))
 
@@ -103,6 +103,39 @@ def test_a_run_that_only_overfits_did_not_diverge(nats):
 def test_nothing_is_said_of_no_epochs():
     assert divergence([], before(-1.0)) is None
     assert overfitting([]) is None
+
+
+EARLY = {
+    "the first epoch": ([-50.0], before(-80.0), True),
+    "steadily": ([-80.0, -70.0, -60.0], None, True),
+    "levelling off": ([-80.0, -60.0, -59.9], None, False),
+    "by less than anyone wants": ([-80.00, -79.98, -79.95], None, False),
+    "falling": ([-80.0, -60.0, -61.0], None, False),
+    "a single epoch after nothing known": ([-80.0], None, False),
+    "no epoch": ([], before(-80.0), False),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_a_run_that_stopped_early_still_rose(case):
+    found, start, expected = EARLY[case]
+    assert is_rising(history(found, found), start) is expected
+
+
+@pytest.mark.pictures
+def test_what_was_not_trained_is_said_to_be_just_that(tmp_path, capsys):
+    """Of one picture, all black, with two latents on a circle: no advice, and no warning."""
+    x, out = tmp_path / "x.npy", tmp_path / "run"
+    np.save(x, np.zeros((60, 4, 4), "u1"))
+    options = ("--prior", "UniformSphere", "--posterior", "VonMisesFisher", "--latent", "2")
+    assert train("--data", x, *options, "--epochs", "0", "--out", out) == 0
+    said = capsys.readouterr()
+    assert "the program is not trained: " in said.out
+    assert not any(word in said.out for word in ("is used", "unused", "FreeBits"))
+    assert not any(word in said.err for word in ("warning", "Traceback", "Error"))
+    drawn = {path.stem for path in (out / "pictures").iterdir()}
+    assert {"reconstructions", "samples", "traversals"} <= drawn
+    assert not {"manifold", "temperatures"} & drawn
 
 
 def test_fit_warns_of_a_run_that_diverged():

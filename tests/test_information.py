@@ -185,9 +185,16 @@ def test_the_verdict_on_what_is_used_gives_no_advice():
     ]
 
 
-def told(nats, *, ceiling=7.0):
+def informed(nats, *, ceiling=7.0):
     nats = Estimate(nats, 0.01)
     return Information(nats, ceiling, Estimate(0.0), {"z": LayerInformation(nats, None)})
+
+
+def test_a_run_that_still_rises_is_to_go_on_first():
+    *_, advice = verdict({"z": of(0, 9)}, {"z": 0.1}, is_rising=True)
+    assert advice.startswith("to make the model use them, try more epochs (epochs")
+    *_, advice = verdict({"z": of(0, 9)}, {"z": 0.1})
+    assert "epochs" not in advice
 
 
 # Active and all units, KL in nats, information, and what is said of the layer.
@@ -200,9 +207,9 @@ USE = {
     "one unit that tells little": (1, 1, 0.05, None, "is hardly used"),
     "one of ten": (10, 10, 1.9, None, "is used"),
     "latents of small units": (0, 20, 30.0, None, "is used"),
-    "a posterior that costs, whatever the datum": (0, 8, 5.0, told(0.02), "is unused"),
-    "information beside a larger KL": (8, 8, 15.0, told(6.1), "is used"),
-    "information of few data": (8, 8, 15.0, told(0.7, ceiling=0.7), "is used"),
+    "a posterior that costs, whatever the datum": (0, 8, 5.0, informed(0.02), "is unused"),
+    "information beside a larger KL": (8, 8, 15.0, informed(6.1), "is used"),
+    "information of few data": (8, 8, 15.0, informed(0.7, ceiling=0.7), "is used"),
     "no KL, and some units": (8, 16, None, None, "is used"),
     "no KL, and few units": (1, 16, None, None, "is hardly used"),
     "no KL, and no unit": (0, 16, None, None, "is unused"),

@@ -162,6 +162,11 @@ def test_unknown_keys_are_shown_under_their_own_names():
     }
 
 
+def test_numbers_of_earlier_versions_are_read():
+    assert table({"judged_epoch": 7}) == table({"evaluated_epoch": 7})
+    assert "epoch of these weights" in table({"judged_epoch": 7})
+
+
 def test_a_part_is_written_beside_its_whole():
     results = {"active_units": 3, "num_units": 40}
     assert list(cells(table(results)).values()) == ["3 of 40"]

@@ -10,6 +10,7 @@ from laws import PROGRAMS
 from pyro.distributions.transforms import TanhTransform
 from torch import nn
 
+from pyro_vae.distributions.spheres import HypersphericalUniform
 from pyro_vae.evaluation import (
     decode,
     interpolate,
@@ -120,6 +121,34 @@ def test_traversal_steps_in_units_of_the_prior(x):
 
     found = traverse(wide, guide, x, units=[0], span=1.0, num_steps=2)
     torch.testing.assert_close(found[0, :, 0], torch.tensor([1.0, 9.0]) + BIAS[0])
+
+
+BOUNDED = {
+    "bits": (dist.Bernoulli(torch.tensor([0.3, 0.5])).to_event(1), 0.0, 1.0),
+    "shares": (dist.Dirichlet(torch.tensor([3.0, 1.0])), 0.0, 1.0),
+    "directions": (HypersphericalUniform(torch.zeros(2)), -1.0, 1.0),
+    "positive numbers": (dist.Gamma(torch.ones(2), 1.0).to_event(1), 0.0, math.inf),
+    "numbers of an interval": (dist.Uniform(-torch.ones(2), 2.0).to_event(1), -1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_traversal_stays_within_the_bounds_of_the_prior(name, x):
+    prior, low, high = BOUNDED[name]
+
+    def bounded(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", prior)
+
+    found = traverse(bounded, guide, x[:, :2], units=[0, 1], span=9.0, num_steps=5)
+    moved = torch.stack([found[0, :, 0], found[1, :, 1]])
+    assert (moved[:, 0] == low).all()
+    assert (moved[:, -1] == high).all() if math.isfinite(high) else (moved[:, -1] > 5).all()
 
 
 def test_manifold_lies_on_the_quantiles_of_the_prior(x):
@@ -317,6 +346,12 @@ def test_temperature_acts_from_layer_to_layer_and_in_the_base_of_a_flow(x):
     torch.testing.assert_close(spread**2, moment.expand(3), rtol=0.15, atol=0.0)
 
 
+def directions(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", HypersphericalUniform(torch.zeros(3)))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
 def bits(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(3)).to_event(1))
@@ -332,8 +367,9 @@ def heavy(x):
 @pytest.mark.parametrize(
     ("function", "temperature", "message"),
     [
-        (bits, 0.5, "temperature=0.5: the distribution of site 'z' is discrete or has no mean"),
-        (heavy, 0.5, "temperature=0.5: the distribution of site 'z' is discrete or has no mean"),
+        (bits, 0.5, "temperature=0.5: the distribution of site 'z' is discrete, of directions"),
+        (heavy, 0.5, "temperature=0.5: the distribution of site 'z' .* or has no mean"),
+        (directions, 0.5, "temperature=0.5: the distribution of site 'z' is .* of directions"),
         (model, 1.5, "temperature=1.5: it lies between 0, all means, and 1"),
         (model, -0.1, "temperature=-0.1: it lies between"),
     ],

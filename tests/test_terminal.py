@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,25 @@ def test_names_of_others_are_cleaned_wherever_they_are_printed(tmp_path, monkeyp
     shown = capsys.readouterr()
     assert "\\x1b[31mreal" in shown.err
     assert not {"\x1b", "\x07"} & {*shown.err, *shown.out}
+
+
+@pytest.mark.pictures
+def test_every_name_stays_on_its_line(tmp_path, monkeypatch, capsys):
+    """Each line that is printed begins as one of ours does, whatever the files are called."""
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    data, out = "da\nta\t\r.npy", "-o\nut\x1b[1m"
+    Path("real.npy").rename(data)
+    assert main(["train", *TINY, "--data", data, f"--out={out}"]) == 0
+    for command in ("evaluate", "sample", "plot"):
+        assert main([command, f"./{out}"]) == 0
+    assert main(["compare", *TINY, "--data", data, f"--out={out}2", "--objectives", "ELBO"]) == 0
+    assert main(["train", *TINY, "--data", data, f"--out={out}"]) == 2
+    shown = capsys.readouterr()
+    lines = f"{shown.out}{shown.err}".splitlines()
+    assert sum("\\nut" in line for line in lines) > 8
+    assert sum("\\nta" in line for line in lines) >= 2
+    assert not [line for line in lines if line.startswith(("ta", "ut"))]
 
 
 def test_a_run_goes_on_when_its_reader_has_left(tmp_path, monkeypatch):

@@ -262,7 +262,7 @@ def test_a_guide_that_scores_its_own_draws_alone_is_refused_before_the_first_ste
     ("options", "message"),
     [
         ({"window": 0}, "window=0: give 1 or more"),
-        ({"num_judged": 0}, "num_judged=0: give 1 or more"),
+        ({"num_data": 0}, "num_data=0: give 1 or more"),
         ({"window": 10, "longest": 5}, "longest=5: give window=10 or more"),
     ],
 )

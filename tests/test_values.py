@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from pyro_vae.cli.components import Component, as_stored, built
-from pyro_vae.cli.config_files import refuse_changes, refuse_edited
+from pyro_vae.cli.config_files import read_config, refuse_changes, refuse_edited
 from pyro_vae.cli.options import training_parser
 from pyro_vae.cli.parser import as_dict, as_text
 from pyro_vae.cli.values import read
@@ -223,6 +223,18 @@ def test_the_options_of_an_earlier_version_are_read_and_stay_what_they_were(tmp_
     renamed = parser.read_line(["--prior", "DiagonalNormal", "--posterior", "IAF", "--lr", "0.01"])
     changed = as_dict(parser.config(stored, renamed))
     assert refuse_changes(tmp_path, as_dict(parser.config(stored)), changed), "the rate has changed"
+
+
+def test_an_argument_that_was_renamed_is_read_by_its_class_alone(tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    old = {
+        "class_path": "pyro_vae.evaluation.aggressive.Aggressive",
+        "init_args": {"num_judged": 9},
+    }
+    path.write_text(yaml.safe_dump({"turns": old, "model": {"init_args": {"num_judged": 8}}}))
+    found = read_config(path, set())
+    assert found["turns"]["init_args"] == {"num_data": 9}
+    assert found["model"]["init_args"] == {"num_judged": 8}
 
 
 def test_a_class_that_has_moved_is_no_edit(tmp_path) -> None:

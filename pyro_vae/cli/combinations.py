@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_vae.cli.names import offered, stated
 from pyro_vae.components import MLP, Conditional
+from pyro_vae.components.points import PointFamily
 from pyro_vae.inference import refusals
 from pyro_vae.models import VAE
 
@@ -28,6 +29,7 @@ __all__ = [
     "kind_of",
     "matching_posterior",
     "matching_prior",
+    "objective_of",
     "small_parts",
     "tables",
 ]
@@ -163,14 +165,21 @@ def tables(parts: Parts) -> Iterator[str]:
     yield from _matrix(parts.objectives, parts.posteriors, objective)
 
 
-def _plain(parts: Parts, prior: str, posterior: str, objective: str = "ELBO") -> Combination:
-    """Return a combination with the first likelihood."""
+def _plain(parts: Parts, prior: str, posterior: str) -> Combination:
+    """Return a combination with the first likelihood, and the objective of its kind of latents."""
+    objective = objective_of(parts, posterior)
     return Combination(
         (prior, parts.priors[prior]),
         next(iter(parts.likelihoods.items())),
         (posterior, parts.posteriors[posterior]),
         (objective, parts.objectives[objective]),
     )
+
+
+def objective_of(parts: Parts, posterior: str) -> str:
+    """Return the plain objective of a posterior: there is no bound of points."""
+    family = getattr(parts.posteriors[posterior], "func", object)
+    return "Reconstruction" if issubclass(family, PointFamily) else "ELBO"
 
 
 def _matrix(

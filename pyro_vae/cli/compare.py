@@ -25,6 +25,7 @@ from pyro_vae.laboratory import Comparison
 from pyro_vae.laboratory.comparison import compare as compare_objectives
 from pyro_vae.report import page, plots
 from pyro_vae.report.comparison import compared
+from pyro_vae.terminal import on_one_line
 
 __all__ = ["compare", "comparison_parser"]
 
@@ -52,11 +53,12 @@ def compare(arguments: list[str]) -> None:
     named = None if config.out is None else str(config.out)
     out = expanded(named or unused_folder(f"compare-{Path(data.name).stem}"))
     with new_run_folder(out, kept_on=()):
-        print(f"comparing {len(objectives)} objectives on {data.name}", file=sys.stderr)
+        said = f"comparing {len(objectives)} objectives on {data.name}"
+        print(on_one_line(said), file=sys.stderr)
         found = _compared(run, objectives)
         with _put_in_place_together(out) as place:
             _report(run, found, place, text)
-        print(f"\nreport: {out / 'report.html'}")
+        print(f"\nreport: {on_one_line(out / 'report.html')}")
 
 
 def comparison_parser() -> Parser:

@@ -35,6 +35,8 @@ _MOVED = {
     "pyro_vae.evaluation.aggressive.Aggressive": "pyro_vae.laboratory.aggressive.Aggressive",
     "pyro_vae.cli.parts.Functions": functions_path(),
 }
+# What earlier versions called arguments, by class.
+_RENAMED = {"pyro_vae.laboratory.aggressive.Aggressive": {"num_judged": "num_data"}}
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
 _NO_NAMES = ("data", "data_root", "data_weights", "out", "device")
@@ -94,10 +96,17 @@ def read_config(path: Path, modules: set[str]) -> dict[str, Any]:
 
 
 def _moved(held: Any) -> Any:
-    """Return a configuration of an older version with the import paths of today."""
-    if isinstance(held, dict):
-        return {name: _moved(value) for name, value in held.items()}
-    return _MOVED.get(held, held) if isinstance(held, str) else held
+    """Return a configuration of an older version with the import paths and names of today."""
+    if isinstance(held, str):
+        return _MOVED.get(held, held)
+    if not isinstance(held, dict):
+        return held
+    moved = {name: _moved(value) for name, value in held.items()}
+    path, given = moved.get("class_path"), moved.get("init_args")
+    renamed = _RENAMED.get(path) if isinstance(path, str) else None
+    if renamed and isinstance(given, dict):
+        moved["init_args"] = {renamed.get(name, name): value for name, value in given.items()}
+    return moved
 
 
 def _read(path: Path) -> Any:

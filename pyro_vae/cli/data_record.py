@@ -267,7 +267,7 @@ def rebuilds_alike(program: Any, rebuilt: Any, few: Data) -> bool:
     try:
         rebuilt.load_state_dict(program.state_dict())
         one, other = (_terms(each, few) for each in (program, rebuilt))
-    except (RuntimeError, IndexError):  # rows that do not fit are told before training
+    except (RuntimeError, IndexError):  # rows that do not fit are refused before training
         return False
     return one.keys() == other.keys() and all(
         torch.equal(one[name].nan_to_num(), other[name].nan_to_num()) for name in one
@@ -275,7 +275,7 @@ def rebuilds_alike(program: Any, rebuilt: Any, few: Data) -> bool:
 
 
 def _terms(program: Any, few: Data) -> dict[str, Tensor]:
-    # Values outside the support, and missing ones, are told before training, not here.
+    # Values outside the support, and missing ones, are refused before training, not here.
     bound = Program(program.model, program.guide).on(few.names)
     terms = Probe(bound, *few.tensors(bound.fields)).terms
     tables: Mapping[str, Mapping[str, Tensor]] = {"p": terms.log_p, "q": terms.log_q}

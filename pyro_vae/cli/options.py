@@ -73,7 +73,8 @@ def add_program(parser: Parser) -> None:
     parser.role(group, "model", help_)
     parser.role(group, "prior", "prior p(z)", "pyro_vae.components.StandardNormal")
     parser.role(group, "likelihood", "likelihood p(x | z) (default: by the data)")
-    parser.role(group, "posterior", "posterior q(z | x)", "pyro_vae.components.DiagonalNormal")
+    help_ = "posterior q(z | x) (default: the program's own, such as DiagonalNormal)"
+    parser.role(group, "posterior", help_)
     parser.role(group, "network", "network of encoder and decoder", "pyro_vae.components.MLP")
     for role, density in (("encoder", "q(z | x)"), ("decoder", "p(x | z)")):
         help_ = f"network of {density} alone, in place of --network"

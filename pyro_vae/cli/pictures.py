@@ -16,6 +16,7 @@ from pyro_vae.cli.attempts import Failure, attempted, optional
 from pyro_vae.cli.runs import Run
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import UnitActivity
+from pyro_vae.evaluation.samples import NoPlaneError
 from pyro_vae.files import own_folder
 from pyro_vae.fitting import Fit
 from pyro_vae.report import plots
@@ -94,7 +95,7 @@ class _Site(NamedTuple):
     Attributes:
         values: As they are drawn, ``[N, *shape]``.
         is_image: Whether that is the shape of an image.
-        limits: The smallest and the largest value.
+        limits: The ends of the scale of colours: the smallest and the largest value.
     """
 
     values: Tensor
@@ -128,9 +129,8 @@ class _Program:
             values = values.reshape(x.shape) if same else values
             values = values.unsqueeze(1) if values.dim() == 3 else values  # of one channel
             seen = values[values.isfinite()]
-            limits = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
             is_image = values.dim() == 4 and values.shape[1] in (1, 3, 4)
-            found[name] = _Site(values, is_image, limits)
+            found[name] = _Site(values, is_image, _limits(seen))
         return found
 
     @cached_property
@@ -195,9 +195,18 @@ class _Program:
         return _by_site(evaluation.reconstruct_from_top(self.model, self.guide, rows))
 
     @cached_property
-    def plane(self) -> dict[str, Tensor]:
-        """Means of x over two latents, ``[steps, steps, ...]``."""
-        return _by_site(evaluation.manifold(self.model, self.few(1)))
+    def plane(self) -> dict[str, Tensor] | None:
+        """Means of x over two latents, ``[steps, steps, ...]``; None where there is no plane."""
+        try:
+            return _by_site(evaluation.manifold(self.model, self.few(1)))
+        except NoPlaneError:
+            return None
+
+
+def _limits(seen: Tensor) -> tuple[float, float]:
+    """Return the ends of the scale of colours: of what all is the same, with 0 and 1 on it."""
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))
 
 
 def _by_site(found: Any) -> dict[str, Tensor]:
@@ -282,11 +291,13 @@ def _of_prior(
     )  # fmt: skip
     if len(activity) > 1:
         yield from _of_layers(program, name, end, len(activity))
+
+    def plane() -> Any:
+        plane = program.plane
+        return plane and plots.manifold(site.shaped(plane[name], 2), limits=site.limits)
+
     if len(activity) == 1 and next(iter(activity.values())).activity.numel() == 2:
-        yield _Picture(
-            f"manifold{end}", "Means of x over the quantiles of both latents",
-            lambda: plots.manifold(site.shaped(program.plane[name], 2), limits=site.limits),
-        )  # fmt: skip
+        yield _Picture(f"manifold{end}", "Means of x over the quantiles of both latents", plane)
 
 
 def _of_layers(program: _Program, name: str, end: str, num_layers: int) -> Iterator[_Picture]:

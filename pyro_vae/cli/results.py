@@ -23,13 +23,15 @@ from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.runs import Run, diverged
 from pyro_vae.datasets import Data
-from pyro_vae.engine.course import divergence, overfitting
+from pyro_vae.engine.course import divergence, is_rising, overfitting
 from pyro_vae.engine.data import Dequantize, in_chunks
 from pyro_vae.evaluation.verdict import beyond_storage
 from pyro_vae.files import own_folder, replace_file, show
 from pyro_vae.fitting import Fit
 from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
+from pyro_vae.terminal import on_one_line
+from pyro_vae.wording import option
 
 __all__ = ["evaluate", "provenance", "report", "store"]
 
@@ -52,7 +54,7 @@ def report(
     if not run.on_other_data:
         results |= refitting.numbers(out, done.weights)
     print(page.table(results))
-    print("", *results["verdict"], sep="\n", flush=True)
+    print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
     try:
         if run.on_other_data:
             own_folder(out)
@@ -68,13 +70,62 @@ def report(
             raise
         warnings.warn(f"the numbers above are not stored: {error}", stacklevel=2)
         return
-    print(f"\nreport: {out / 'report.html'}")
+    print(f"\nreport: {on_one_line(out / 'report.html')}")
 
 
 def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     """Return the numbers of the run on its test data, nats per datum, as a plain record."""
     rows = run.test_rows()
     program = Probe(run.bound, *run.arguments(rows))
+    found = (
+        _reconstruction(program, rows)
+        if program.terms.points
+        else _bounds(run, done, program, rows, num_samples)
+    )
+    said = found.pop("verdict")
+    return {
+        **found,
+        "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
+        "num_parameters": _num_parameters(run),
+        "epochs": done.epochs,
+        "steps": done.steps,
+        "seconds": done.seconds,
+        "weights": done.weights,
+        "evaluated_epoch": done.evaluated_epoch,
+        **({} if done.init_from is None else {"init_from": done.init_from}),
+        "num_test": len(rows),
+        **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
+        "classes": run.data.classes,
+        # A program that has diverged, or is not trained, says nothing of its components.
+        "verdict": [
+            *_course(done),
+            *_untrained(done),
+            *([] if diverged(done) or _untrained(done) else said),
+        ],
+    }
+
+
+def _reconstruction(program: Probe, rows: Data) -> dict[str, Any]:
+    """Return the numbers of a program whose guide draws points: none of them is a bound."""
+    found = evaluation.reconstruction_error(program, rows)
+    activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
+    error = found.squared_error
+    return {
+        "test_reconstruction_nats": found.reconstruction_nats.value,
+        "test_reconstruction_standard_error": found.reconstruction_nats.standard_error,
+        "test_squared_error": None if error is None else error.value,
+        **({} if error is None else {"test_squared_error_standard_error": error.standard_error}),
+        "active_codes": found.active_codes.value,
+        **_units(activity),
+        "verdict": [
+            "codes are points, which have no density: log p(x), KL and bits are not defined, and "
+            "samples of the prior are no samples of the data until it is fitted to the codes"
+        ],
+    }
+
+
+def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -> dict[str, Any]:
+    """Return the bounds of log p(x), their terms, and what the latents tell."""
     bound = evaluation.elbo(program, rows)
     estimate = optional("log p(x)", lambda: _estimate(program, rows, num_samples))
     activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
@@ -90,29 +141,14 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         "bits_per_dim": bits_per_dim,
         **_units(activity),
         **_information_record(information),
-        "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
-        "num_parameters": _num_parameters(run),
-        "epochs": done.epochs,
-        "steps": done.steps,
-        "seconds": done.seconds,
-        "weights": done.weights,
-        "judged_epoch": done.judged_epoch,
-        **({} if done.init_from is None else {"init_from": done.init_from}),
-        "num_test": len(rows),
-        **({"num_trained_on": run.num_trained_on} if run.on_other_data else {}),
-        "classes": run.data.classes,
         "verdict": [
-            *_course(done),
-            *(
-                []  # a program that has diverged says nothing of its components
-                if diverged(done)
-                else [
-                    *beyond_storage(bits_per_dim, run.data.levels),
-                    *evaluation.verdict(activity or {}, bound.kl_nats, information),
-                ]
+            *beyond_storage(bits_per_dim, run.data.levels),
+            *evaluation.verdict(
+                activity or {}, bound.kl_nats, information,
+                is_rising=is_rising(done.history, done.start),
             ),
         ],
-    }
+    }  # fmt: skip
 
 
 def _estimate(program: Probe, rows: Data, num_samples: int) -> evaluation.ImportanceEstimate:
@@ -137,9 +173,19 @@ def _course(done: Fit) -> list[str]:
     said = divergence(done.history, done.start) or overfitting(done.history)
     if said is None:
         return []
-    judged = f"the {done.weights} weights, of epoch {done.judged_epoch}, are evaluated"
+    evaluated = f"the {done.weights} weights, of epoch {done.evaluated_epoch}, are evaluated"
     other = "; --weights best evaluates the best" if done.weights == "last" else ""
-    return [f"{said}; {judged}{other}"]
+    return [f"{said}; {evaluated}{other}"]
+
+
+def _untrained(done: Fit) -> list[str]:
+    """Say of weights that no step has changed that they are those."""
+    if done.steps or done.init_from is not None:
+        return []
+    return [
+        "the program is not trained: these are the weights that it starts with, which say nothing "
+        f"of its components; train at least one epoch ({option('epochs', 1)} or more)"
+    ]
 
 
 def _by_site(bound: evaluation.Bound) -> dict[str, Any]:

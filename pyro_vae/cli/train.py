@@ -23,6 +23,7 @@ from pyro_vae.engine.run_folder import held, new_run_folder, unused_folder
 from pyro_vae.files import as_word, expanded, replace_file
 from pyro_vae.fitting import Fit
 from pyro_vae.signals import Interrupted
+from pyro_vae.terminal import on_one_line
 
 __all__ = ["train", "trained"]
 
@@ -147,12 +148,11 @@ def _announce(run: runs.Run, out: Path) -> None:
     classes = f" in {len(data.classes)} classes" if data.classes else ""
     missing = sum(int((~part.labelled).sum()) for part in data.parts.values() if data.classes)
     classes += f" ({missing:,} rows without a label)" if missing else ""
-    print(
+    said = (
         f"{data.name}: {sizes} (train / validation / test){classes}, {data.event_shape}, "
-        f"{run.observation}, {_likelihood(run)}, on {run.device}; into "
-        f"{shlex.quote(str(out))}",
-        file=sys.stderr,
+        f"{run.observation}, {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}"
     )
+    print(on_one_line(said), file=sys.stderr)
 
 
 def _likelihood(run: runs.Run) -> str:

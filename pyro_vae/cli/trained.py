@@ -18,6 +18,7 @@ from pyro_vae.cli.sample_files import check_suffix, write
 from pyro_vae.evaluation import samples
 from pyro_vae.files import expanded, own_folder
 from pyro_vae.fitting import Fit
+from pyro_vae.terminal import on_one_line
 
 __all__ = ["evaluate", "plot", "sample"]
 
@@ -56,7 +57,7 @@ def sample(arguments: list[str]) -> None:
         stochastic=not options.mean, seed=options.seed or 0,
     )  # fmt: skip
     for line in write(x, options.out, options.run):
-        print(line)
+        print(on_one_line(line))
 
 
 def plot(arguments: list[str]) -> None:
@@ -67,7 +68,7 @@ def plot(arguments: list[str]) -> None:
     if run.on_other_data:
         own_folder(place)
     for caption, path in pictures.draw(run, done, place / "pictures"):
-        print(f"{path}: {caption}")
+        print(on_one_line(f"{path}: {caption}"))
 
 
 def _run_parser(command: str, description: str) -> Parser:

@@ -25,11 +25,12 @@ from pyro_vae.components.images import (
 )
 from pyro_vae.components.labelled import assemble_conditional
 from pyro_vae.components.likelihoods import Bernoulli, Binomial, Normal
-from pyro_vae.components.mixtures import MixtureOfNormals, VampPrior
+from pyro_vae.components.mixtures import MixtureOfNormals, StratifiedMixture, VampPrior
 from pyro_vae.components.networks import (
     MLP,
     Convolutional,
     ConvolutionalResidual,
+    Dictionary,
     GatedMLP,
     Observed,
     Recurrent,
@@ -43,12 +44,12 @@ from pyro_vae.components.networks import (
     he,
     orthogonal,
 )
+from pyro_vae.components.points import Point, RatePoint, SparsePoint, TopKPoint
 from pyro_vae.components.posteriors import (
     DiagonalNormal,
     FullNormal,
     LowRankNormal,
     PerDatum,
-    Point,
 )
 from pyro_vae.components.priors import StandardNormal, learned
 from pyro_vae.components.relaxed import (
@@ -81,6 +82,7 @@ __all__ = [
     "Convolutional",
     "ConvolutionalResidual",
     "DiagonalNormal",
+    "Dictionary",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Family",
@@ -103,17 +105,21 @@ __all__ = [
     "Planar",
     "Point",
     "Radial",
+    "RatePoint",
     "Recurrent",
     "RecurrentDecoder",
     "RelaxedBernoulli",
     "Residual",
     "SharedScale",
     "SkipMLP",
+    "SparsePoint",
     "StandardNormal",
     "Standardize",
     "StraightThroughBernoulli",
     "StraightThroughCategorical",
+    "StratifiedMixture",
     "Sylvester",
+    "TopKPoint",
     "Transformer",
     "TransformerDecoder",
     "UniformSphere",

@@ -150,7 +150,7 @@ class Normal(Family):
         return torch.stack([loc, raw_spread(self, data)][: self.raw_shape[0]])
 
     def measured(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a fixed scale, or where a learned one is told to start, into units of the data."""
+        """Convert a fixed scale, or the given start of a learned one, into units of the data."""
         if isinstance(self.scale, Scale):
             self.scale.measured(scale)
         elif self.scale is not None:

@@ -15,7 +15,7 @@ from pyro_vae.components.conditional import Conditional, Distribution, Family, S
 from pyro_vae.components.networks.inputs import alike
 from pyro_vae.distributions import AverageOfConditionals, DiagonalNormalMixture, positive
 
-__all__ = ["MixtureOfNormals", "VampPrior"]
+__all__ = ["MixtureOfNormals", "StratifiedMixture", "VampPrior"]
 
 # Of a pseudo-input's range, at either end.
 _MARGIN = 0.05
@@ -29,8 +29,9 @@ class MixtureOfNormals(Family):
     Raw numbers are ``[*batch, K, 1 + 2 D]`` for D numbers an event: logit, location, raw scale.
     The anchors :math:`a_k`, standard normal draws that stay, tell the components apart.
     As a posterior its samples carry no gradients, since a component is chosen: objectives with a
-    score function train it, such as RLOO and VIMCO. (Pyro's MixtureOfDiagNormals has gradients of
-    samples, but they are NaN where locations coincide or densities underflow.)
+    score function train it, such as RLOO and VIMCO; ``StratifiedMixture`` has gradients. (Pyro's
+    MixtureOfDiagNormals has gradients of samples, but they are NaN where locations coincide or
+    densities underflow.)
 
     Args:
         event_shape: The shape of one event.
@@ -64,6 +65,41 @@ class MixtureOfNormals(Family):
     def extra_repr(self) -> str:
         """Show the event's shape and the number of components."""
         return f"event_shape={self.event_shape}, num_components={self.raw_shape[0]}"
+
+
+class StratifiedMixture(MixtureOfNormals):
+    r"""A mixture of K normals as a posterior with gradients: a particle for each component.
+
+    .. math:: E_q[f] = \sum_k \pi_k \, E_{\epsilon}[f(\mu_k + \sigma_k \epsilon)]
+
+    The density is that of the whole mixture, and the weights have exact gradients. A step costs as
+    much as one with K times the particles. Objectives that take means over particles train it, such
+    as ELBO, IWAE and BetaVAE; elsewhere it is ``MixtureOfNormals``.
+
+    Args:
+        event_shape: The shape of one event.
+        num_components: The number of components, K.
+
+    Raises:
+        ValueError: If there are no components.
+
+    References:
+        Automatic Differentiation Variational Inference with Mixtures (Morningstar, Vikram, Ham,
+        Gallagher & Dillon, 2021)
+    """
+
+    roles = ("posterior",)
+    example: ClassVar = {"num_components": 2}
+
+    @at_the_door
+    def __init__(self, event_shape: Shape, *, num_components: int = 4) -> None:
+        super().__init__(event_shape, num_components=num_components)
+
+    def forward(self, raw: Tensor) -> Distribution:
+        """Return the mixture of ``raw``, ``[*batch, K, 1 + 2 D]``."""
+        mixture = super().forward(raw)
+        mixture.stratified = True
+        return mixture
 
 
 class VampPrior(Family):

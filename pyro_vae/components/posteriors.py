@@ -1,4 +1,4 @@
-"""Posteriors over real latents: normals of every covariance, a point, and one for each datum."""
+"""Posteriors over real latents: normals of every covariance, and one for each datum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ __all__ = [
     "FullNormal",
     "LowRankNormal",
     "PerDatum",
-    "Point",
 ]
 
 # Of a factor beside the unit diagonal: beyond it a covariance has no Cholesky factor in float32.
@@ -115,31 +114,6 @@ class FullNormal(Family):
         rows = rows + torch.eye(size, dtype=raw.dtype, device=raw.device)
         scale_tril = positive(raw_scale).unsqueeze(-1) * rows / length
         return shaped(distributions.FullNormal(loc, scale_tril=scale_tril), self.event_shape)
-
-
-class Point(Family):
-    r"""A point, :math:`z = f(x)`: a deterministic encoder, trained to the maximum a posteriori.
-
-    A point has no density, and its ELBO is minus infinity. Pyro's convention of
-    :math:`\log q = 0` leaves :math:`\log p(x, z)`, which is trained well but is no bound of
-    :math:`\log p(x)`. So it is for ``SVI`` with one of Pyro's objectives; ``fit``, the objectives
-    here and the evaluation refuse it. A narrow normal, ``Normal(shape, scale=0.1)``, is nearly a
-    point and has a bound.
-
-    References:
-        From Variational to Deterministic Autoencoders (Ghosh et al., 2020)
-    """
-
-    roles = ()
-
-    @at_the_door
-    def __init__(self, event_shape: Shape) -> None:
-        super().__init__(event_shape, raw_shape=(1, *event_shape))
-
-    def forward(self, raw: Tensor) -> Distribution:
-        """Return the point at ``raw``, ``[*batch, 1, *event_shape]``."""
-        event_dim = len(self.event_shape)
-        return distributions.Point(raw.squeeze(-1 - event_dim), event_dim=event_dim)
 
 
 class PerDatum(nn.Module):

@@ -35,11 +35,11 @@ class Scale(nn.Module):
         raise NotImplementedError
 
     def start_at(self, deviation: Tensor) -> None:
-        """Start at the standard deviation of data, ``event_shape``, unless told otherwise."""
+        """Start at the standard deviation of data, ``event_shape``, unless a start is given."""
         raise NotImplementedError
 
     def measured(self, units: Tensor) -> None:
-        """Take where it is told to start into units of the data, ``event_shape``."""
+        """Convert the given start into units of the data, ``event_shape``."""
         raise NotImplementedError
 
 
@@ -73,13 +73,13 @@ class SharedScale(Scale):
 
     @torch.no_grad()
     def start_at(self, deviation: Tensor) -> None:
-        """Start at the standard deviation of data about their mean, unless told otherwise."""
+        """Start at the standard deviation of data about their mean, unless a start is given."""
         if self._initial is None:
             self.raw.copy_(raw_at_scale(deviation.square().mean().sqrt(), floor=self.min_scale))
 
     @torch.no_grad()
     def measured(self, units: Tensor) -> None:
-        """Take where it is told to start into units of the data."""
+        """Convert the given start into units of the data."""
         if self._initial is not None:
             typical = units.square().mean().sqrt()
             self.raw.copy_(raw_at_scale(self._initial / typical, floor=self.min_scale))
@@ -115,13 +115,13 @@ class PerDimensionScale(Scale):
 
     @torch.no_grad()
     def start_at(self, deviation: Tensor) -> None:
-        """Start at the standard deviations of data, unless told otherwise."""
+        """Start at the standard deviations of data, unless a start is given."""
         if self._initial is None:
             self.raw.copy_(raw_at_scale(deviation, floor=self.min_scale))
 
     @torch.no_grad()
     def measured(self, units: Tensor) -> None:
-        """Take where they are told to start into units of the data."""
+        """Convert the given start into units of the data."""
         if self._initial is not None:
             self.raw.copy_(raw_at_scale(self._initial / units, floor=self.min_scale))
 
@@ -180,13 +180,13 @@ class OptimalScale(Scale):
 
     @torch.no_grad()
     def start_at(self, deviation: Tensor) -> None:
-        """Start at the standard deviation of data about their mean, unless told otherwise."""
+        """Start at the standard deviation of data about their mean, unless a start is given."""
         if self._initial is None:
             self.variance.copy_(deviation.square().mean())
 
     @torch.no_grad()
     def measured(self, units: Tensor) -> None:
-        """Take where it is told to start into units of the data."""
+        """Convert the given start into units of the data."""
         if self._initial is not None:
             self.variance.copy_(self._initial**2 / units.square().mean())
 

@@ -52,7 +52,7 @@ class Multinomial(Family):
     def raw_from(self, data: Tensor) -> Tensor:
         """Return the logarithms of the words' shares; one that never occurs has a small share.
 
-        Rows that are drawn are as long as those of the data, unless told otherwise.
+        Rows that are drawn are as long as those of the data, unless a length is given.
         """
         if not self._is_given:
             self.num_words = max(1, round(float(data.nansum(-1).mean())))

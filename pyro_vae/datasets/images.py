@@ -98,7 +98,7 @@ def _walk(folder: Path) -> list[str]:
                 continue
             if path.is_dir():
                 enter(path, f"{inner}{path.name}/", (*above, path.resolve()))
-            elif path.is_file() or not path.exists():  # a link that leads nowhere is told of
+            elif path.is_file() or not path.exists():  # a link that leads nowhere is reported
                 found.append(f"{inner}{path.name}")
 
     enter(folder, "", (folder.resolve(),))

@@ -42,7 +42,13 @@ class DiagonalNormalMixture(TorchDistribution):
         scale: Likewise.
         event_dim: How many axes an event has.
         validate_args: As for every distribution of torch.
+
+    Attributes:
+        stratified: Whether an objective draws from each component, see ``Enumerated``, wherever a
+            guide has this distribution.
     """
+
+    stratified = False
 
     arg_constraints = {  # noqa: RUF012
         "logits": constraints.real_vector,
@@ -73,10 +79,21 @@ class DiagonalNormalMixture(TorchDistribution):
         """Return it with another batch shape; the parameters stay as small as they are."""
         new = self._get_checked_instance(DiagonalNormalMixture, _instance)
         new.logits, new.loc, new.scale = self.logits, self.loc, self.scale
+        new.stratified = self.stratified
         shape = torch.Size(batch_shape)
         super(DiagonalNormalMixture, new).__init__(shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    @property
+    def mixture_distribution(self) -> Any:
+        """The weights, over the components; of as many dimensions as ``logits`` have."""
+        return dist.Categorical(logits=self.logits, validate_args=False)
+
+    @property
+    def component_distribution(self) -> Any:
+        """The components, the last dimension of their batch."""
+        return dist.Normal(self.loc, self.scale, validate_args=False).to_event(self.event_dim)
 
     @property
     def mean(self) -> Tensor:

@@ -24,7 +24,7 @@ class LowRankNormal(dist.LowRankMultivariateNormal):
 
 
 class Point(dist.Delta):
-    """Pyro's, told apart from a Delta with a density of its own."""
+    """Pyro's, distinct from a Delta with a density of its own."""
 
     has_density = False
 

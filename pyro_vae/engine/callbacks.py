@@ -80,7 +80,7 @@ class Callback:
         """
 
     def epoch(self, run: Running, record: Mapping[str, Any]) -> Mapping[str, float]:
-        """Do something after an epoch has been judged; return numbers for its record.
+        """Do something after the validation of an epoch; return numbers for its record.
 
         Args:
             run: In training.

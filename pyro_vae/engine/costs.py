@@ -25,8 +25,8 @@ def check_step(
     """Run a step's gradients on a few rows, and refuse a batch that memory cannot hold.
 
     Beside what the step itself takes, at its peak, stand the moments of an optimiser such as
-    Adam's and a copy of the best weights. What grows with the rows is told from what does not by
-    two more runs, where the first leaves any doubt.
+    Adam's and a copy of the best weights. What grows with the rows is separated from what does
+    not by two more runs, where the first leaves any doubt.
 
     Args:
         parameters: The program's, once the step has met them.

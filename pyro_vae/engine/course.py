@@ -15,7 +15,7 @@ from pyro_vae.inference.quantities import (
 )
 from pyro_vae.wording import option
 
-__all__ = ["Divergence", "Overfitting", "divergence", "overfitting"]
+__all__ = ["Divergence", "Overfitting", "divergence", "is_rising", "overfitting"]
 
 _ABSURD_NATS = 1e6  # no posterior costs so much that is of use
 _WORSE_NATS = 10.0  # than before training, and twice as bad: noise does not come so far
@@ -23,6 +23,7 @@ _LOST = 0.5  # of what was gained, in validation and in training alike
 _LAST_EPOCHS = 3
 _TIMES_NOISE = 5.0
 _LEAST_NATS = 0.1
+_STILL = 0.02  # of all that was gained, in the last epoch
 
 
 class Divergence(NamedTuple):
@@ -157,6 +158,22 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> Overfitting | None:
 def _distortion(record: Mapping[str, Any]) -> float:
     """Return what is not told of the data; of what has no such term, the value with its sign."""
     return float(record.get("validation_distortion_nats", -validated_value(record)))
+
+
+def is_rising(
+    history: Sequence[Mapping[str, Any]], start: Mapping[str, float] | None = None
+) -> bool:
+    """Return whether training stopped while the value of the validation data still rose.
+
+    Args:
+        history: One record per epoch, of ``Fit``.
+        start: ``validation_*_nats`` before the first step; those of the first epoch unless given.
+    """
+    found = [*map(validated_value, [*([start] if start else []), *history])]
+    if len(found) < 2 or found[-1] < max(found):
+        return False
+    last, gained = found[-1] - found[-2], found[-1] - found[0]
+    return last > max(_STILL * gained, _LEAST_NATS)
 
 
 def _noise(values: Sequence[float]) -> float:

@@ -35,7 +35,8 @@ def default_objective(probe: Probe, *, weighted: bool = False) -> ELBO:
     Both have the same expectation; without the noise of a sampled KL, training is faster. With
     several latents the closed form holds under conditions that a run cannot show, so it is left.
     Where handlers weigh data or sites, or components declare auxiliary losses, ``AnalyticELBO``:
-    what Pyro's report is then no bound. Where the guide draws a point, ``Reconstruction``: there is
+    what Pyro's report is then no bound. So it is where sites are marked to be enumerated and can
+    be, since Pyro's would sample them. Where the guide draws a point, ``Reconstruction``: there is
     no bound.
 
     Args:
@@ -44,7 +45,9 @@ def default_objective(probe: Probe, *, weighted: bool = False) -> ELBO:
     """
     if probe.terms.points:
         return Reconstruction()
-    if weighted or probe.is_weighted or probe.terms.auxiliary:
+    strata = probe.layout.strata
+    run_through = bool(strata.sites) and strata.obstacle is None
+    if weighted or probe.is_weighted or probe.terms.auxiliary or run_through:
         return AnalyticELBO()
     if len(probe.layout.latents) > 1:
         return Trace_ELBO()

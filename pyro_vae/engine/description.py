@@ -41,19 +41,21 @@ def program_settings(program: Program) -> dict[str, str]:
 
     Classes of the user's own may be renamed; what is in them, ``source`` tells.
     Settings are attributes of plain values: numbers, strings, functions, classes and collections of
-    them. Tensors are not told: they are in the weights, or made anew. Nor is what data decide: a
+    them. Tensors are left out: they are in the weights, or made anew. Nor is what data decide: a
     module's class names it in ``of_data``.
     """
-    told = {}
+    settings = {}
     for place, root in enumerate(program.reachable):
         for name, module in root.named_modules():
             where = f"{place}.{name}".rstrip(".")
-            told[where] = _path(type(module)) if _is_known(type(module)) else "a class of your own"
+            settings[where] = (
+                _path(type(module)) if _is_known(type(module)) else "a class of your own"
+            )
             skipped = {*_INTERNAL, *getattr(type(module), "of_data", ())}
             for key, value in vars(module).items():
                 if key not in skipped and (text := in_words(value)) is not None:
-                    told[f"{where}:{key}"] = text[:_LONGEST]
-    return told
+                    settings[f"{where}:{key}"] = text[:_LONGEST]
+    return settings
 
 
 def constant_settings(program: Program, built: dict[str, str]) -> dict[str, str]:

@@ -177,23 +177,23 @@ def _origin() -> Iterator[Any]:
     """Give a function that says in which operation and line a gradient first is NaN."""
 
     def line(total: Tensor, held: list[Tensor]) -> str:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             try:
                 with torch.autograd.set_detect_anomaly(True):
                     torch.autograd.grad(total, held, allow_unused=True, retain_graph=True)
             except RuntimeError as error:
-                return _said(str(error), " ".join(str(warning.message) for warning in told))
+                return _said(str(error), " ".join(str(warning.message) for warning in warned))
         return ""
 
     yield line
 
 
-def _said(error: str, told: str) -> str:
+def _said(error: str, warned: str) -> str:
     operation = re.search(r"'(\w+?)Backward\d*'", error)
     places = [
         f"{Path(file).name}:{number}"
-        for file, number in _WHERE_IT_BEGINS.findall(told)
+        for file, number in _WHERE_IT_BEGINS.findall(warned)
         if not any(part in file for part in _LIBRARIES)
     ]
     named = f", by {operation[1].lower()}" if operation else ""

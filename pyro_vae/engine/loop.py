@@ -30,7 +30,7 @@ class Runs(Protocol):
         """Take one gradient step."""
 
     def end_epoch(self) -> None:
-        """Judge, and write the record of the epoch."""
+        """Validate, and write the record of the epoch."""
 
     def save(self) -> None:
         """Write a checkpoint."""

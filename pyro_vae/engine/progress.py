@@ -72,7 +72,7 @@ class TimeLeft:
         fewer = f"{option('epochs')}, {option('batch_size')} or the parts of the program"
         return (
             f"a step takes {each:.2g} s: about {_as_hours(each * self._left)} to go, without the "
-            f"time to judge; {fewer} make it shorter"
+            f"time to evaluate; {fewer} make it shorter"
         )
 
 

@@ -23,12 +23,12 @@ MAY_CHANGE = ("epochs", "learning_rates", "schedule", "patience", "clip_norm")
 
 def described(objective: ELBO) -> str:
     """Return an objective's class and all that was said of it."""
-    told = {
+    settings = {
         name: value
         for name, value in vars(objective).items()
         if isinstance(value, (int, float, str, tuple, nn.Module)) or is_dataclass(value)
     }
-    return f"{type(objective).__name__}({', '.join(f'{n}={v}' for n, v in told.items())})"
+    return f"{type(objective).__name__}({', '.join(f'{n}={v}' for n, v in settings.items())})"
 
 
 def environment(device: torch.device, engine: str, program: Program) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def environment(device: torch.device, engine: str, program: Program) -> dict[str
 
 
 def check_settings(saved: Any, now: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint, at ``path``, of a run that was told something else.
+    """Refuse a checkpoint, at ``path``, of a run with other settings.
 
     Raises:
         CheckpointError: If a setting differs that makes it another run, or is missing.
@@ -92,11 +92,11 @@ def check_program(saved: Any, now: dict[str, str], path: Path) -> None:
 def warn_if_other(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Warn where a run goes on in another environment, or with settings that may change."""
     changed = {name: now["settings"][name] for name in MAY_CHANGE}
-    told = [
+    differences = [
         _differing(saved["settings"], changed),
         _differing(saved["environment"], now["environment"]),
     ]
-    if differing := "; ".join(filter(None, told)):
+    if differing := "; ".join(filter(None, differences)):
         warnings.warn(f"resuming, but not to the same bits ({differing})", stacklevel=3)
 
 

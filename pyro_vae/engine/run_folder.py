@@ -98,7 +98,7 @@ def new_run_folder(
     """Create the folder of a new run and hold it: a context, which gives the folder.
 
     A run that fails takes away what it has made, unless it is worth going on with: it has a
-    checkpoint, or stopped as it was told to. Files of others are left alone.
+    checkpoint, or stopped on request. Files of others are left alone.
 
     Args:
         path: The folder.

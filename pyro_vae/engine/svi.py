@@ -33,7 +33,7 @@ class SVI(Step):
         optim: Builds a torch optimiser from parameters, such as
             ``functools.partial(torch.optim.Adam, lr=1e-3)``; or a ``pyro.optim`` object, whose
             constructor and arguments (clipping and schedules included) are taken over. Adam, AdamW
-            and SGD use their fused kernels, unless told which kernels to use.
+            and SGD use their fused kernels, unless which kernels to use is given.
         loss: A ``pyro.infer.ELBO`` object, or a function ``loss(model, guide, *args)``.
         clip_norm: The largest norm of the gradient over all parameters; None for no bound.
         engine: "eager" runs Pyro at every step; "recorded" replays the operations that one run

@@ -57,7 +57,7 @@ class Turns(nn.Module):
 
         Args:
             program: In training.
-            validation: The arguments of model and guide that it is judged on.
+            validation: The arguments of model and guide for what the turns depend on.
         """
         return {}
 

@@ -11,12 +11,14 @@ from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.quantities import ELBO_NATS
-from pyro_vae.inference.terms import site_terms
+from pyro_vae.inference.terms import SiteTerms, site_terms
 from pyro_vae.recording.replaying import Replayed
 
 __all__ = ["Validation"]
 
 _CHUNK = 1000
+# Marked sites of more values are sampled here: validation costs less than training.
+_MOST_STRATA = 100
 
 
 class Validation:
@@ -47,11 +49,14 @@ class Validation:
         terms = ("rate", "distortion") if self.quantity.is_bound else (self.quantity.key,)
         self._names = (*terms, *(f"{name}_loss" for name in probe.terms.auxiliary))
         self.rows = rows
+        strata = probe.layout.strata
+        self._exact = strata.obstacle is None and 1 <= strata.num <= _MOST_STRATA
+        self._chunk = max(1, _CHUNK // strata.num) if self._exact else _CHUNK
         num_rows = len(rows[0])
         self._replayed = Replayed(
             probe.program, self._terms,
-            engine=engine, num_calls=num_epochs * -(-num_rows // _CHUNK),
-            rare=lambda *chunk: len(chunk[0]) < min(_CHUNK, num_rows),
+            engine=engine, num_calls=num_epochs * -(-num_rows // self._chunk),
+            rare=lambda *chunk: len(chunk[0]) < min(self._chunk, num_rows),
         )  # fmt: skip
         self._num_done = 0
 
@@ -62,8 +67,8 @@ class Validation:
         """
         means = {name: metrics.Mean() for name in self._names}
         with self._program.evaluating(seed=self._seed):
-            for start in range(0, len(self.rows[0]), _CHUNK):
-                chunk = tuple(row[start : start + _CHUNK] for row in self.rows)
+            for start in range(0, len(self.rows[0]), self._chunk):
+                chunk = tuple(row[start : start + self._chunk] for row in self.rows)
                 found = self._replayed(self._num_done, None, *chunk) or self._terms(*chunk)
                 self._num_done += 1
                 for mean, value in zip(means.values(), found, strict=True):
@@ -86,8 +91,15 @@ class Validation:
             if not is_bound and type(self._objective).table is not Objective.table:
                 terms = self._objective.table(self._program, self._layout, *rows)
             else:
-                terms = site_terms(self._program, self._layout, *rows, bounded=is_bound)
-        losses = [loss.mean() for loss in terms.auxiliary.values()]
+                terms = site_terms(
+                    self._program, self._layout, *rows, bounded=is_bound, in_strata=self._exact
+                )
+        losses = [_mean(terms, loss) for loss in terms.auxiliary.values()]
         if not is_bound:
             return (self._objective.value(terms).mean(), *losses)
-        return (terms.rate.mean(), terms.distortion.mean(), *losses)
+        return (_mean(terms, terms.rate), _mean(terms, terms.distortion), *losses)
+
+
+def _mean(terms: SiteTerms, values: Tensor) -> Tensor:
+    """Return the mean of ``[S, B]`` over particles and data."""
+    return values.mean() if terms.log_share is None else terms.average(values).mean()

@@ -1,4 +1,4 @@
-"""Judge any Pyro model and guide through their sites; nothing is trained, no state is changed."""
+"""Evaluate any Pyro model and guide through their sites; nothing is trained, no state changed."""
 
 from pyro_vae.evaluation.annealing import (
     AnnealedEstimate,
@@ -29,6 +29,7 @@ from pyro_vae.evaluation.likelihood import (
     importance_sampling,
     log_likelihood,
 )
+from pyro_vae.evaluation.reconstruction import ReconstructionError, reconstruction_error
 from pyro_vae.evaluation.refinement import (
     PosteriorSamples,
     Refinement,
@@ -56,6 +57,7 @@ __all__ = [
     "Information",
     "LayerInformation",
     "PosteriorSamples",
+    "ReconstructionError",
     "Refinement",
     "UnitActivity",
     "annealed_importance_sampling",
@@ -76,6 +78,7 @@ __all__ = [
     "prior_samples",
     "reconstruct",
     "reconstruct_from_top",
+    "reconstruction_error",
     "refine",
     "resample_below",
     "sample_posterior",

@@ -20,7 +20,7 @@ from pyro_vae.evaluation.substitution import substituted
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout, is_invertible
-from pyro_vae.inference.terms import log_densities, rows_first, units_of
+from pyro_vae.inference.terms import log_densities, no_density, rows_first, units_of
 
 __all__ = ["Information", "LayerInformation", "mutual_information"]
 
@@ -98,6 +98,8 @@ def mutual_information(
     args = (x, *fields)
     check_counts(batch_size=batch_size)
     program, layout = probe.program, probe.layout
+    if probe.terms.points:
+        raise ValueError(no_density(probe.terms.points[0]))
     with program.evaluating(seed=seed):
         traces = [program.traces(*batch) for batch in batches(args, batch_size)]
         _check_sites(layout, *traces[0])

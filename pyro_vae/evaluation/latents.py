@@ -127,7 +127,9 @@ def unit_activity(
     found: dict[str, list[_UnitSums]] = {name: [] for name in probe.layout.latents}
     with probe.program.evaluating(seed=seed):
         for batch in batches(args, _rows(probe, args, count, batch_size)):
-            terms = site_terms(probe.program, probe.layout, *batch, num_particles=count)
+            terms = site_terms(
+                probe.program, probe.layout, *batch, num_particles=count, bounded=False
+            )
             for name, parts in found.items():
                 parts.append(_unit_sums(terms, name))
     return {name: _activity(parts, threshold) for name, parts in found.items()}

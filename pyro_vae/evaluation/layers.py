@@ -1,7 +1,7 @@
 """Resample the lower layers of a hierarchy while the upper ones are kept.
 
 Layers are in the order of the model, the uppermost first, as it declares z_L before z_1. Pictures
-are the mean of the likelihood, and those of several observed sites are told apart by name, as in
+are the mean of the likelihood, and those of several observed sites are distinguished by name, as in
 ``samples``.
 """
 

@@ -115,7 +115,7 @@ def _parted(
     apart = (bool(others) and _is_guide(others[0])) or "guide" in kwargs
     pair = first if isinstance(first, tuple) and len(first) == 2 else None
     if isinstance(first, type):
-        pair = (first, first)  # it is told at the door that it is to be built
+        pair = (first, first)  # the check of arguments says that it is to be built
     elif pair is None and hasattr(first, "model") and hasattr(first, "guide"):
         pair = (first.model, first.guide)
     if pair is not None and not (apart and with_guide):

@@ -8,11 +8,14 @@ by site; each has the event shape of its site, and a plate inside the datum come
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.distributions.constraints import sphere
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vae.evaluation.batching import batches, check_counts, cycled, pairs_at_once
 from pyro_vae.evaluation.latents import unit_activity
@@ -25,6 +28,7 @@ from pyro_vae.inference.terms import mean_of, rows_first, units_of
 
 __all__ = [
     "Generated",
+    "NoPlaneError",
     "codes",
     "decode",
     "generate",
@@ -36,6 +40,11 @@ __all__ = [
     "reconstruct",
     "traverse",
 ]
+
+
+class NoPlaneError(ValueError):
+    """The prior has no plane of quantiles: no inverse distribution function of two units."""
+
 
 # A tensor, or a dictionary of them by site; a caller of a program of one site may take it for one.
 Generated = Tensor | Any
@@ -117,7 +126,8 @@ def prior_samples(
 
     Raises:
         ValueError: If a number is out of range, ``x_like`` is empty, the model breaks the
-            convention, or at another temperature than 1 a latent has no mean, or is discrete.
+            convention, or at another temperature than 1 a latent has no mean, is discrete, or is a
+            direction.
     """
     check_counts(num_samples=num_samples)
     if not 0 <= temperature <= 1:
@@ -231,7 +241,8 @@ def traverse(
     """Return what each unit does to the first datum, ``[num_units, num_steps, *event_shape]``.
 
     One unit at a time goes from ``-span`` to ``span`` standard deviations of its prior around the
-    prior's mean; everything else stays at the posterior mean of ``x[0]``.
+    prior's mean, but not beyond the bounds of its values; everything else stays at the posterior
+    mean of ``x[0]``.
 
     Args:
         probe: The program: ``vae``, or ``model, guide``.
@@ -287,7 +298,7 @@ def manifold(probe: Probe, x_like: Tensor, *fields: Tensor, num_steps: int = 20)
         num_steps: Pictures on each side.
 
     Raises:
-        ValueError: If the latent is not one site of two independent units whose prior has an
+        NoPlaneError: If the latent is not one site of two independent units whose prior has an
             inverse distribution function, as a normal has.
 
     References:
@@ -368,10 +379,25 @@ def _moved(code: Tensor, prior: Any, units: list[int], line: Tensor) -> Tensor:
     """Return copies of ``code``, ``[1, ...]``, each with one unit at one place of its line."""
     loc, scale = (rows_first(part, len(prior.event_shape)) for part in _location_scale(prior))
     places = loc.flatten() + line.to(code).unsqueeze(1) * scale.flatten()
+    places = places.clamp(*_bounds(prior.support, loc))
     moved = code.reshape(1, -1).repeat(len(units), len(line), 1)
     for row, unit in enumerate(units):
         moved[row, :, unit] = places[:, unit]
     return moved.reshape(-1, *code.shape[1:])
+
+
+def _bounds(support: Any, loc: Tensor) -> list[Tensor]:
+    """Return the smallest and the largest value of each unit, infinite where there is none."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is sphere:
+        bounds = [-1.0, 1.0]
+    elif support in (constraints.boolean, constraints.simplex):
+        bounds = [0.0, 1.0]
+    else:
+        low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+        bounds = [-math.inf if low is None else low, math.inf if high is None else high]
+    return [torch.as_tensor(bound).to(loc).expand_as(loc).flatten() for bound in bounds]
 
 
 def _location_scale(prior: Any) -> tuple[Tensor, Tensor]:
@@ -395,7 +421,7 @@ def _inverse_cdf(sites: Mapping[str, Any], grid: Tensor) -> dict[str, Tensor]:
     num_units = fn.event_shape.numel()
     if len(sites) > 1 or num_units != 2 or units is None or len(fn.batch_shape) > 1:
         found = ", ".join(f"{n!r} of {s['fn'].event_shape.numel()}" for n, s in sites.items())
-        raise ValueError(
+        raise NoPlaneError(
             "a manifold needs one latent site of two units that are independent in the prior; "
             f"found the sites and units {found}"
         )
@@ -404,7 +430,7 @@ def _inverse_cdf(sites: Mapping[str, Any], grid: Tensor) -> dict[str, Tensor]:
         value = expanded.icdf(grid.to(site["value"]).unflatten(1, fn.event_shape))
     except NotImplementedError:
         family = type(units).__name__
-        raise ValueError(
+        raise NoPlaneError(
             f"the prior of {name!r} is {family}, which has no inverse distribution function: "
             "a manifold needs one, such as a normal prior"
         ) from None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.constraints import sphere
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -106,11 +107,13 @@ def _cooled(name: str, fn: Any, temperature: float) -> Tensor:
         for transform in fn.transforms:
             value = transform(value)
         return value
-    mean = None if fn.support.is_discrete else mean_of(fn)
+    # The mean of directions is no direction, nor is what lies between.
+    apart = fn.support.is_discrete or fn.support is sphere
+    mean = None if apart else mean_of(fn)
     if mean is None:
         raise ValueError(
-            f"temperature={temperature:g}: the distribution of site {name!r} is discrete or has no "
-            "mean to draw nearer to; sample at temperature 1"
+            f"temperature={temperature:g}: the distribution of site {name!r} is discrete, of "
+            "directions, or has no mean to draw nearer to; sample at temperature 1"
         )
     return mean + temperature * (fn.sample() - mean)
 

@@ -25,6 +25,8 @@ def verdict(
     activity: Mapping[str, UnitActivity],
     kl_nats: Mapping[str, float],
     information: Information | None = None,
+    *,
+    is_rising: bool = False,
 ) -> list[str]:
     """Say of each layer of latents on one line how much it is used, and of collapse what to try.
 
@@ -39,6 +41,8 @@ def verdict(
         activity: From ``unit_activity``, by latent site.
         kl_nats: The average KL of each site in nats, as in ``Bound``.
         information: From ``mutual_information``.
+        is_rising: Whether training stopped while the bound still rose; the first advice is then
+            to train longer, since layers come into use late.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), for active units
@@ -47,43 +51,44 @@ def verdict(
     for name, site in activity.items():
         num_units, num_active = site.activity.numel(), site.num_active
         enough = min(_HARDLY_NATS, _HARDLY_NATS_PER_UNIT * num_units)
-        told = _told(name, kl_nats, information, enough)
-        use = _by_units(site) if told is None else _by_nats(told, enough)
+        nats = _nats_of(name, kl_nats, information, enough)
+        use = _by_units(site) if nats is None else _by_nats(nats, enough)
         collapsed = collapsed or use != "is used"
         line = f"layer {name} {use}: {num_active} of {num_units} units active"
         if name in kl_nats:
             line += f", {_two_places(kl_nats[name])} nats"
-            if told is not None and told < enough <= kl_nats[name]:
-                line += f", of which {_two_places(told)} tell of the data"
+            if nats is not None and nats < enough <= kl_nats[name]:
+                line += f", of which {_two_places(nats)} tell of the data"
         if use == "is used" and num_active < _FEW * num_units:
             line += "; the others are dead weight, and fewer latents would do"
         lines.append(line)
-    return [*lines, _advice()] if collapsed else lines
+    return [*lines, _advice(is_rising)] if collapsed else lines
 
 
-def _advice() -> str:
+def _advice(is_rising: bool) -> str:
     free_bits, rising = part("objective", "FreeBits"), option("kl_warmup", 0.3, python=_RISING)
+    first = f"more epochs ({option('epochs')}: validation still improves), " if is_rising else ""
     return (
-        f"to make the model use them, try free bits ({free_bits}), a KL weight that rises from "
-        f"zero ({rising}), a less powerful decoder or one that sees z in every layer, or leave "
-        f"unused layers out ({option('latent', python='latent_shapes')})"
+        f"to make the model use them, try {first}free bits ({free_bits}), a KL weight that rises "
+        f"from zero ({rising}), a less powerful decoder or one that sees z in every layer, or "
+        f"leave unused layers out ({option('latent', python='latent_shapes')})"
     )
 
 
-def _told(
+def _nats_of(
     name: str, kl_nats: Mapping[str, float], information: Information | None, enough: float
 ) -> float | None:
-    told = kl_nats.get(name)
-    if told is None or information is None or name not in information.layers:
-        return told
+    nats = kl_nats.get(name)
+    if nats is None or information is None or name not in information.layers:
+        return nats
     # Of few data, no layer can tell more than the logarithm of their number.
-    return min(told, information.layers[name].nats) if information.ceiling > 2 * enough else told
+    return min(nats, information.layers[name].nats) if information.ceiling > 2 * enough else nats
 
 
-def _by_nats(told: float, enough: float) -> str:
-    if not math.isfinite(told) or told >= enough:
+def _by_nats(nats: float, enough: float) -> str:
+    if not math.isfinite(nats) or nats >= enough:
         return "is used"
-    return "is hardly used" if told >= _UNUSED * enough else "is unused"
+    return "is hardly used" if nats >= _UNUSED * enough else "is unused"
 
 
 def _by_units(site: UnitActivity) -> str:

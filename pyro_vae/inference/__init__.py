@@ -3,6 +3,7 @@
 from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, OfSamples
 from pyro_vae.inference.auxiliary import auxiliary_loss
 from pyro_vae.inference.detached import detached
+from pyro_vae.inference.enumerated import Enumerated
 from pyro_vae.inference.handlers import Frozen, Handler, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
 from pyro_vae.inference.objectives import ELBO, IWAE, AnalyticELBO, Bound, Objective
@@ -55,6 +56,7 @@ __all__ = [
     "Cyclical",
     "DReG",
     "DisARM",
+    "Enumerated",
     "FreeBits",
     "Frozen",
     "Groups",

@@ -132,7 +132,7 @@ def _followed(
     torch.manual_seed(0)
     with _Flow(list(parameters.values())) as flow:
         traces = program.traces(*args)
-        flow.of_python = 0  # what Python was told has its effect in what was made since
+        flow.of_python = 0  # what was passed to Python has its effect in what was made since
         numbers = list(_of_sites(*traces))
     names = list(parameters)
     sites: dict[str, set[str]] = {}

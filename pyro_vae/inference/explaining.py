@@ -79,9 +79,9 @@ def explaining(what: str, modules: Sequence[nn.Module]) -> Iterator[None]:
     except Exception as error:
         if _is_ours(error) or _is_out_of_memory(error):
             raise
-        told = cause_of(error)
-        if isinstance(told, ProgramError):
-            raise told from None
+        cause = cause_of(error)
+        if isinstance(cause, ProgramError):
+            raise cause from None
         raise ProgramError(f"{what}: {reason_of(error, modules)}") from error
 
 
@@ -149,17 +149,17 @@ def _layer(frame: Any, modules: Sequence[nn.Module]) -> str:
     name = f" {names[id(module)]!r}" if names.get(id(module)) else ""
     code = frame.f_code
     given = [frame.f_locals.get(arg) for arg in code.co_varnames[1 : code.co_argcount]]
-    told = " and ".join(_given(each) for each in given if isinstance(each, Tensor))
+    shapes = " and ".join(_given(each) for each in given if isinstance(each, Tensor))
     own = f"{module}" if not list(module.children()) else type(module).__name__
-    return f"the layer{name + ',' * bool(name)} {own} is given {told or 'no tensor'}"
+    return f"the layer{name + ',' * bool(name)} {own} is given {shapes or 'no tensor'}"
 
 
 def _given(tensor: Tensor) -> str:
     kind = str(tensor.dtype).removeprefix("torch.")
-    told = f"{shown(tensor)} of {kind}"
+    said = f"{shown(tensor)} of {kind}"
     if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
-        return told
-    return f"{told} from {int(tensor.min())} to {int(tensor.max())}"
+        return said
+    return f"{said} from {int(tensor.min())} to {int(tensor.max())}"
 
 
 def is_machinery(frame: Any) -> bool:

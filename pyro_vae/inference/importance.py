@@ -19,6 +19,7 @@ from pyro_vae.inference.detached import split_terms, through_samples
 from pyro_vae.inference.objectives import IWAE, Bound, Objective, data_weight, log_mean_exp, weighed
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout
+from pyro_vae.inference.strata import average
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
 __all__ = ["CIWAE", "MIWAE", "PIWAE", "DReG", "InChunks", "Renyi"]
@@ -45,6 +46,8 @@ class Renyi(Bound):
         Renyi Divergence Variational Inference (Li & Turner, 2016)
     """
 
+    averages = True
+
     @at_the_door
     def __init__(self, alpha: float = 0.5, num_particles: int = 50) -> None:
         _check_alpha(alpha)
@@ -53,11 +56,11 @@ class Renyi(Bound):
 
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the bound of each datum in nats, ``[B]``; IWAE's for a negative alpha."""
-        return _power_mean(terms.log_w, max(self.alpha, 0.0))
+        return _power_mean(terms.log_w, max(self.alpha, 0.0), terms.log_share)
 
-    def bound(self, log_w: Tensor) -> Tensor:
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
         """Return what is followed for each datum in nats, ``[B]``."""
-        return _power_mean(log_w, self.alpha)
+        return _power_mean(log_w, self.alpha, log_share)
 
 
 class MIWAE(Bound):
@@ -79,15 +82,19 @@ class MIWAE(Bound):
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
     """
 
+    averages = True
+
     @at_the_door
     def __init__(self, num_particles: int = 64, num_groups: int = 8) -> None:
         _check_groups(num_particles, num_groups)
         super().__init__(num_particles)
         self.num_groups = num_groups
 
-    def bound(self, log_w: Tensor) -> Tensor:
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
         """Return the average of the groups' bounds of each datum in nats, ``[B]``."""
-        return log_mean_exp(_in_groups(log_w, self.num_groups)).mean(0)
+        if log_share is not None:  # all strata of a sample are in its group
+            log_share = _in_groups(log_share, self.num_groups) + math.log(self.num_groups)
+        return log_mean_exp(_in_groups(log_w, self.num_groups), log_share).mean(0)
 
 
 class CIWAE(Bound):
@@ -108,6 +115,8 @@ class CIWAE(Bound):
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
     """
 
+    averages = True
+
     @at_the_door
     def __init__(self, beta: float = 0.5, num_particles: int = 64) -> None:
         if not 0 <= beta <= 1:
@@ -115,9 +124,10 @@ class CIWAE(Bound):
         super().__init__(num_particles)
         self.beta = beta
 
-    def bound(self, log_w: Tensor) -> Tensor:
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
         """Return the combination of both bounds for each datum in nats, ``[B]``."""
-        return self.beta * log_w.mean(0) + (1 - self.beta) * log_mean_exp(log_w)
+        of_weights = log_mean_exp(log_w, log_share)
+        return self.beta * average(log_w, log_share) + (1 - self.beta) * of_weights
 
 
 class PIWAE(Bound):
@@ -139,6 +149,8 @@ class PIWAE(Bound):
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
     """
 
+    exact_instead = "IWAE"
+
     @at_the_door
     def __init__(self, num_particles: int = 64, num_groups: int = 8) -> None:
         _check_groups(num_particles, num_groups)
@@ -149,9 +161,9 @@ class PIWAE(Bound):
         """Run the program with its samples cut out of the graph."""
         return split_terms(program, layout, *args, num_particles=self.num_particles)
 
-    def bound(self, log_w: Tensor) -> Tensor:
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
         """Return the log of the mean weight of each datum in nats, ``[B]``."""
-        return log_mean_exp(log_w)
+        return log_mean_exp(log_w, log_share)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
@@ -192,6 +204,8 @@ class DReG(Bound):
         Generalized Doubly Reparameterized Gradient Estimators (Bauer & Mnih, 2021)
     """
 
+    exact_instead = "IWAE"
+
     @at_the_door
     def __init__(self, num_particles: int = 50, *, alpha: float = 0.0) -> None:
         _check_alpha(alpha)
@@ -206,9 +220,9 @@ class DReG(Bound):
         """Run the program with its samples cut out of the graph."""
         return split_terms(program, layout, *args, num_particles=self.num_particles)
 
-    def bound(self, log_w: Tensor) -> Tensor:
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
         """Return the bound of each datum in nats, ``[B]``; IWAE's for a negative alpha."""
-        return _power_mean(log_w, max(self.alpha, 0.0))
+        return _power_mean(log_w, max(self.alpha, 0.0), log_share)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
@@ -238,6 +252,7 @@ class InChunks(Objective):
         TypeError: If the objective takes more than the log-densities, as DReG does.
     """
 
+    exact_instead = "the objective in it, with fewer particles or a smaller batch"
     example: ClassVar = {"objective": IWAE(4), "particles_at_once": 2}
 
     @at_the_door
@@ -299,8 +314,8 @@ def reweighed(objective: Objective, terms: SiteTerms) -> str | None:
     return None
 
 
-def _power_mean(log_w: Tensor, alpha: float) -> Tensor:
-    return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+def _power_mean(log_w: Tensor, alpha: float, log_share: Tensor | None) -> Tensor:
+    return log_mean_exp((1 - alpha) * log_w, log_share) / (1 - alpha)
 
 
 def _in_groups(log_w: Tensor, num_groups: int) -> Tensor:

@@ -7,7 +7,6 @@ They work in ``pyro.infer.SVI``, too. All particles are drawn at once where the 
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from types import MethodType
@@ -23,6 +22,7 @@ from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program, exclusively
 from pyro_vae.inference.quantities import ELBO_NATS, Quantity
 from pyro_vae.inference.sites import Layout
+from pyro_vae.inference.strata import log_average_exp
 from pyro_vae.inference.terms import SiteTerms, site_terms
 
 __all__ = ["ELBO", "IWAE", "AnalyticELBO", "Bound", "Objective", "Remembered"]
@@ -101,6 +101,10 @@ class Objective(PyroELBO):
     """Whether particles are weighed by their densities among themselves, as no ELBO does."""
     quantity: ClassVar[Quantity] = ELBO_NATS
     """What ``value`` is; what is no bound of log p(x) has a name of its own."""
+    averages: bool = False
+    """Whether it reduces particles by means alone, weighed ones where the table says so."""
+    exact_instead: ClassVar[str] = "ELBO or IWAE"
+    """What takes a program whose sites are enumerated, where this does not."""
 
     @at_the_door
     def __init__(self, num_particles: int = 1) -> None:
@@ -127,7 +131,7 @@ class Objective(PyroELBO):
         surrogate = self.surrogate(terms)
         if not terms.auxiliary:
             return surrogate
-        losses = sum(loss.mean(0) for loss in terms.auxiliary.values())
+        losses = sum(terms.average(loss) for loss in terms.auxiliary.values())
         return surrogate - data_weight(terms) * losses
 
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
@@ -135,7 +139,20 @@ class Objective(PyroELBO):
         return site_terms(
             program, layout, *args,
             num_particles=self.num_particles, bounded=self.quantity.is_bound,
+            in_strata=self.averages,
         )  # fmt: skip
+
+    def refuses(self, layout: Layout) -> str | None:
+        """Say why marked sites cannot be run through under this objective; None if they can."""
+        if not layout.strata.sites:
+            return None
+        if not self.averages:
+            names = ", ".join(repr(stratum.name) for stratum in layout.strata.sites)
+            return (
+                f"{type(self).__name__} counts all particles alike, but {names} is marked to be "
+                f"enumerated, which takes means that q weighs: use {self.exact_instead}"
+            )
+        return layout.strata.obstacle
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say why this objective cannot train a program, and which one can; None if it can.
@@ -185,6 +202,9 @@ class Objective(PyroELBO):
         program, layout = Program(model, guide), _LAYOUTS.of(self, model, guide)
         if layout is None:
             layout = Probe(program, *args).layout
+            reason = self.refuses(layout)
+            if reason is not None:
+                raise ValueError(reason)
             self._refuse(program, layout, args)
             self.accept(model, guide, layout)
         return program, layout
@@ -220,13 +240,14 @@ class ELBO(Objective):
         Black Box Variational Inference (Ranganath, Gerrish & Blei, 2014)
     """
 
+    averages = True
     near: ClassVar = {
         "REINFORCE": "where latents have no gradient, ELBO is REINFORCE; RLOO has less variance"
     }
 
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the mean log-weight of each datum in nats, ``[B]``."""
-        return terms.log_w.mean(0)
+        return terms.average(terms.log_w)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
@@ -241,23 +262,29 @@ class ELBO(Objective):
 class Bound(Objective):
     """A bound that is one formula of the log-weights, and whose own gradient is followed.
 
-    A leaf defines ``bound``. The latents have to be reparameterised.
+    A leaf defines ``bound``; one that also takes what each particle counts, as ``log_share``, says
+    ``averages = True``. The latents have to be reparameterised, or enumerated.
     """
 
     roles = ()
     weighs_particles = True
 
-    def bound(self, log_w: Tensor) -> Tensor:
-        """Return the bound of each datum in nats, ``[B]``, from log-weights ``[S, B]``."""
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
+        """Return the bound of each datum in nats, ``[B]``, from log-weights ``[S, B]``.
+
+        Args:
+            log_w: The log-weights.
+            log_share: What each particle counts, ``[S, B]``; None: all alike.
+        """
         raise NotImplementedError
 
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the bound of each datum in nats, ``[B]``."""
-        return self.bound(terms.log_w)
+        return self.bound(terms.log_w, *_share(terms))
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
-        return data_weight(terms) * self.bound(weighed_log_w(terms))
+        return data_weight(terms) * self.bound(weighed_log_w(terms), *_share(terms))
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say which latent has samples without gradients, if one has."""
@@ -287,14 +314,15 @@ class IWAE(Bound):
     """
 
     synonyms = ("IWELBO",)
+    averages = True
 
     @at_the_door
     def __init__(self, num_particles: int = 50) -> None:
         super().__init__(num_particles)
 
-    def bound(self, log_w: Tensor) -> Tensor:
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
         """Return the log of the mean weight of each datum in nats, ``[B]``."""
-        return log_mean_exp(log_w)
+        return log_mean_exp(log_w, log_share)
 
 
 def data_scale(terms: SiteTerms) -> float:
@@ -344,12 +372,22 @@ def elbo_surrogate(terms: SiteTerms, signal: Tensor | None) -> Tensor:
     total = total - sum(log_q, torch.zeros(()))
     if signal is not None:
         total = total + signal * score(terms)
-    return data_weight(terms) * total.mean(0)
+    return data_weight(terms) * terms.average(total)
 
 
-def log_mean_exp(log_w: Tensor) -> Tensor:
-    """Return the log of the mean of the weights of each datum in nats, ``[B]``."""
-    return log_w.logsumexp(0) - math.log(len(log_w))
+def log_mean_exp(log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
+    """Return the log of the mean of the weights of each datum in nats, ``[B]``.
+
+    Args:
+        log_w: ``[S, B]``.
+        log_share: What each particle counts, likewise; None: all alike.
+    """
+    return log_average_exp(log_w, log_share)
+
+
+def _share(terms: SiteTerms) -> tuple[Tensor, ...]:
+    # A bound that counts particles alike takes the weights alone.
+    return () if terms.log_share is None else (terms.log_share,)
 
 
 class AnalyticELBO(Objective):
@@ -367,10 +405,12 @@ class AnalyticELBO(Objective):
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix B
     """
 
+    averages = True
+
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the bound of each datum in nats, ``[B]``."""
         kl = sum((terms.kl(name) for name in terms.log_q), torch.zeros(()))
-        return (-terms.distortion - kl).mean(0)
+        return terms.average(-terms.distortion - kl)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
@@ -379,7 +419,7 @@ class AnalyticELBO(Objective):
         total = total - sum((_scaled_kl(terms, name) for name in terms.log_q), torch.zeros(()))
         if not all(terms.pathwise.values()):
             total = total + total.detach() * score(terms)
-        return data_weight(terms) * total.mean(0)
+        return data_weight(terms) * terms.average(total)
 
 
 def _scaled_kl(terms: SiteTerms, name: str) -> Tensor:

@@ -189,7 +189,7 @@ class Start:
             return None if _is_machinery(frame) else frame.f_locals.get(code.co_varnames[0])
         reachable = (reference() for reference in _reachable(self._function).get(code, ()))
         matching = [f for f in reachable if f is not None and _runs(f, frame)]
-        # Functions made by one factory cannot be told apart if nothing in them differs.
+        # Functions made by one factory cannot be distinguished if nothing in them differs.
         return matching[0] if len(matching) == 1 else None
 
     def starts(self, frame: Any) -> bool:
@@ -290,7 +290,7 @@ def _referred(value: Any) -> list[Any]:
     if isinstance(value, FunctionType):
         return [*_closed_over(value), *_named(value)]
     if isinstance(value, (nn.Module, Tensor, type, ModuleType)):
-        return []  # methods are told by their object
+        return []  # methods are known by their object
     return [*getattr(value, "__dict__", {}).values()]
 
 

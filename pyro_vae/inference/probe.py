@@ -23,17 +23,19 @@ from torch import Tensor
 
 from pyro_vae.arguments import shown
 from pyro_vae.inference.auxiliary import AuxiliaryLosses
-from pyro_vae.inference.explaining import ProgramError, is_machinery, place
+from pyro_vae.inference.explaining import ProgramError, is_machinery, place, reason_of
 from pyro_vae.inference.handlers import Named
 from pyro_vae.inference.program import EXCLUSIVE, Program
 from pyro_vae.inference.sites import (
     Layout,
+    Strata,
     data_frame,
     is_invertible,
     latent_sites,
     line_of,
     observed_sites,
 )
+from pyro_vae.inference.strata import strata_of
 from pyro_vae.inference.terms import SiteTerms, terms_of
 from pyro_vae.inference.weights import Weighing
 
@@ -60,7 +62,13 @@ def layout_of(model_trace: Trace, guide_trace: Trace, num_rows: int) -> Layout:
     nesting = _plate_nesting(model_trace, guide_trace)
     subsampled = full_size if full_size != num_rows else None
     sampled = _sampled_plate(model_trace, guide_trace)
-    return Layout(latents, observed, nesting, False, subsampled, sampled)
+    strata = strata_of(guide_trace, _numbers_per_datum(model_trace, num_rows))
+    return Layout(latents, observed, nesting, False, subsampled, sampled, strata)
+
+
+def _numbers_per_datum(model_trace: Trace, num_rows: int) -> int:
+    sites = (*latent_sites(model_trace), *observed_sites(model_trace))
+    return sum(site["value"].numel() for _, site in sites) // num_rows
 
 
 class Lines(Messenger):
@@ -84,8 +92,8 @@ def _check_distribution(name: str, fn: Any, line: str) -> None:
         mend = "return dist.Normal(loc, scale).to_event(1), or one tensor from a network"
     else:
         mend = "return one, such as dist.Normal(loc, scale).to_event(1)"
-    told = f"a {type(fn).__name__} of {len(fn)}" if isinstance(fn, tuple | list) else shown(fn)
-    raise ProgramError(f"site {name!r}{line} is given {told} for its distribution: {mend}")
+    given = f"a {type(fn).__name__} of {len(fn)}" if isinstance(fn, tuple | list) else shown(fn)
+    raise ProgramError(f"site {name!r}{line} is given {given} for its distribution: {mend}")
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
@@ -242,8 +250,11 @@ class Probe:
                 ):  # fmt: skip
                     self.model_trace, self.guide_trace = program.first_traces(*self.rows)
                 layout = layout_of(self.model_trace, self.guide_trace, len(self.rows[0]))
-                vectorizes = _vectorizes(program, self.rows, layout.max_plate_nesting)
-        self.layout: Layout = replace(layout, vectorizes=vectorizes)
+                obstacle = _obstacle(program, self.rows, layout.max_plate_nesting)
+        strata = layout.strata
+        if obstacle is not None and strata.sites and strata.obstacle is None:
+            strata = replace(strata, obstacle=_one_at_a_time(strata, obstacle))
+        self.layout: Layout = replace(layout, vectorizes=obstacle is None, strata=strata)
         self._losses = losses.declared
 
     @contextmanager
@@ -339,30 +350,42 @@ class Calls:
         self.returned.append((module, result))
 
 
-def _vectorizes(program: Program, rows: tuple[Tensor, ...], nesting: int) -> bool:
-    # Two particles at once, then each alone at the same values: the densities must agree.
+def _one_at_a_time(strata: Strata, obstacle: str) -> str:
+    names = ", ".join(repr(stratum.name) for stratum in strata.sites)
+    return (
+        f"all values of {names} are run through at once, in a dimension of particles on the left, "
+        f"which the program does not take: {obstacle}; count dimensions from the right there, as "
+        "torch.cat(..., -1) and .flatten(-2) do"
+    )
+
+
+def _obstacle(program: Program, rows: tuple[Tensor, ...], nesting: int) -> str | None:
+    """Say why several particles do not go at once; None if they do.
+
+    Two at once, then each alone at the same values: the densities must agree.
+    """
     try:
-        together = program.traces(*rows, num_particles=_PARTICLES, max_plate_nesting=nesting)
-        return all(
-            _agrees(program, rows, together, particle, nesting) for particle in range(_PARTICLES)
-        )
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return False
+        with Lines():
+            together = program.traces(*rows, num_particles=_PARTICLES, max_plate_nesting=nesting)
+        found = (_differs(program, rows, together, each, nesting) for each in range(_PARTICLES))
+        return next((obstacle for obstacle in found if obstacle is not None), None)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        return reason_of(error, program.reachable)
 
 
-def _agrees(
+def _differs(
     program: Program,
     rows: tuple[Tensor, ...],
     together: tuple[Trace, Trace],
     particle: int,
     nesting: int,
-) -> bool:
+) -> str | None:
     model_trace, guide_trace = together
     alone = guide_trace.copy()
     for name, site in list(latent_sites(alone)):
         value = site["value"]
         if value.dim() < nesting + 1 + len(site["fn"].event_shape):
-            return False
+            return f"the values at site {name!r}{line_of(site)} are the same for all particles"
         alone.nodes[name] = {**site, "value": value[particle]}
     for function, expected in ((program.guide, guide_trace), (program.model, model_trace)):
         trace = poutine.trace(poutine.replay(function, trace=alone)).get_trace(*rows)
@@ -374,5 +397,6 @@ def _agrees(
                 log_prob = log_prob[particle]
             single = site["fn"].log_prob(site["value"])
             if not torch.allclose(log_prob, single, rtol=1e-3, atol=1e-4):
-                return False
-    return True
+                place = line_of(expected.nodes[name])
+                return f"the density at site {name!r}{place} is another one for several at once"
+    return None

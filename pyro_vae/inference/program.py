@@ -242,9 +242,9 @@ class Program:
         try:
             return self.traces(*rows)
         except Exception as error:
-            told = cause_of(error)
-            if isinstance(told, ProgramError):
-                raise told from None
+            cause = cause_of(error)
+            if isinstance(cause, ProgramError):
+                raise cause from None
             shapes = ", ".join(str(tuple(row.shape)) for row in rows)
             reason = reason_of(error, self.reachable)
             raise ProgramError(

@@ -37,6 +37,7 @@ class Reconstruction(Objective):
         From Variational to Deterministic Autoencoders (Ghosh et al., 2020)
     """
 
+    averages = True
     quantity: ClassVar[Quantity] = RECONSTRUCTION_NATS
     near: ClassVar = {
         "MSE": "the squared error is a Normal likelihood of one fixed scale under Reconstruction",
@@ -44,13 +45,13 @@ class Reconstruction(Objective):
 
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the mean of log p(x | z) of each datum in nats, ``[B]``."""
-        return -terms.distortion.mean(0)
+        return -terms.average(terms.distortion)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
         observed = [name for name in terms.log_p if name not in terms.log_q]
         log_p = sum((terms.scale_p[n] * terms.log_p[n] for n in observed), torch.zeros(()))
-        return data_weight(terms) * log_p.mean(0)
+        return data_weight(terms) * terms.average(log_p)
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say which latent has samples without gradients, if one has."""

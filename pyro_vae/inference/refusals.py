@@ -55,18 +55,26 @@ def check_objective(objective: Any, probe: Probe) -> None:
             f"{type(objective).__name__}: num_particles={objective.num_particles}: at least one "
             "sample is needed, without which there is no gradient; give 1 or more"
         )
-    terms = probe.terms
-    if terms.points and getattr(objective, "quantity", ELBO_NATS).is_bound:
-        raise ValueError(no_density(terms.points[0]))
-    with probe.looking():
-        if not isinstance(objective, Objective):
+    if probe.terms.points and getattr(objective, "quantity", ELBO_NATS).is_bound:
+        raise ValueError(no_density(probe.terms.points[0]))
+    reason = _of_ours(objective, probe) if isinstance(objective, Objective) else None
+    if not isinstance(objective, Objective):
+        terms = probe.terms
+        with probe.looking():
             reason = _uneven_weights(terms) or _reason_of_pyros(objective, terms, probe.model_trace)
-        else:
-            if type(objective).table is not Objective.table:  # it looks in a way of its own
-                terms = objective.table(probe.program, probe.layout, *probe.rows)
-            reason = _uneven_weights(terms) or objective.refusal(terms)
     if reason is not None:
         raise ValueError(reason)
+
+
+def _of_ours(objective: Objective, probe: Probe) -> str | None:
+    reason = objective.refuses(probe.layout)
+    if reason is not None:
+        return reason
+    terms, looks_itself = probe.terms, type(objective).table is not Objective.table
+    with probe.looking():
+        if looks_itself or probe.layout.strata.sites:
+            terms = objective.table(probe.program, probe.layout, *probe.rows)
+        return _uneven_weights(terms) or objective.refusal(terms)
 
 
 def check_loss(loss: Any, program: Program, *args: Any, **kwargs: Any) -> None:

@@ -36,15 +36,17 @@ class Regularized(Objective):
     the whole, as in every objective.
     """
 
+    exact_instead = "BetaVAE"
+
     def value(self, terms: SiteTerms) -> Tensor:
         """Return the ELBO of each datum in nats, ``[B]``: no weight or penalty is in it."""
-        return terms.log_w.mean(0)
+        return terms.average(terms.log_w)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
         observed = [name for name in terms.log_p if name not in terms.log_q]
         log_p = sum(terms.scale_p[name] * terms.log_p[name] for name in observed)
-        return data_weight(terms) * (log_p.mean(0) - self.penalty(terms))
+        return data_weight(terms) * (terms.average(torch.as_tensor(log_p)) - self.penalty(terms))
 
     def penalty(self, terms: SiteTerms) -> Tensor:
         """Return what is taken from log p(x | z) for each datum in nats, ``[B]``."""
@@ -81,6 +83,8 @@ class BetaVAE(Regularized):
         ControlVAE: Controllable Variational Autoencoder (Shao et al., 2020)
     """
 
+    averages = True
+
     @at_the_door
     def __init__(self, beta: float | Moving = 4.0, num_particles: int = 1) -> None:
         check_weight("beta", beta)
@@ -89,13 +93,14 @@ class BetaVAE(Regularized):
 
     def penalty(self, terms: SiteTerms) -> Tensor:
         """Return beta times the KL of each datum in nats, ``[B]``."""
-        kl = weighted_kl(terms).mean(0)
+        kl = terms.average(weighted_kl(terms))
         if not isinstance(self.beta, Moving):
             return self.beta * kl
         # Of the weight now: a controller fills it anew before the backward pass reads it.
         penalty = self.beta.value.clone() * kl
         rate = sum((terms.kl(name) for name in terms.log_q), torch.zeros(()))
-        self.beta.observe(rate.detach().mean())
+        rate = rate.detach()
+        self.beta.observe(rate.mean() if terms.log_share is None else terms.average(rate).mean())
         return penalty
 
 
@@ -115,6 +120,8 @@ class Capacity(Regularized):
     References:
         Understanding disentangling in beta-VAE (Burgess et al., 2018)
     """
+
+    averages = True
 
     @at_the_door
     def __init__(
@@ -200,11 +207,13 @@ class FreeBits(Regularized):
 
     Raises:
         ValueError: If ``nats`` is negative, or, at the first step, if the units of a site or its
-            groups cannot be told apart.
+            groups cannot be distinguished.
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
     """
+
+    averages = True
 
     @at_the_door
     def __init__(
@@ -245,9 +254,12 @@ def weight_of(terms: SiteTerms, name: str) -> Any:
 def over_data(terms: SiteTerms, values: Tensor) -> Tensor:
     """Return the mean of ``[S, B, ...]`` over particles and data, which count their weight."""
     if not isinstance(terms.weight, Tensor) or terms.weight.dim() == 0:
-        return values.mean((0, 1))
+        return values.mean((0, 1)) if terms.log_share is None else terms.average(values).mean(0)
     weights = terms.weight.reshape(-1, *[1] * (values.dim() - 2))
-    return (weights * values).sum((0, 1)) / (len(values) * terms.weight.sum().clamp(min=1e-30))
+    total = terms.weight.sum().clamp(min=1e-30)
+    if terms.log_share is not None:
+        return (weights * terms.average(values)).sum(0) / total
+    return (weights * values).sum((0, 1)) / (len(values) * total)
 
 
 def weighted_kl(terms: SiteTerms) -> Tensor:

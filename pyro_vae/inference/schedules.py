@@ -361,7 +361,7 @@ def _parts(root: Any) -> list[Any]:
         return list(root.values())
     owner = getattr(root, "__self__", None)
     parts = [owner] if owner is not None else []
-    # Told by its method, since objectives import this module.
+    # Recognised by its method, since objectives import this module.
     if isinstance(root, (Messenger, nn.Module)) or hasattr(root, "differentiable_loss"):
         parts += [part for part in vars(root).values() if not isinstance(part, Tensor)]
     return parts

@@ -53,6 +53,9 @@ class RLOO(ELBO):
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016)
     """
 
+    averages = False
+    exact_instead = "ELBO, which has no variance from such a site"
+
     @at_the_door
     def __init__(self, num_particles: int = 2) -> None:
         super().__init__(_two_or_more(num_particles, "ELBO or NVIL"))
@@ -83,6 +86,7 @@ class VIMCO(Objective):
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016)
     """
 
+    exact_instead = "IWAE"
     weighs_particles = True
 
     @at_the_door
@@ -179,6 +183,9 @@ class NVIL(ELBO):
         Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014)
     """
 
+    averages = False
+    exact_instead = "ELBO, which has no variance from such a site"
+
     @at_the_door
     def __init__(
         self, network: nn.Module | None = None, *, num_particles: int = 1, decay: float = 0.8
@@ -233,6 +240,9 @@ class DisARM(ELBO):
         Probabilistic Best Subset Selection via Gradient-Based Optimization
         (Yin, Ho, Yan, Qian & Zhou, 2020)
     """
+
+    averages = False
+    exact_instead = "ELBO, which has no variance from such a site"
 
     @at_the_door
     def __init__(self, num_particles: int = 2) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.poutine.trace_struct import Trace
@@ -16,6 +17,8 @@ from pyro_vae.inference.explaining import ProgramError
 
 __all__ = [
     "Layout",
+    "Strata",
+    "Stratum",
     "View",
     "data_frame",
     "dreamt",
@@ -27,6 +30,39 @@ __all__ = [
     "observed_sites",
     "view_of",
 ]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """A site of the guide whose values or components are run through.
+
+    Attributes:
+        name: Of the site.
+        num: How many there are.
+        dtype: Of the values.
+    """
+
+    name: str
+    num: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The sites of a guide that are run through, each value of one with each of the others.
+
+    Attributes:
+        sites: In the order of the guide; none where all are sampled.
+        obstacle: Why they cannot be run through; None if they can.
+    """
+
+    sites: tuple[Stratum, ...] = ()
+    obstacle: str | None = None
+
+    @property
+    def num(self) -> int:
+        """How many particles one sample of the other latents takes."""
+        return math.prod(stratum.num for stratum in self.sites)
 
 
 @dataclass(frozen=True)
@@ -42,6 +78,7 @@ class Layout:
         full_size: How many data the plate stands for, where a batch is a subsample of them;
             Pyro's losses are then sums over all of those. None: of the batch alone.
         sampled_plate: A plate inside a datum that takes some of its elements at random; None: none.
+        strata: The sites that are not sampled but run through, see ``pyro_vae.inference.strata``.
     """
 
     latents: tuple[str, ...]
@@ -50,6 +87,7 @@ class Layout:
     vectorizes: bool
     full_size: int | None = None
     sampled_plate: str | None = None
+    strata: Strata = Strata()
 
     def sampled_weights(self, what: str) -> str | None:
         """Say why a power of the density would not have the mean of all elements; None if it has.

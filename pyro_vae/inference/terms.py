@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.distributions import Independent
 from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout, data_frame, latent_sites, observed_sites
+from pyro_vae.inference.strata import Stratified, average, log_share_of
 from pyro_vae.inference.weights import Weighing, num_stood_for, site_weights
 from pyro_vae.wording import part
 
@@ -50,12 +52,14 @@ class SiteTerms:
         scale_q: Likewise for each ``log_q``.
         weight: What handlers multiply the bound of each datum with; a number or ``[B]``.
         num_data: How many data each datum of a subsampled plate stands for.
-        pathwise: Of each latent site, whether samples carry gradients.
+        pathwise: Of each latent site, whether samples carry gradients, or are run through.
         latents: The distributions at each latent site; one entry per run of the program.
         layout: Of the program; None of a table that is none of a program's.
         auxiliary: The losses that components declare beside the bound, by name.
         points: The latents that the guide draws from a point, which has no density: their log q is
             0 by convention, and no sum with it bounds log p(x).
+        log_share: What each particle counts in a mean, in nats, ``[S, B]``, with gradients; None
+            where all count alike. Of a program with strata, S counts the particles of all.
     """
 
     log_p: dict[str, Tensor]
@@ -70,6 +74,11 @@ class SiteTerms:
     layout: Layout | None = None
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
     points: tuple[str, ...] = ()
+    log_share: Tensor | None = None
+
+    def average(self, values: Tensor) -> Tensor:
+        """Return the mean over the particles of what each has, ``[S, B, ...]`` to ``[B, ...]``."""
+        return average(values, self.log_share)
 
     @property
     def log_w(self) -> Tensor:
@@ -174,6 +183,8 @@ class LatentSite:
     def _units(self) -> tuple[Any, Any] | None:
         if self.model is None or self.guide["mask"] is not None or self.model["mask"] is not None:
             return None
+        if not _has_density(self.guide["fn"]):
+            return None
         guide, model = units_of(self.guide["fn"]), units_of(self._prior())
         return None if guide is None or model is None else (guide, model)
 
@@ -260,7 +271,12 @@ def rows_first(value: Tensor, event_dim: int, *, leading: int = 0) -> Tensor:
 
 
 def site_terms(
-    program: Program, layout: Layout, *args: Any, num_particles: int = 1, bounded: bool = True
+    program: Program,
+    layout: Layout,
+    *args: Any,
+    num_particles: int = 1,
+    bounded: bool = True,
+    in_strata: bool = False,
 ) -> SiteTerms:
     """Run guide and model and return the table; call inside ``program.running()``.
 
@@ -271,6 +287,8 @@ def site_terms(
         num_particles: S, the number of samples of the latents for each datum; drawn at once
             where the program vectorizes, one after the other otherwise.
         bounded: Whether the log-weights are to bound log p(x).
+        in_strata: Whether marked sites are run through; all are sampled otherwise. The table then
+            says in ``log_share`` what its particles count, so many for each stratum.
 
     Raises:
         ValueError: If there is no particle, or the guide draws a latent from a point, of which
@@ -278,6 +296,10 @@ def site_terms(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles={num_particles}: at least one sample is needed")
+    if in_strata and layout.strata.sites:
+        with Stratified(layout.strata, num_particles):
+            num = num_particles * layout.strata.num
+            return _table(program, layout, args, num, bounded, in_strata=True)
     if num_particles == 1 or layout.vectorizes:
         at_once = None if num_particles == 1 else num_particles
         return _table(program, layout, args, at_once, bounded)
@@ -302,12 +324,14 @@ def _table(
     args: tuple[Any, ...],
     num_particles: int | None,
     bounded: bool,
+    *,
+    in_strata: bool = False,
 ) -> SiteTerms:
     nesting = layout.max_plate_nesting
     with Weighing(), AuxiliaryLosses() as losses:
         traces = program.traces(*args, num_particles=num_particles, max_plate_nesting=nesting)
     shape = (num_particles or 1, len(args[0]))
-    terms = terms_of(*traces, shape, layout, losses.declared)
+    terms = terms_of(*traces, shape, layout, losses.declared, in_strata=in_strata)
     if bounded and terms.points:
         raise ValueError(no_density(terms.points[0]))
     return terms
@@ -319,6 +343,8 @@ def terms_of(
     shape: tuple[int, int],
     layout: Layout,
     auxiliary: Mapping[str, Sequence[Tensor]] | None = None,
+    *,
+    in_strata: bool = False,
 ) -> SiteTerms:
     """Return the table of a run.
 
@@ -328,6 +354,7 @@ def terms_of(
         shape: S and B: particles, 1 where there is no dimension of them, and data.
         layout: Of the program.
         auxiliary: The losses that its components declared.
+        in_strata: Whether marked sites were run through.
     """
     nesting = layout.max_plate_nesting
     log_q = log_densities(guide_trace, shape, nesting)
@@ -338,6 +365,11 @@ def terms_of(
     }
     values = {name: site.value() for name, site in latents.items()}
     sites = {name: model_trace.nodes[name] for name in log_p}
+    run_through = {stratum.name for stratum in layout.strata.sites} if in_strata else set()
+    log_share = None
+    if run_through:
+        per_datum = partial(_per_datum, shape=shape, nesting=nesting)
+        log_share = log_share_of(guide_trace, log_q, layout.strata, per_datum)
     weights = site_weights(sites, {n: guide_trace.nodes[n] for n in log_q}, shape[1])
     return SiteTerms(
         log_p,
@@ -347,7 +379,7 @@ def terms_of(
         scale_q=weights.of_guide,
         weight=weights.of_data,
         num_data=num_stood_for(next(iter(sites.values())))[0],
-        pathwise={name: guide_trace.nodes[name]["fn"].has_rsample for name in log_q},
+        pathwise={n: n in run_through or guide_trace.nodes[n]["fn"].has_rsample for n in log_q},
         latents={name: (site,) for name, site in latents.items()},
         layout=layout,
         auxiliary={
@@ -355,6 +387,7 @@ def terms_of(
             for name, losses in (auxiliary or {}).items()
         },
         points=tuple(name for name in log_q if not _has_density(guide_trace.nodes[name]["fn"])),
+        log_share=log_share,
     )
 
 

@@ -57,6 +57,7 @@ class RWS(Objective):
     """
 
     synonyms = ("ReweightedWakeSleep",)
+    exact_instead = "IWAE"
     weighs_particles = True
 
     @at_the_door
@@ -109,6 +110,8 @@ class RWSDReG(Bound):
         & Maddison, 2019)
     """
 
+    exact_instead = "IWAE"
+
     @at_the_door
     def __init__(self, num_particles: int = 10) -> None:
         if num_particles < 2:
@@ -126,9 +129,9 @@ class RWSDReG(Bound):
         """Run the program with its samples cut out of the graph."""
         return split_terms(program, layout, *args, num_particles=self.num_particles)
 
-    def bound(self, log_w: Tensor) -> Tensor:
+    def bound(self, log_w: Tensor, log_share: Tensor | None = None) -> Tensor:
         """Return the log of the mean weight of each datum in nats, ``[B]``."""
-        return log_mean_exp(log_w)
+        return log_mean_exp(log_w, log_share)
 
     def surrogate(self, terms: SiteTerms) -> Tensor:
         """Return what is differentiated for each datum, ``[B]``."""
@@ -164,6 +167,7 @@ class TVO(Objective):
         The Thermodynamic Variational Objective (Masrani, Le & Wood, 2019)
     """
 
+    exact_instead = "IWAE"
     weighs_particles = True
 
     @at_the_door

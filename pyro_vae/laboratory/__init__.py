@@ -1,4 +1,4 @@
-"""Train in order to judge: objectives side by side, gradients, and priors of trained programs."""
+"""Train in order to compare: objectives side by side, gradients, and priors of trained programs."""
 
 from pyro_vae.laboratory.aggressive import Aggressive
 from pyro_vae.laboratory.comparison import compare

@@ -36,7 +36,7 @@ class Aggressive(Turns):
     Args:
         window: How many losses are averaged.
         longest: The most steps in a row that the guide takes alone.
-        num_judged: The number of validation data for the mutual information.
+        num_data: The number of validation data for the mutual information.
 
     Raises:
         ValueError: If a number is less than 1, or ``longest`` less than ``window``.
@@ -54,14 +54,14 @@ class Aggressive(Turns):
     num_steps: Tensor
     num_of_model: Tensor
 
-    def __init__(self, window: int = 10, longest: int = 100, num_judged: int = 500) -> None:
-        for name, number in (("window", window), ("num_judged", num_judged)):
+    def __init__(self, window: int = 10, longest: int = 100, num_data: int = 500) -> None:
+        for name, number in (("window", window), ("num_data", num_data)):
             if number < 1:
                 raise ValueError(f"{name}={number}: give 1 or more")
         if longest < window:
             raise ValueError(f"longest={longest}: give window={window} or more")
         super().__init__()
-        self.window, self.longest, self.num_judged = window, longest, num_judged
+        self.window, self.longest, self.num_data = window, longest, num_data
         self.model.zero_()
         self.register_buffer("aggressive", torch.ones(()))
         self.register_buffer("num_in_row", torch.zeros(()))
@@ -69,7 +69,7 @@ class Aggressive(Turns):
         self.register_buffer("before", torch.tensor(math.inf))
         self.register_buffer("information", torch.zeros(()))
         self.register_buffer("num_steps", torch.zeros(()))  # of this epoch
-        self.register_buffer("num_of_model", torch.zeros(()))  # since it was last judged
+        self.register_buffer("num_of_model", torch.zeros(()))  # since it was last estimated
 
     def check(self, program: Program, *few: Tensor) -> None:
         """Refuse a program whose mutual information cannot be estimated.
@@ -111,7 +111,7 @@ class Aggressive(Turns):
 
         Args:
             program: In training.
-            validation: The arguments of model and guide that it is judged on.
+            validation: The arguments of model and guide for the mutual information.
 
         Returns:
             "mutual_information_nats"; nothing once it has ended.
@@ -120,13 +120,13 @@ class Aggressive(Turns):
             return {}
         is_due = bool(self.num_of_model >= self.num_steps)
         self.num_steps.zero_()
-        rows = (argument[: self.num_judged] for argument in validation)
+        rows = (argument[: self.num_data] for argument in validation)
         nats = mutual_information(program.model, program.guide, *rows).nats
         if is_due:
-            self._judge(nats)
+            self._compare(nats)
         return {"mutual_information_nats": nats}
 
-    def _judge(self, nats: float) -> None:
+    def _compare(self, nats: float) -> None:
         if nats < self.information.item():
             self.aggressive.zero_()
             self.guide.fill_(1.0)
@@ -136,4 +136,4 @@ class Aggressive(Turns):
 
     def extra_repr(self) -> str:
         """Show the numbers."""
-        return f"window={self.window}, longest={self.longest}, num_judged={self.num_judged}"
+        return f"window={self.window}, longest={self.longest}, num_data={self.num_data}"

@@ -304,7 +304,7 @@ class _Laboratory:
         first: list[Tensor],
         bar: Any,
     ) -> dict[str, dict[str, Tensor]]:
-        """Train each objective and judge it along the way; return log p of each datum."""
+        """Train each objective and evaluate it along the way; return log p of each datum."""
         num_steps = epochs * self._num_batches
         seconds = {name: statistics.median(found) for name, found in times.items()}
         budget = num_steps * min(seconds.values())
@@ -314,7 +314,7 @@ class _Laboratory:
             equal = min(num_steps, max(1, int(budget / seconds[name] + 1e-9)))
             with _failing(rows, able, name):
                 taken = self._fit(able[name], epochs, steps_of_a_curve(num_steps) | {equal})
-                points, each = self._judged(taken, seconds[name])
+                points, each = self._evaluated(taken, seconds[name])
                 self.weights.load(taken[num_steps])
                 rows[name] = _changed(
                     rows[name],
@@ -342,7 +342,7 @@ class _Laboratory:
         )  # fmt: skip
         return {**snapshots.taken, num_steps: self.weights.copy()}
 
-    def _judged(
+    def _evaluated(
         self, taken: dict[int, list[Tensor]], seconds: float
     ) -> tuple[dict[int, Point], dict[int, Tensor]]:
         points, each = {}, {}

@@ -146,16 +146,16 @@ def named(objectives: Sequence[ELBO] | Mapping[str, ELBO]) -> dict[str, ELBO]:
 def described(objective: Any) -> str:
     """Return an objective's name, with its arguments that are not the defaults.
 
-    The number of particles is always told, unless one is the default: bounds depend on it.
+    The number of particles is always given, unless one is the default: bounds depend on it.
     """
     kind = type(objective)
-    told = []
+    given = []
     for name, parameter in inspect.signature(kind).parameters.items():
         value = getattr(objective, name, parameter.default)
         several = name == "num_particles" and parameter.default not in (1, parameter.empty)
         if several or (name in vars(objective) and _differs(value, parameter.default)):
-            told.append(f"{name}={_short(value)}")
-    return f"{kind.__name__}({', '.join(told)})" if told else kind.__name__
+            given.append(f"{name}={_short(value)}")
+    return f"{kind.__name__}({', '.join(given)})" if given else kind.__name__
 
 
 def _differs(value: Any, default: Any) -> bool:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -127,7 +128,7 @@ class Gradients(Result):
             reference: Gradients of other noise, in as many groups, of the same parameters.
 
         Returns:
-            NaN if the reference cannot be told from 0, or there is no parameter.
+            NaN if the reference cannot be distinguished from 0, or there is no parameter.
 
         Raises:
             ValueError: If the shapes differ.
@@ -232,14 +233,23 @@ class OwnBound(Objective):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective.num_particles)
-        self.objective = objective
+        self.objective, self.averages = objective, objective.averages
 
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program once; twice, if a latent is not reparameterised."""
-        first = site_terms(program, layout, *args, num_particles=self.num_particles)
+        run = partial(
+            site_terms, program, layout, *args,
+            num_particles=self.num_particles, in_strata=self.averages,
+        )  # fmt: skip
+        first = run()
         if all(first.pathwise.values()):
             return first
-        other = site_terms(program, layout, *args, num_particles=self.num_particles)
+        if first.log_share is not None:
+            raise ValueError(
+                "the bound's own gradient is not known where some sites are enumerated and others "
+                "are sampled without gradients: mark none of them, or all"
+            )
+        other = run()
         return _Pair(**vars(first), other=other)
 
     def value(self, terms: SiteTerms) -> Tensor:

@@ -1,5 +1,6 @@
 """Short Pyro programs: a model, a guide, and nothing else of weight."""
 
+from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.ladder import LadderVAE
@@ -10,6 +11,7 @@ from pyro_vae.models.vae import VAE
 
 __all__ = [
     "VAE",
+    "Autoencoder",
     "ConditionalVAE",
     "HierarchicalVAE",
     "LadderVAE",

@@ -74,10 +74,10 @@ def _key(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
 def _processor() -> str:
     """Say what a processor can do, as far as the system tells."""
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
-    return next((line for line in told.splitlines() if line.startswith("flags")), told)
+    return next((line for line in facts.splitlines() if line.startswith("flags")), facts)
 
 
 # -------------------------------------------------------------------------------------- the folder

@@ -54,7 +54,7 @@ def compiled(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any
 def pays(graph: fx.GraphModule, num_calls: int) -> bool:
     """Whether compiling a recording saves more time than it takes, over so many calls.
 
-    Judged from the recording alone, by what was measured on a two-core machine, so that the same
+    Decided from the recording alone, by what was measured on a two-core machine, so that the same
     run decides the same again: fusing saves each operation's overhead, and the reading and writing
     of results that element-wise operations hand to each other.
     """

@@ -111,7 +111,7 @@ class Replicas:
             run.after_step(loss, len(draw[0]))
 
     def end_epoch(self) -> None:
-        """Judge each replica; let those go that have run out of patience or epochs."""
+        """Validate each replica; let those go that have run out of patience or epochs."""
         for number in self._active:
             with self._alone(number) as run:
                 run.end_epoch()

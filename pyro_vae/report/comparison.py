@@ -59,7 +59,7 @@ def _draw_curves(axes: Any, rows: Sequence[Row], colours: dict[str, str], x: str
     values = sorted(getattr(point, y).value for row in rows for point in row.curve)
     finite = [value for value in values if math.isfinite(value)]
     if finite:
-        # The first points lie far below all that is to be told apart.
+        # The first points lie far below all that is to be distinguished.
         low, high = finite[len(finite) // 4], finite[-1]
         axes.set_ylim(low - 0.2 * (high - low) - 1e-6, high + 0.1 * (high - low) + 1e-6)
 

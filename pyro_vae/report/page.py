@@ -158,6 +158,19 @@ NUMBERS = {
         lambda value: f"{value:.3f}",
         "-ELBO on the test data in bits per integer of a datum, as stored; lower is better.",
     ),
+    "test_reconstruction_nats": _Number(
+        "test reconstruction, log p(x | z) (nats per datum)",
+        _nats,
+        "The log-density of the test data given their codes; no bound of log p(x).",
+    ),
+    "test_squared_error": _Number(
+        "test squared error (per number)",
+        lambda value: f"{value:,.4g}",
+        "Of the mean of x given its code, in squared units of the data as they are observed.",
+    ),
+    "active_codes": _Number(
+        "codes that are not zero (per datum)", _count, "On average over the test data."
+    ),
     "test_rate_nats": _Number(
         "rate, KL (nats per datum)",
         _nats,
@@ -275,7 +288,7 @@ NUMBERS = {
         _count,
         "The best by the ELBO of the validation data, or the last; test data choose nothing.",
     ),
-    "judged_epoch": _Number(
+    "evaluated_epoch": _Number(
         "epoch of these weights", _count, "After which the program had these weights."
     ),
     "refit_of": _Number("refitted from", _count, "The run whose prior was replaced."),
@@ -295,6 +308,8 @@ PARTNERS = {
     "inference_gap_standard_error": "inference_gap_nats",
     "approximation_gap_standard_error": "approximation_gap_nats",
     "amortization_gap_standard_error": "amortization_gap_nats",
+    "test_reconstruction_standard_error": "test_reconstruction_nats",
+    "test_squared_error_standard_error": "test_squared_error",
     "num_units": "active_units",
     "mutual_information_ceiling": "mutual_information_nats",
     "num_chains": "annealing_effective_sample_size",
@@ -303,11 +318,13 @@ _WHOLES = {
     "num_units": "of {}",
     "num_chains": "of {}",
 }
+# What earlier versions called numbers in `results.json`.
+_RENAMED = {"judged_epoch": "evaluated_epoch"}
 _SATURATED = 0.98  # of its ceiling: an estimate from N data cannot tell more than log N
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[_Row]:
-    flat = {key: value for key, value in _flat(results) if key not in TEXTS}
+    flat = {_RENAMED.get(key, key): value for key, value in _flat(results) if key not in TEXTS}
     hidden = {part for part, whole in PARTNERS.items() if whole in flat}
     wholes = {key: key.partition(".")[0] for key in flat}
     known = [key for whole in NUMBERS for key in flat if wholes[key] == whole]

@@ -2,7 +2,7 @@
 
 Figures are made directly, never through pyplot, so no backend is switched and nothing stays open.
 Images are shown one to one as ``mosaic`` lays them out: gaps are even, and what is seen is what
-was computed. The colours can be told apart with the common colour-vision deficiencies: Paul Tol,
+was computed. The colours can be distinguished with the common colour-vision deficiencies: Paul Tol,
 "Colour Schemes", SRON technical note (2021).
 """
 

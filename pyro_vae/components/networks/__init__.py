@@ -5,7 +5,7 @@ sizes. The last layer has no bias: the offset of the conditional that owns the n
 """
 
 from pyro_vae.components.networks.convolutional import Convolutional, ConvolutionalResidual
-from pyro_vae.components.networks.dense import MLP, GatedMLP, Residual, SkipMLP
+from pyro_vae.components.networks.dense import MLP, Dictionary, GatedMLP, Residual, SkipMLP
 from pyro_vae.components.networks.initialisation import glorot, he, orthogonal
 from pyro_vae.components.networks.inputs import Observed, Standardize
 from pyro_vae.components.networks.recurrent import Recurrent, RecurrentDecoder
@@ -15,6 +15,7 @@ __all__ = [
     "MLP",
     "Convolutional",
     "ConvolutionalResidual",
+    "Dictionary",
     "GatedMLP",
     "Observed",
     "Recurrent",

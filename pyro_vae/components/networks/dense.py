@@ -22,7 +22,7 @@ from pyro_vae.components.networks.layers import (
     finished,
 )
 
-__all__ = ["MLP", "GatedMLP", "Residual", "SkipMLP"]
+__all__ = ["MLP", "Dictionary", "GatedMLP", "Residual", "SkipMLP"]
 
 
 class MLP(nn.Module):
@@ -66,6 +66,38 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[*batch, *in_shape]`` to ``[*batch, *out_shape]``."""
         return self.rows.back(self.layers(self.rows.of(x)), x)
+
+
+class Dictionary(nn.Module):
+    r"""A linear map whose columns have norm 1, the decoder of sparse codes.
+
+    .. math:: x = \sum_j z_j \, d_j, \qquad \|d_j\| = 1
+
+    A code cannot shrink while the column grows, so that what is charged for codes is charged.
+
+    Args:
+        in_shape: The shape of one code, of J numbers.
+        out_shape: The shape of one output.
+
+    References:
+        Emergence of Simple-Cell Receptive Field Properties by Learning a Sparse Code for Natural
+        Images (Olshausen & Field, 1996)
+    """
+
+    @at_the_door
+    def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
+        super().__init__()
+        self.rows = Rows(self, in_shape, out_shape)
+        self.weight = nn.Parameter(torch.randn(self.rows.out_size, self.rows.in_size))
+
+    @property
+    def columns(self) -> Tensor:
+        """The columns, ``[out_size, J]``, each of norm 1."""
+        return nn.functional.normalize(self.weight, dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[*batch, *in_shape]`` to ``[*batch, *out_shape]``."""
+        return self.rows.back(self.rows.of(x) @ self.columns.T, x)
 
 
 class GatedMLP(nn.Module):
