@@ -15,7 +15,7 @@ _PACKAGE = str(Path(__file__).parent)
 _COMMAND_LINE = ContextVar("command_line", default=False)
 _DISTRIBUTIONS = ContextVar("distributions", default=False)
 # Arguments that take an object; the others among the parts take what builds one.
-_OBJECTS = ("objective", "observation", "schedule", "turns")
+_OBJECTS = ("objective", "observation", "schedule", "turns", "corruption")
 
 
 @contextlib.contextmanager

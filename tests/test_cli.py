@@ -29,8 +29,8 @@ from pyro_vae.cli.options import training_parser
 from pyro_vae.engine.metrics import MetricsFile
 
 FLAGS = (
-    "--batch-size", "--clip-norm", "--config", "--data", "--data-root", "--data-weights",
-    "--decoder",
+    "--batch-size", "--clip-norm", "--config", "--corruption", "--data", "--data-root",
+    "--data-weights", "--decoder",
     "--device",
     "--encoder", "--engine", "--epochs",
     "--help", "--init-from",

@@ -21,7 +21,7 @@ import pyro_vae.inference
 import pyro_vae.inference.schedules
 from pyro_vae.cli import user_files
 from pyro_vae.cli.names import ROLES, hints, known_as, nearest, offered, plain, serves
-from pyro_vae.components import Family
+from pyro_vae.components import Family, Noise
 from pyro_vae.components.automatic import class_path, distribution_names
 from pyro_vae.components.conditional import Shape
 from pyro_vae.engine.observations import Observation
@@ -54,6 +54,7 @@ HINTS: dict[str, Any] = {
     "model": nn.Module, "prior": _FAMILY, "likelihood": _FAMILY, "posterior": _FAMILY,
     "network": _NETWORK, "encoder": _NETWORK, "decoder": _NETWORK, "objective": ELBO,
     "observation": Callable[[int | None], Observation], "schedule": Schedule, "turns": Turns,
+    "corruption": Noise,
 }  # fmt: skip
 """What each role takes: a class, or what builds one from shapes or levels."""
 

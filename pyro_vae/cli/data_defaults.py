@@ -67,6 +67,8 @@ def settle(config: Any, data: Dataset) -> None:
         config.likelihood = Component(_default_likelihood(data))
     config.likelihood = _with_facts(config.likelihood, data)
     config.encoder = _with_symbols(config.encoder, config.likelihood)
+    if "corruption" in config:
+        config.corruption = _with_symbols(config.corruption, config.likelihood)
     if config.observation is None:
         support = _support(config, data) if has_parts else _own_support(config, data)
         config.observation = Component(f"pyro_vae.engine.{_observation(support, data)}")
@@ -115,16 +117,16 @@ def _with_facts(part: Any, data: Dataset) -> Any:
     )
 
 
-def _with_symbols(encoder: Any, likelihood: Any) -> Any:
-    """Return an encoder that reads the likelihood's categories, where it asks for symbols."""
-    if not isinstance(encoder, Component) or not isinstance(likelihood, Component):
-        return encoder
-    known, asked = likelihood.all_arguments(), arguments_of(encoder.path).keys()
+def _with_symbols(reader: Any, likelihood: Any) -> Any:
+    """Return an encoder, or a noise, of the likelihood's categories, where it asks for symbols."""
+    if not isinstance(reader, Component) or not isinstance(likelihood, Component):
+        return reader
+    known, asked = likelihood.all_arguments(), arguments_of(reader.path).keys()
     pairs = {"num_symbols": "num_categories", "padding": "padding"}
-    return encoder.with_arguments(**{
+    return reader.with_arguments(**{
         ours: known[theirs]
         for ours, theirs in pairs.items()
-        if ours in asked - encoder.arguments.keys() and theirs in known
+        if ours in asked - reader.arguments.keys() and theirs in known
     })  # fmt: skip
 
 

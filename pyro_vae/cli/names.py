@@ -60,6 +60,7 @@ ROLES: dict[str, tuple[ModuleType, type]] = {
     "observation": (pyro_vae.engine.observations, pyro_vae.engine.observations.Observation),
     "schedule": (pyro_vae.inference.schedules, pyro_vae.inference.Schedule),
     "turns": (pyro_vae.laboratory, pyro_vae.engine.turns.Turns),
+    "corruption": (pyro_vae.components, pyro_vae.components.Noise),
 }
 
 

@@ -28,7 +28,7 @@ from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
 from pyro_vae.fitting import Fit, fit_as_set
-from pyro_vae.inference import Program
+from pyro_vae.inference import Corrupted, Program
 from pyro_vae.inference.advice import range_of
 
 __all__ = ["Run", "diverged", "load", "open_run", "settings_of", "train"]
@@ -162,9 +162,11 @@ def _levels(config: Any, data: Dataset) -> int | None:
 
 def train(run: Run, *, out: Path, resume: bool) -> Fit:
     """Fit the run's program on its data, into the folder ``out``."""
-    return fit_as_set(
-        run.program, with_weights(run.config, run.data), settings_of(run, out=out, resume=resume)
-    )
+    program: Any = run.program
+    if run.objects.corruption is not None:
+        program = (run.program.model, Corrupted(run.objects.corruption)(run.program.guide))
+    data = with_weights(run.config, run.data)
+    return fit_as_set(program, data, settings_of(run, out=out, resume=resume))
 
 
 def settings_of(run: Run, *, out: Path, resume: bool) -> Settings:

@@ -44,6 +44,13 @@ from pyro_vae.components.networks import (
     he,
     orthogonal,
 )
+from pyro_vae.components.noises import (
+    GaussianNoise,
+    MaskingNoise,
+    Noise,
+    SaltAndPepperNoise,
+    WordDropout,
+)
 from pyro_vae.components.points import Point, RatePoint, SparsePoint, TopKPoint
 from pyro_vae.components.posteriors import (
     DiagonalNormal,
@@ -88,15 +95,18 @@ __all__ = [
     "Family",
     "FullNormal",
     "GatedMLP",
+    "GaussianNoise",
     "Householder",
     "Incomplete",
     "InverseAutoregressive",
     "LogitNormal",
     "LowRankNormal",
     "MaskedAutoregressive",
+    "MaskingNoise",
     "MixtureOfNormals",
     "Multinomial",
     "NeuralSpline",
+    "Noise",
     "Normal",
     "Observed",
     "OptimalScale",
@@ -110,6 +120,7 @@ __all__ = [
     "RecurrentDecoder",
     "RelaxedBernoulli",
     "Residual",
+    "SaltAndPepperNoise",
     "SharedScale",
     "SkipMLP",
     "SparsePoint",
@@ -125,6 +136,7 @@ __all__ = [
     "UniformSphere",
     "VampPrior",
     "VonMisesFisher",
+    "WordDropout",
     "assemble",
     "assemble_conditional",
     "assemble_hierarchy",

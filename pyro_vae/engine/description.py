@@ -14,7 +14,7 @@ import functools
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pyro_vae.inference.program import Program
 
-__all__ = ["constant_settings", "in_words", "program_settings", "source"]
+__all__ = ["constant_settings", "in_words", "program_settings", "settings_of", "source"]
 
 _INTERNAL = {
     *vars(nn.Module()),
@@ -37,6 +37,14 @@ _LONGEST = 500
 
 
 def program_settings(program: Program) -> dict[str, str]:
+    """Return the settings of a program's modules, but for those around it, see ``settings_of``.
+
+    What stands around a program is of how it is fitted: weights mean the same without it.
+    """
+    return settings_of([root for root in program.reachable if root not in program.around])
+
+
+def settings_of(roots: Sequence[nn.Module]) -> dict[str, str]:
     """Return each module's class and each of its settings, by place: ``"0.likelihood:scale"``.
 
     Classes of the user's own may be renamed; what is in them, ``source`` tells.
@@ -45,7 +53,7 @@ def program_settings(program: Program) -> dict[str, str]:
     module's class names it in ``of_data``.
     """
     settings = {}
-    for place, root in enumerate(program.reachable):
+    for place, root in enumerate(roots):
         for name, module in root.named_modules():
             where = f"{place}.{name}".rstrip(".")
             settings[where] = (

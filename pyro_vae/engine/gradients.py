@@ -14,6 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_vae.engine.failure import rehearsing
+from pyro_vae.inference.corrupted import check_corruption
 from pyro_vae.inference.dependence import cut_off
 from pyro_vae.inference.handlers import Named
 from pyro_vae.inference.program import Program
@@ -122,6 +123,7 @@ def run_and_find(
     """
     if is_first:
         check_loss(loss, program, *args, **kwargs)
+        check_corruption(program, *args, **kwargs)
     named = Named(program.reachable) if is_first else nullcontext()
     with program.running(), named, poutine.trace(param_only=True) as capture:
         if isinstance(loss, ELBO):

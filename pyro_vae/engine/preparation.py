@@ -25,7 +25,7 @@ from pyro_vae.engine.defaults import (
     fitted_objective,
     resolve_device,
 )
-from pyro_vae.engine.description import constant_settings, program_settings
+from pyro_vae.engine.description import constant_settings, program_settings, settings_of
 from pyro_vae.engine.failure import rehearsing
 from pyro_vae.engine.observations import Binarize, Dequantize, Rescale
 from pyro_vae.engine.optimizers import check_constant_rate
@@ -37,6 +37,7 @@ from pyro_vae.engine.step import Step
 from pyro_vae.engine.taken import taking
 from pyro_vae.engine.turns import part_in_turns
 from pyro_vae.engine.updates import Updates
+from pyro_vae.inference.corrupted import meet_data
 from pyro_vae.inference.dependence import ignores_data
 from pyro_vae.inference.explaining import explaining
 from pyro_vae.inference.objectives import Objective
@@ -93,6 +94,7 @@ class Prepared:
             seed=settings.seed, device=self.device, fields=self._trained.fields,
         )  # fmt: skip
         self.validation = self._rows(data.validation, seed=OBSERVATION_SEED + 1)
+        self._meet_data()
         self.probe = Probe(self.program, *self.validation)
         self.layout = self.probe.layout
         for name in ("validation", "train", "test"):
@@ -127,6 +129,13 @@ class Prepared:
 
     # ------------------------------------------------------------------------------------ the data
 
+    def _meet_data(self) -> None:
+        """Give noises around the program the units of the data; a resumed run does the same."""
+        if self.program.around:
+            observation = self._settings.observation
+            rows = representative(self._data.train, observation, device=self.device)
+            meet_data(self.program, rows.x)
+
     def _rows(
         self, data: Data, seed: int | None = None, program: Program | None = None
     ) -> tuple[Tensor, ...]:
@@ -160,6 +169,7 @@ class Prepared:
         program, turns = self.program, self._settings.turns
         self.moving = moving_in(program.model, program.guide, *program.reachable, objective)
         beside = [*getattr(objective, "modules", {}).values(), *self.moving, turns]
+        beside += program.around
         self.beside = [module.to(self.device) for module in beside if module is not None]
         with Budget():
             check_objective(objective, self.probe)
@@ -254,13 +264,14 @@ class Prepared:
             "learning_rates": [group["lr"] for group in self._optimizer.param_groups],
             "schedule": getattr(schedule, "__qualname__", repr(schedule)),
             "turns": settings.turns and repr(settings.turns),
+            "corruption": settings_of(self.program.around) or None,
             "observation": repr(settings.observation),
             "data": self._data.fingerprint(),
         }  # fmt: skip
 
 
 def _placed(program: Program, device: torch.device) -> Program:
-    for module in program.modules:
+    for module in (*program.modules, *program.around):
         module.to(device)
         if not module.training:  # a part in evaluation mode is meant so, a whole is not
             module.train()

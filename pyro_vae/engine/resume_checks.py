@@ -54,7 +54,7 @@ def check_settings(saved: Any, now: dict[str, Any], path: Path) -> None:
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} does not say of which run it is: start a new run")
     check_program(saved, now["program"], path)
-    if missing := [name for name in now if name not in saved]:
+    if missing := [name for name in now if name not in saved and now[name] is not None]:
         raise CheckpointError(
             f"{path} does not say with which {missing[0]} it was trained: start a new run"
         )

@@ -26,6 +26,7 @@ __all__ = [
     "OwnNames",
     "Owner",
     "bare",
+    "layers",
     "root_of",
 ]
 
@@ -46,17 +47,26 @@ def root_of(function: Any) -> Any:
 
 def bare(function: Any) -> Any:
     """Return a function, or a method of an object, without its wrappings."""
+    return [*layers(function)][-1]
+
+
+def layers(function: Any) -> Iterator[Any]:
+    """Give a function, what that wraps, and so on, down to one that wraps nothing."""
+    yield function
     while True:
         if isinstance(function, functools.partial):
             function = called(function)
         elif getattr(function, "__self__", None) is None and hasattr(function, "__wrapped__"):
             function = function.__wrapped__
         else:
-            return function
+            return
+        yield function
 
 
 def called(function: functools.partial[Any]) -> Any:
     """Return what a partial calls; where it is a program inside a handler, that program."""
+    if hasattr(function, "__wrapped__"):
+        return function.__wrapped__
     return function.args[1] if function.func is _context_wrap else function.func
 
 

@@ -328,6 +328,7 @@ class Calls:
         self.modules: list[Any] = [
             module
             for root in program.reachable
+            if root not in program.around  # no weights mean something else in other units
             for module in root.modules()
             if hasattr(module, "is_new")
         ]

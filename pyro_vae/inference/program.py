@@ -28,6 +28,7 @@ from pyro_vae.inference.parameters import (
     OwnNames,
     Start,
     bare,
+    layers,
     root_of,
 )
 
@@ -64,6 +65,8 @@ class Program:
 
     Attributes:
         fields: What both are called with, by name, once ``on`` has found it; x alone before.
+        around: The modules that stand around model or guide, such as a noise: they belong to how
+            the program is fitted, not to its weights.
     """
 
     fields: tuple[str, ...] = ("x",)
@@ -75,9 +78,9 @@ class Program:
         self.model = model
         self.guide = guide
         self.modules = tuple(dict.fromkeys([*_modules(model), *_modules(guide)]))
-        self.reachable = tuple(
-            dict.fromkeys([*self.modules, *_closure_modules(model), *_closure_modules(guide)])
-        )
+        self.around = tuple(dict.fromkeys([*_modules_around(model), *_modules_around(guide)]))
+        inside = [*self.modules, *_closure_modules(model), *_closure_modules(guide)]
+        self.reachable = tuple(dict.fromkeys([*inside, *self.around]))
 
     def on(self, there: Collection[str]) -> Program:
         """Return the program on data with some fields: called with those that either takes.
@@ -256,6 +259,11 @@ def _modules(function: Any) -> Iterator[nn.Module]:
     root = root_of(function)
     if isinstance(root, nn.Module):
         yield root
+
+
+def _modules_around(function: Any) -> Iterator[nn.Module]:
+    for layer in layers(function):
+        yield from getattr(layer, "modules_around", ())
 
 
 def _closure_modules(function: Any) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import at_the_door, built
 from pyro_vae.components.networks.layers import Shape
 
-__all__ = ["Observed", "Standardize", "alike"]
+__all__ = ["Observed", "Standardize", "alike", "moments"]
 
 
 class Standardize(nn.Module):
@@ -93,9 +93,20 @@ def alike(x: Tensor) -> tuple[int, ...]:
     return tuple(axis for axis in range(x.dim()) if axis != own)
 
 
-@torch.no_grad()
 def _location_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, which broadcast against one datum."""
+    """Return mean and standard deviation, or the size of numbers that are all the same."""
+    loc, deviation = moments(x)
+    size = torch.where(loc == 0, 1.0, loc.abs())
+    return loc, torch.where(deviation > 0, deviation, size)
+
+
+@torch.no_grad()
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of numbers with the same units, ``[N, *shape]``.
+
+    Missing numbers (NaN) do not count. Both broadcast against one datum; the deviation of numbers
+    that are all the same is exactly zero.
+    """
     # In float32 the mean of numbers far from zero is off by more than they differ.
     wide = x.to(x.dtype if x.device.type == "mps" else torch.float64, copy=True)
     axes = alike(x)
@@ -104,8 +115,7 @@ def _location_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = wide.sub_(loc).square_().nanmean(axes, keepdim=True).sqrt().nan_to_num()
     # Below the type's precision, what differs is the rounding of numbers that are all the same.
     rounding = torch.finfo(x.dtype).eps * loc.abs()
-    size = torch.where(loc == 0, 1.0, loc.abs())
-    return loc[0].to(x), torch.where(scale > rounding, scale, size)[0].to(x)
+    return loc[0].to(x), torch.where(scale > rounding, scale, 0.0)[0].to(x)
 
 
 class Observed(nn.Module):
