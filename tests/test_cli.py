@@ -222,7 +222,7 @@ TOGETHER = {
     "binarized counts": "--data counts.npy --model HierarchicalVAE --latent 3,2 "
     "--observation Binarize --likelihood Bernoulli --turns Aggressive --network.hidden [8]",
     "images": "--data bytes.npy --likelihood ContinuousBernoulli "
-    "--network Convolutional --network.channels [2]",
+    "--network Convolutional --network.channels [2] --corruption GaussianNoise",
 }
 
 
