@@ -125,6 +125,25 @@ def test_a_prior_and_a_program_of_ones_own(folder, tmp_path, capsys):
     assert "name that class again on the command line" in capsys.readouterr().err
 
 
+def test_points_gain_in_the_density_of_their_codes_alone(folder, tmp_path, capsys):
+    given = ["--data", folder / "real.npy", "--model", "Autoencoder"]
+    assert train(*given, "--out", tmp_path / "points") == 0
+    assert "until it is fitted to the codes" in capsys.readouterr().out
+    assert refit(tmp_path / "points", *MIXTURE, "--out", tmp_path / "fitted") == 0
+    shown = capsys.readouterr().out
+    assert "log p(z) of the codes gained by the new prior (nats per datum)" in shown
+    assert "until it is fitted" not in shown
+    record = results(tmp_path / "fitted")
+    risen = record["code_log_density_nats"] - record["code_log_density_before_nats"]
+    assert risen == pytest.approx(record["code_gained_nats"])
+    assert (
+        record["test_reconstruction_nats"]
+        == results(tmp_path / "points")["test_reconstruction_nats"]
+    )
+    assert not [key for key in record if "elbo" in key]
+    assert "ELBO" not in shown
+
+
 @pytest.fixture(scope="module")
 def others(folder):
     """Runs whose prior cannot be replaced from here, by what they are."""

@@ -11,6 +11,7 @@ from pyro_vae.cli.components import components_in
 from pyro_vae.cli.data_defaults import settle
 from pyro_vae.cli.data_loading import with_weights
 from pyro_vae.cli.options import training_parser
+from pyro_vae.evaluation import Estimate
 from pyro_vae.files import as_word, replace_file
 from pyro_vae.fitting import Fit
 from pyro_vae.laboratory.refit import Refit, refit_as_set
@@ -42,18 +43,26 @@ def numbers(out: Path, weights: str) -> dict[str, Any]:
 
 
 def _record(found: Refit) -> dict[str, Any]:
-    before = found.before
-    record: dict[str, Any] = {
-        "weights": found.fit.weights,
-        "refit_gained_nats": found.gained_nats.value,
-        "refit_gained_standard_error": found.gained_nats.standard_error,
+    before, after, weights = found.before, found.after, {"weights": found.fit.weights}
+    if before.bound is None:  # the guide draws points
+        return {
+            **weights,
+            **_estimate("code_gained", found.gained_nats),
+            **_estimate("code_log_density", after.log_p_nats),
+            **_estimate("code_log_density_before", before.log_p_nats),
+        }
+    record = {
+        **weights,
+        **_estimate("refit_gained", found.gained_nats),
+        **_estimate("elbo_before", before.bound.elbo_nats),
     }
-    if before.bound is not None:
-        record["elbo_before_nats"] = before.bound.elbo_nats.value
-        record["elbo_before_standard_error"] = before.bound.elbo_nats.standard_error
     if before.information is not None:
         record["aggregate_kl_before_nats"] = before.information.aggregate_kl.value
     return record
+
+
+def _estimate(name: str, found: Estimate) -> dict[str, Any]:
+    return {f"{name}_nats": found.value, f"{name}_standard_error": found.standard_error}
 
 
 def _source(run: runs.Run) -> runs.Run:

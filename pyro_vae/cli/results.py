@@ -35,6 +35,7 @@ from pyro_vae.wording import option
 
 __all__ = ["evaluate", "provenance", "report", "store"]
 
+_UNFITTED = "samples of the prior are no samples of the data until it is fitted to the codes"
 _SEEN_ROWS = 10_000
 _COMPARED_ROWS = 1_000  # each with each
 
@@ -78,7 +79,7 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     rows = run.test_rows()
     program = Probe(run.bound, *run.arguments(rows))
     found = (
-        _reconstruction(program, rows)
+        _reconstruction(run, program, rows)
         if program.terms.points
         else _bounds(run, done, program, rows, num_samples)
     )
@@ -105,7 +106,7 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     }
 
 
-def _reconstruction(program: Probe, rows: Data) -> dict[str, Any]:
+def _reconstruction(run: Run, program: Probe, rows: Data) -> dict[str, Any]:
     """Return the numbers of a program whose guide draws points: none of them is a bound."""
     found = evaluation.reconstruction_error(program, rows)
     activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
@@ -118,8 +119,8 @@ def _reconstruction(program: Probe, rows: Data) -> dict[str, Any]:
         "active_codes": found.active_codes.value,
         **_units(activity),
         "verdict": [
-            "codes are points, which have no density: log p(x), KL and bits are not defined, and "
-            "samples of the prior are no samples of the data until it is fitted to the codes"
+            "codes are points, which have no density: log p(x), KL and bits are not defined"
+            + ("" if run.config.refit else f", and {_UNFITTED}")
         ],
     }
 

@@ -142,6 +142,22 @@ NUMBERS = {
         "E_q[log p(z)] under the new prior less that under the old one, of the same draws for the "
         "test data; encoder and decoder are the same, so that the ELBO has risen by as much.",
     ),
+    "code_gained_nats": _Number(
+        "log p(z) of the codes gained by the new prior (nats per datum)",
+        _nats,
+        "That under the new prior less that under the old one, of the codes of the test data; no "
+        "bound of log p(x), of which there is none.",
+    ),
+    "code_log_density_nats": _Number(
+        "log p(z) of the codes (nats per datum)",
+        _nats,
+        "Under the new prior, averaged over the codes of the test data.",
+    ),
+    "code_log_density_before_nats": _Number(
+        "log p(z) of the codes under the old prior (nats per datum)",
+        _nats,
+        "The same, under the prior that was replaced.",
+    ),
     "elbo_before_nats": _Number(
         "test ELBO under the old prior (nats per datum)",
         _nats,
@@ -301,6 +317,9 @@ PARTNERS = {
     "test_elbo_standard_error": "test_elbo_nats",
     "refit_gained_standard_error": "refit_gained_nats",
     "elbo_before_standard_error": "elbo_before_nats",
+    "code_gained_standard_error": "code_gained_nats",
+    "code_log_density_standard_error": "code_log_density_nats",
+    "code_log_density_before_standard_error": "code_log_density_before_nats",
     "test_log_likelihood_standard_error": "test_log_likelihood_nats",
     "annealed_log_likelihood_standard_error": "annealed_log_likelihood_nats",
     "sampled_log_likelihood_standard_error": "sampled_log_likelihood_nats",
