@@ -4,6 +4,7 @@ from pyro_vae.components.amortized_flows import Householder, Planar, Radial, Syl
 from pyro_vae.components.assembly import assemble, assemble_hierarchy, assemble_ladder
 from pyro_vae.components.automatic import Automatic
 from pyro_vae.components.autoregressive import AutoregressiveBernoulli
+from pyro_vae.components.classes import assemble_clusters, assemble_semi_supervised
 from pyro_vae.components.committed import (
     AutoregressiveNormal,
     BatchNormalizedNormal,
@@ -138,9 +139,11 @@ __all__ = [
     "VonMisesFisher",
     "WordDropout",
     "assemble",
+    "assemble_clusters",
     "assemble_conditional",
     "assemble_hierarchy",
     "assemble_ladder",
+    "assemble_semi_supervised",
     "glorot",
     "he",
     "learned",

@@ -94,9 +94,10 @@ def assemble_conditional(
 
 
 def beside(x: Tensor, y: Tensor, *, event_dim: int) -> Tensor:
-    """Put ``[*batch, C]`` behind ``[*particles, *batch, *event]``, flat."""
+    """Put ``[*batch, C]`` behind ``[*batch, *event]``, flat; either may have particles alone."""
     flat = x.flatten(x.dim() - event_dim)
-    return torch.cat([flat, y.expand(*flat.shape[:-1], y.shape[-1])], -1)
+    batch = torch.broadcast_shapes(flat.shape[:-1], y.shape[:-1])
+    return torch.cat([flat.expand(*batch, flat.shape[-1]), y.expand(*batch, y.shape[-1])], -1)
 
 
 class _Joining(nn.Module):

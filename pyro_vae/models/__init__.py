@@ -2,14 +2,18 @@
 
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.conditional import ConditionalVAE
+from pyro_vae.models.gaussian_mixture import GMVAE
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.models.semi_amortized import SemiAmortizedVAE
+from pyro_vae.models.semi_supervised import M2
 from pyro_vae.models.topdown import TopDownVAE
 from pyro_vae.models.unamortized import UnamortizedVAE
 from pyro_vae.models.vae import VAE
 
 __all__ = [
+    "GMVAE",
+    "M2",
     "VAE",
     "Autoencoder",
     "ConditionalVAE",
