@@ -58,7 +58,7 @@ MAY_IMPORT = {
         "inference",
         "wording",
     },
-    "models": {"arguments", "components", "components.networks", "distributions"},
+    "models": {"arguments", "components", "components.networks", "distributions", "inference"},
     "inference": {"arguments", "fields", "memory", "wording"},
     "recording": {"budget", "files", "inference", "wording"},
     # What follows builds on these; engine and evaluation are blind to each other.
