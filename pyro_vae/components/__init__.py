@@ -3,7 +3,10 @@
 from pyro_vae.components.amortized_flows import Householder, Planar, Radial, Sylvester
 from pyro_vae.components.assembly import assemble, assemble_hierarchy, assemble_ladder
 from pyro_vae.components.automatic import Automatic
-from pyro_vae.components.autoregressive import AutoregressiveBernoulli
+from pyro_vae.components.autoregressive import (
+    AutoregressiveBernoulli,
+    AutoregressiveCategorical,
+)
 from pyro_vae.components.classes import assemble_clusters, assemble_semi_supervised
 from pyro_vae.components.committed import (
     AutoregressiveNormal,
@@ -76,6 +79,7 @@ __all__ = [
     "AffineCoupling",
     "Automatic",
     "AutoregressiveBernoulli",
+    "AutoregressiveCategorical",
     "AutoregressiveNormal",
     "BatchNormalizedNormal",
     "Bernoulli",

@@ -33,6 +33,7 @@ __all__ = [
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "LogitNormal",
+    "log_frequencies",
 ]
 
 _SMALLEST_PROBABILITY = 1e-3
@@ -163,21 +164,29 @@ class Categorical(Family):
 
         Data outside the support have none: they are refused, with their index, before training.
         """
-        data = without_missing(data, unknown=1.0)
-        known = (data >= 0) & (data < self.num_categories) & (data == data.round())
-        if not bool(known.all()):
-            return None
-        counts = torch.zeros(self.raw_shape, device=data.device)
-        counts.scatter_add_(0, data.long(), torch.ones_like(data, dtype=counts.dtype))
-        # As if each category had been seen once more, in all places together.
-        prior = counts.flatten(1).sum(1).add(1) / (counts.sum() + self.num_categories)
-        prior = prior.reshape(-1, *[1] * len(self.event_shape))
-        frequencies = (counts + self.num_categories * prior) / (len(data) + self.num_categories)
-        return frequencies.log()
+        return log_frequencies(data, self.num_categories)
 
     def extra_repr(self) -> str:
         """Show the event's shape and the number of categories."""
         return f"event_shape={self.event_shape}, num_categories={self.num_categories}"
+
+
+def log_frequencies(data: Tensor, num_categories: int) -> Tensor | None:
+    """Return how often each of K categories occurs at each place of ``[N, *event_shape]``.
+
+    Logarithms, ``[K, *event_shape]``; None of data that are no such categories.
+    """
+    data = without_missing(data, unknown=1.0)
+    known = (data >= 0) & (data < num_categories) & (data == data.round())
+    if not bool(known.all()):
+        return None
+    counts = torch.zeros((num_categories, *data.shape[1:]), device=data.device)
+    counts.scatter_add_(0, data.long(), torch.ones_like(data, dtype=counts.dtype))
+    # As if each category had been seen once more, in all places together.
+    prior = counts.flatten(1).sum(1).add(1) / (counts.sum() + num_categories)
+    prior = prior.reshape(-1, *[1] * (data.dim() - 1))
+    frequencies = (counts + num_categories * prior) / (len(data) + num_categories)
+    return frequencies.log()
 
 
 class DiscretizedLogistic(Family):

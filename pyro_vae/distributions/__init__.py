@@ -1,6 +1,10 @@
 """Densities and bijections that Pyro and torch lack, as distributions of Pyro's."""
 
-from pyro_vae.distributions.autoregressive import AutoregressiveBernoulli, AutoregressiveStep
+from pyro_vae.distributions.autoregressive import (
+    AutoregressiveBernoulli,
+    AutoregressiveCategorical,
+    AutoregressiveStep,
+)
 from pyro_vae.distributions.categories import Categorical, CategoricalSequence, Multinomial
 from pyro_vae.distributions.constraining import (
     below_diagonal,
@@ -34,6 +38,7 @@ from pyro_vae.distributions.units import InUnits, in_units, kinds_of_units
 
 __all__ = [
     "AutoregressiveBernoulli",
+    "AutoregressiveCategorical",
     "AutoregressiveStep",
     "AverageOfConditionals",
     "Categorical",

@@ -1,4 +1,4 @@
-"""What is drawn one entry after the other: an affine bijection with a fast inverse, and bits."""
+"""What is drawn one entry after the other: an affine bijection with a fast inverse, bits, codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import linear
 
-__all__ = ["FAR", "AutoregressiveBernoulli", "AutoregressiveStep", "Masked"]
+__all__ = [
+    "FAR",
+    "AutoregressiveBernoulli",
+    "AutoregressiveCategorical",
+    "AutoregressiveStep",
+    "Masked",
+]
 
 FAR = 100.0
 """What a network sees of a value: beyond a hundred scales, that it is far."""
@@ -182,3 +188,55 @@ class AutoregressiveBernoulli(TorchDistribution):
         shape = torch.broadcast_shapes(flat.shape, self._logits.shape)
         learned = self._network(flat.expand(shape), context=self._context)
         return self._logits + learned.to(self._logits.dtype)
+
+
+class AutoregressiveCategorical(TorchDistribution):
+    """Integers 0..K-1 whose logits are ``logits`` plus what a network makes of those before them.
+
+    Args:
+        network: From the first T of M integers, ``[rows, T]``, to logits of the first T + 1,
+            ``[rows, T + 1, K]``.
+        logits: ``[*batch, M, K]``.
+        event_shape: Of M integers.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, network: Any, logits: Tensor, event_shape: tuple[int, ...]) -> None:
+        self._network, self._logits = network, logits
+        super().__init__(logits.shape[:-2], torch.Size(event_shape), validate_args=False)
+
+    @constraints.dependent_property(is_discrete=True)
+    def support(self) -> Any:
+        """The values that it may take."""
+        integers = constraints.integer_interval(0, self._logits.shape[-1] - 1)
+        return constraints.independent(integers, self.event_dim)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveCategorical:
+        """Return the same distribution with this batch shape."""
+        logits = self._logits.expand(*batch_shape, *self._logits.shape[-2:])
+        return AutoregressiveCategorical(self._network, logits, self.event_shape)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw without gradients, place by place: integers, in the type of the logits."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        batch = shape[: len(shape) - self.event_dim]
+        places = self._logits.expand(*batch, *self._logits.shape[-2:]).flatten(0, -3).unbind(-2)
+        drawn = self._logits.new_empty((batch.numel(), 0), dtype=torch.long)
+        for logits in places:
+            logits = logits + self._network(drawn)[:, -1].to(logits.dtype)
+            code = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
+            drawn = torch.cat([drawn, code.unsqueeze(-1)], -1)
+        return drawn.to(self._logits.dtype).reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability, ``[*batch]``, all places at once; minus infinity outside."""
+        given = value.flatten(value.dim() - self.event_dim)
+        flat = given.nan_to_num(-1.0).long().clamp(0, self._logits.shape[-1] - 1)
+        learned = self._network(flat.reshape(-1, flat.shape[-1])[:, :-1])
+        learned = learned.reshape(*flat.shape, -1).to(self._logits.dtype)
+        log_p = (self._logits + learned).log_softmax(-1)
+        index = flat.unsqueeze(-1).expand(*log_p.shape[:-1], 1)
+        total = log_p.gather(-1, index).squeeze(-1).sum(-1)
+        return torch.where((flat == given).all(-1), total, -torch.inf)

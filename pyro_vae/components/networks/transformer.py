@@ -1,4 +1,4 @@
-"""Networks between a sequence and a vector in which every step sees every other at once."""
+"""Transformers: between a sequence and a vector, and from each step of a sequence to the next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_vae.components.networks.layers import (
 )
 from pyro_vae.components.networks.sequences import Positions, Symbols
 
-__all__ = ["Transformer", "TransformerDecoder"]
+__all__ = ["CausalTransformer", "Transformer", "TransformerDecoder"]
 
 _WIDER = 4  # the dense layers of a block, against its width
 _SMALL = 0.02  # the scale of what is learned for each place, at the start
@@ -153,6 +153,68 @@ class TransformerDecoder(nn.Module):
         return self.rows.back(self.positions.first_axis_last(steps), x)
 
 
+class CausalTransformer(nn.Module):
+    r"""A transformer that says of each place of a sequence what its symbol is, from those before.
+
+    The input is shifted by one place, behind a first step that is learned, and no place looks at a
+    later one.
+
+    Args:
+        num_symbols: How many symbols there are, K.
+        length: The number of places, L.
+        width: How many numbers stand for a step.
+        num_heads: The number of attention heads, which share the width.
+        num_layers: How many blocks of attention and dense layers there are.
+        activation: The nonlinearity of the dense layers.
+
+    Raises:
+        ValueError: If a size is no positive integer, or the heads cannot share the width.
+
+    References:
+        Attention Is All You Need (Vaswani et al., 2017)
+        Generating Long Sequences with Sparse Transformers (Child, Gray, Radford & Sutskever, 2019)
+    """
+
+    roles = ()
+
+    @at_the_door
+    def __init__(
+        self,
+        num_symbols: int,
+        length: int,
+        *,
+        width: int = 64,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        activation: Build = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        _check(width, num_heads, num_layers)
+        check_size("num_symbols", num_symbols)
+        check_size("length", length)
+        self.embedding = nn.Embedding(num_symbols, width)
+        self.before = nn.Parameter(_SMALL * torch.randn(width))
+        self.places = nn.Parameter(_SMALL * torch.randn(length, width))
+        self.blocks = nn.ModuleList(_Block(width, num_heads, activation) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, num_symbols, bias=False)
+        nn.init.normal_(self.last.weight, std=_SMALL)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """Return logits of the places 0 to T, given the first T symbols, ``[rows, T + 1, K]``.
+
+        Args:
+            symbols: Whole numbers, ``[rows, T]``; T is less than L.
+        """
+        steps = self.embedding(symbols)
+        h = torch.cat([self.before.expand(len(symbols), 1, -1), steps], 1)
+        h = h + self.places[: h.shape[1]]
+        seen = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
+        for block in self.blocks:
+            h = block(h, seen)
+        return self.last(self.norm(h))
+
+
 class _Block(nn.Module):
     """Attention, then dense layers; each is normalised before and added to what it is given."""
 
@@ -172,7 +234,10 @@ class _Block(nn.Module):
         )
 
     def forward(self, h: Tensor, seen: Tensor | None) -> Tensor:
-        """Return steps ``[rows, L, width]``, which look at ``seen`` ones, ``[rows, 1, 1, L]``."""
+        """Return steps ``[rows, L, width]``, which look at ``seen`` ones, ``[rows, 1, 1, L]``.
+
+        Or ``[L, L]``: what each of them sees.
+        """
         given = self.norm(h)
         query, key, value = (
             layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
