@@ -20,8 +20,17 @@ from pyro_vae.cli.classes import (
     num_supplied,
 )
 from pyro_vae.cli.user_files import public_path
+from pyro_vae.components import Family
 
-__all__ = ["Component", "as_stored", "built", "check_given", "components_in", "default_of"]
+__all__ = [
+    "Component",
+    "as_stored",
+    "built",
+    "check_given",
+    "components_in",
+    "default_of",
+    "family_of_program",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,21 @@ class Component:
         known = arguments_of(self.path)
         defaults = {name: default_of(argument) for name, argument in known.items()}
         return {**{k: v for k, v in defaults.items() if v is not None}, **self.arguments}
+
+
+def family_of_program(program: Component | None, role: str, otherwise: str) -> Component:
+    """Return the family that a program's ``assemble`` takes for a role unless given, or another.
+
+    Args:
+        program: The class of the program; None: not named.
+        role: "prior" or "posterior".
+        otherwise: The import path of the family where the program says nothing.
+    """
+    assemble = None if program is None else vars(imported(program.path)).get("assemble")
+    taken = {} if assemble is None else inspect.signature(assemble.__func__).parameters
+    default = taken[role].default if role in taken else None
+    is_family = inspect.isclass(default) and issubclass(default, Family)
+    return Component(public_path(default) if is_family else otherwise)
 
 
 def as_stored(value: Any) -> Any:

@@ -71,10 +71,11 @@ def add_program(parser: Parser) -> None:
     group = parser.add_argument_group("program")
     help_ = "program with model(x) and guide(x) (default: VAE, or HierarchicalVAE of several)"
     parser.role(group, "model", help_)
-    parser.role(group, "prior", "prior p(z)", "pyro_vae.components.StandardNormal")
+    path = "pyro_vae.components.StandardNormal"
+    parser.role_of_program(group, "prior", "prior p(z)", path)
     parser.role(group, "likelihood", "likelihood p(x | z) (default: by the data)")
-    help_ = "posterior q(z | x) (default: the program's own, such as DiagonalNormal)"
-    parser.role(group, "posterior", help_)
+    path = "pyro_vae.components.DiagonalNormal"
+    parser.role_of_program(group, "posterior", "posterior q(z | x)", path)
     parser.role(group, "network", "network of encoder and decoder", "pyro_vae.components.MLP")
     for role, density in (("encoder", "q(z | x)"), ("decoder", "p(x | z)")):
         help_ = f"network of {density} alone, in place of --network"

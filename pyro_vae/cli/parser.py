@@ -13,7 +13,13 @@ import yaml
 from pyro_vae.cli import config_files
 from pyro_vae.cli.calls import split_words
 from pyro_vae.cli.classes import HINTS, literals
-from pyro_vae.cli.components import Component, as_stored, built, components_in
+from pyro_vae.cli.components import (
+    Component,
+    as_stored,
+    built,
+    components_in,
+    family_of_program,
+)
 from pyro_vae.cli.names import ROLES, nearest, offered
 from pyro_vae.cli.user_files import importing_only, load_file
 from pyro_vae.cli.values import component, merged, read, with_argument
@@ -85,6 +91,7 @@ class Parser(argparse.ArgumentParser):
         )  # fmt: skip
         self.defaults: dict[str, Any] = {}
         self._readers: dict[str, Callable[[Any], Any]] = {}
+        self._of_program: dict[str, str] = {}
 
     def option(
         self, group: Any, name: str, hint: Any, help_: str, default: Any = None, metavar: str = ""
@@ -94,6 +101,12 @@ class Parser(argparse.ArgumentParser):
         metavar = metavar or (f"{{{','.join(choices)}}}" if choices else "")
         help_ += "" if default is None or default is False else f" (default: {default})"
         self._add(group, name, partial(read, name, hint), default, help_, metavar=metavar or None)
+
+    def role_of_program(self, group: Any, role: str, help_: str, otherwise: str) -> None:
+        """Add the option of a role for which each program has a family of its own, or another."""
+        name = otherwise.rpartition(".")[2]
+        self.role(group, role, f"{help_} (default: the program's own, or {name})")
+        self._of_program[role] = otherwise
 
     def role(
         self, group: Any, role: str, help_: str, default: str = "", *, names: bool = True
@@ -202,8 +215,15 @@ class Parser(argparse.ArgumentParser):
                 values[name] = merged(values[name], value)
             with importing_only(each.allowed):
                 for (role, *names), value in each.inner:
+                    self._take_of_program(values, role)
                     values[role] = with_argument(f"--{role}", values[role], names, value)
+        for role in self._of_program:
+            self._take_of_program(values, role)
         return argparse.Namespace(**values)
+
+    def _take_of_program(self, values: dict[str, Any], role: str) -> None:
+        if role in self._of_program and values[role] is None:
+            values[role] = family_of_program(values["model"], role, self._of_program[role])
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the values of all options from a command line and the files that it names."""

@@ -19,7 +19,8 @@ from pyro_vae.evaluation import UnitActivity
 from pyro_vae.evaluation.samples import NoPlaneError
 from pyro_vae.files import own_folder
 from pyro_vae.fitting import Fit
-from pyro_vae.report import plots
+from pyro_vae.inference import Probe
+from pyro_vae.report import codes, plots
 
 __all__ = ["draw", "ending"]
 
@@ -81,6 +82,7 @@ def _pictures(run: Run, done: Fit) -> Iterator[_Picture]:
             numbers = [name for name in sites if name not in images]
             yield from _of_numbers(program, numbers, ending("other" if images else ""))
     yield from _units(activity)
+    yield from _codes(program)
     yield _Picture("latents", "Posterior means of test data", lambda: _scatter(run, program.test))
 
 
@@ -113,6 +115,8 @@ class _Program:
     def __init__(self, run: Run) -> None:
         self.model, self.guide = run.program.model, run.program.guide
         self.test = run.test_rows()
+        self.probe = Probe(run.bound, *run.arguments(self.test[:3]))
+        self.quantized = evaluation.quantized_sites(self.probe)
 
     def few(self, count: int) -> Data:
         """Return the first test data."""
@@ -275,7 +279,8 @@ def _of_images(
     yield _Picture(f"interpolations{end}", caption, between)
     latent = next(iter(activity), "z")
     caption = f"One unit of {latent} at a time, in standard deviations of its prior{of}"
-    yield _Picture(f"traversals{end}", caption, moved)
+    if not program.quantized:  # there is nothing between one code and the next
+        yield _Picture(f"traversals{end}", caption, moved)
     yield from _of_prior(program, name, end, activity)
 
 
@@ -350,6 +355,23 @@ def _units(activity: dict[str, UnitActivity]) -> Iterator[_Picture]:
             site.kl_nats is not None}  # fmt: skip
     counts = ", ".join(f"{site.num_active} of {name}" for name, site in known.items())
     yield _Picture("units", f"KL of each unit; active: {counts}", lambda: plots.layer_bars(bars))
+
+
+def _codes(program: _Program) -> Iterator[_Picture]:
+    """Draw the codes of quantised latents, where there are any."""
+    probe = program.probe
+    for name, fn in program.quantized.items():
+        end, rows = ending("" if len(probe.layout.latents) == 1 else name), program.few(10)
+
+        def usage(name: str = name) -> Any:
+            return codes.code_usage(evaluation.code_usage(probe, program.test)[name].counts)
+
+        def maps(name: str = name, num: int = fn.codes.num_codes, rows: Data = rows) -> Any:
+            found = evaluation.code_indices(probe, rows)[name].cpu()
+            return codes.code_maps(found, num) if found.dim() in (2, 3) else None
+
+        yield _Picture(f"code_usage{end}", "How often each code occurs in the test data", usage)
+        yield _Picture(f"code_maps{end}", "The codes of test data in their places", maps)
 
 
 def _scatter(run: Run, test: Data) -> Any:

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.cli.classes import arguments_of, imported
 from pyro_vae.cli.components import Component, built, check_given
 from pyro_vae.cli.options import latent_sizes
-from pyro_vae.cli.user_files import public_path
 from pyro_vae.components import (
-    DiagonalNormal,
     assemble,
     assemble_conditional,
     assemble_hierarchy,
@@ -36,16 +34,13 @@ def default_program(config: Any) -> None:
     """Set the options of program and latents, where the command line left them open; in place.
 
     One size of latents makes a ``VAE``, several a ``HierarchicalVAE``; a program that is named
-    has the sizes and the posterior that its ``assemble`` takes unless given, or 40 latents and
-    diagonal normals.
+    has the sizes that its ``assemble`` takes unless given, or 40 latents.
     """
     if config.model is None:
         name = "HierarchicalVAE" if "," in str(config.latent) else "VAE"
         config.model = Component(f"pyro_vae.models.{name}")
     if config.latent is None:
         config.latent = latent_sizes(_default_latents(imported(config.model.path)))
-    if config.posterior is None:
-        config.posterior = _default_posterior(imported(config.model.path))
 
 
 def unused_options(config: Any) -> set[str]:
@@ -126,15 +121,6 @@ def _default_latents(model_class: Any) -> str:
         return str(_NUM_LATENTS)
     layers = found if isinstance(found[0], tuple) else (found,)
     return ",".join("x".join(map(str, shape)) for shape in layers)
-
-
-def _default_posterior(model_class: Any) -> Component:
-    assembles = vars(model_class).get("assemble", None)
-    taken = inspect.signature(assembles.__func__).parameters if assembles is not None else {}
-    default = taken["posterior"].default if "posterior" in taken else inspect.Parameter.empty
-    chosen = default if inspect.isclass(default) else DiagonalNormal
-    chosen = DiagonalNormal if chosen is inspect.Parameter.empty else chosen
-    return Component(public_path(chosen))
 
 
 def _assembles(model_class: Any, own: dict[str, Any]) -> set[str]:

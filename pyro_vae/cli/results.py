@@ -128,7 +128,12 @@ def _reconstruction(run: Run, program: Probe, rows: Data) -> dict[str, Any]:
 def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -> dict[str, Any]:
     """Return the bounds of log p(x), their terms, and what the latents tell."""
     bound = evaluation.elbo(program, rows)
-    estimate = optional("log p(x)", lambda: _estimate(program, rows, num_samples))
+    quantized = evaluation.quantized_sites(program)
+    # A guide of one code puts nothing on the others: more of its samples tell nothing more.
+    is_certain = {*quantized} == {*program.layout.latents}
+    estimate = (
+        None if is_certain else optional("log p(x)", lambda: _estimate(program, rows, num_samples))
+    )
     activity = optional("the activity of units", lambda: evaluation.unit_activity(program, rows))
     information = optional("the mutual information", lambda: _information(run))
     bits_per_dim = optional("bits per dimension", lambda: _bits_per_dim(run, bound))
@@ -142,6 +147,7 @@ def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -
         "bits_per_dim": bits_per_dim,
         **_units(activity),
         **_information_record(information),
+        **(_codes(program, rows) if quantized else {}),
         "verdict": [
             *beyond_storage(bits_per_dim, run.data.levels),
             *evaluation.verdict(
@@ -150,6 +156,16 @@ def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -
             ),
         ],
     }  # fmt: skip
+
+
+def _codes(program: Probe, rows: Data) -> dict[str, Any]:
+    """Return how the codes of quantised latents are used, of all sites together."""
+    usage = evaluation.code_usage(program, rows)
+    return {
+        "codes_used": sum(site.num_used for site in usage.values()),
+        "num_codes": sum(site.num_codes for site in usage.values()),
+        "code_perplexity": {name: site.perplexity for name, site in usage.items()},
+    }
 
 
 def _estimate(program: Probe, rows: Data, num_samples: int) -> evaluation.ImportanceEstimate:

@@ -8,6 +8,7 @@ from pyro_vae.components.autoregressive import (
     AutoregressiveCategorical,
 )
 from pyro_vae.components.classes import assemble_clusters, assemble_semi_supervised
+from pyro_vae.components.codebooks import FiniteGrid, LearnedCodebook, MovingCodebook
 from pyro_vae.components.committed import (
     AutoregressiveNormal,
     BatchNormalizedNormal,
@@ -63,6 +64,7 @@ from pyro_vae.components.posteriors import (
     PerDatum,
 )
 from pyro_vae.components.priors import StandardNormal, learned
+from pyro_vae.components.quantized import FiniteScalar, NearestCode, UniformCodes
 from pyro_vae.components.relaxed import (
     Concrete,
     RelaxedBernoulli,
@@ -98,18 +100,23 @@ __all__ = [
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Family",
+    "FiniteGrid",
+    "FiniteScalar",
     "FullNormal",
     "GatedMLP",
     "GaussianNoise",
     "Householder",
     "Incomplete",
     "InverseAutoregressive",
+    "LearnedCodebook",
     "LogitNormal",
     "LowRankNormal",
     "MaskedAutoregressive",
     "MaskingNoise",
     "MixtureOfNormals",
+    "MovingCodebook",
     "Multinomial",
+    "NearestCode",
     "NeuralSpline",
     "Noise",
     "Normal",
@@ -138,6 +145,7 @@ __all__ = [
     "TopKPoint",
     "Transformer",
     "TransformerDecoder",
+    "UniformCodes",
     "UniformSphere",
     "VampPrior",
     "VonMisesFisher",

@@ -6,6 +6,7 @@ from pyro_vae.distributions.autoregressive import (
     AutoregressiveStep,
 )
 from pyro_vae.distributions.categories import Categorical, CategoricalSequence, Multinomial
+from pyro_vae.distributions.codes import CodePoint, CodeVectors, UniformCodeVectors
 from pyro_vae.distributions.constraining import (
     below_diagonal,
     inverse_softplus,
@@ -43,6 +44,8 @@ __all__ = [
     "AverageOfConditionals",
     "Categorical",
     "CategoricalSequence",
+    "CodePoint",
+    "CodeVectors",
     "Columns",
     "ContinuousBernoulli",
     "CoupledLogisticMixture",
@@ -63,6 +66,7 @@ __all__ = [
     "RelaxedOneHotCategorical",
     "StraightThroughBernoulli",
     "StraightThroughCategorical",
+    "UniformCodeVectors",
     "VonMisesFisher",
     "below_diagonal",
     "in_units",

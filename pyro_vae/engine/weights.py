@@ -26,6 +26,7 @@ __all__ = [
     "check_weights",
     "cloned",
     "load_weights",
+    "meeting_all",
     "put_weights",
     "refuse_foreign",
     "start_from",
@@ -50,6 +51,12 @@ def weights_of(step: Step) -> dict[str, Any]:
     }
 
 
+def meeting_all(model: Any, guide: Any, *args: Any) -> Tensor:
+    """Return a loss that every parameter of a program has a part in, to find them all by."""
+    loss: Tensor = Trace_ELBO().differentiable_loss(model, guide, *args)
+    return loss
+
+
 def load_weights(
     model: Any, guide: Any, run: Path | str, *args: Tensor, weights: str = "best"
 ) -> dict[str, Any]:
@@ -72,7 +79,7 @@ def load_weights(
         CheckpointError: If it is damaged or of another model.
     """
     path, state = _newest(Path(run))
-    svi = SVI(model, guide, adam, Trace_ELBO())
+    svi = SVI(model, guide, adam, meeting_all)
     built = program_settings(svi.program)
     with torch.random.fork_rng():
         svi.find_parameters(*args)
@@ -96,7 +103,7 @@ def start_from(model: Any, guide: Any, run: Path | str, *args: Tensor) -> str:
         CheckpointError: If it is damaged, or a tensor is missing, left over or of another shape.
     """
     _, state = _newest(Path(run))
-    svi = SVI(model, guide, adam, Trace_ELBO())
+    svi = SVI(model, guide, adam, meeting_all)
     with torch.random.fork_rng():
         svi.find_parameters(*args)
     try:

@@ -7,6 +7,7 @@ from pyro_vae.evaluation.annealing import (
     annealed_with_bracket,
     bidirectional,
 )
+from pyro_vae.evaluation.code_usage import CodeUsage, code_indices, code_usage, quantized_sites
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.gaps import Gaps, inference_gaps
 from pyro_vae.evaluation.information import (
@@ -51,6 +52,7 @@ __all__ = [
     "AnnealedEstimate",
     "Bound",
     "Bracket",
+    "CodeUsage",
     "Estimate",
     "Gaps",
     "ImportanceEstimate",
@@ -63,6 +65,8 @@ __all__ = [
     "annealed_importance_sampling",
     "annealed_with_bracket",
     "bidirectional",
+    "code_indices",
+    "code_usage",
     "decode",
     "elbo",
     "embed",
@@ -76,6 +80,7 @@ __all__ = [
     "observed",
     "posterior_means",
     "prior_samples",
+    "quantized_sites",
     "reconstruct",
     "reconstruct_from_top",
     "reconstruction_error",

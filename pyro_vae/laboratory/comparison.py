@@ -40,6 +40,7 @@ from pyro_vae.engine.observations import AsFloat, Observation
 from pyro_vae.engine.optimizers import Optim, adam
 from pyro_vae.engine.svi import SVI
 from pyro_vae.engine.taken import taking
+from pyro_vae.engine.weights import meeting_all
 from pyro_vae.evaluation.batching import batches, check_counts, double
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.likelihood import elbo, importance_sampling
@@ -232,7 +233,7 @@ class _Laboratory:
         return seen.tensors(self.program.fields)
 
     def _parameters(self) -> list[Tensor]:
-        svi = SVI(self.program.model, self.program.guide, adam, pyro.infer.Trace_ELBO())
+        svi = SVI(self.program.model, self.program.guide, adam, meeting_all)
         with torch.random.fork_rng(), pyro.validation_enabled(False):
             svi.find_parameters(*(arg[:3] for arg in self.test))
         return list(svi.parameters.values())

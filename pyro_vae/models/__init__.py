@@ -5,6 +5,7 @@ from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.gaussian_mixture import GMVAE
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.ladder import LadderVAE
+from pyro_vae.models.quantized import VQVAE
 from pyro_vae.models.semi_amortized import SemiAmortizedVAE
 from pyro_vae.models.semi_supervised import M2
 from pyro_vae.models.topdown import TopDownVAE
@@ -15,6 +16,7 @@ __all__ = [
     "GMVAE",
     "M2",
     "VAE",
+    "VQVAE",
     "Autoencoder",
     "ConditionalVAE",
     "HierarchicalVAE",

@@ -187,6 +187,14 @@ NUMBERS = {
     "active_codes": _Number(
         "codes that are not zero (per datum)", _count, "On average over the test data."
     ),
+    "codes_used": _Number(
+        "codes used", _count, "Codes of the codebook that occur in the test data."
+    ),
+    "code_perplexity": _Number(
+        "perplexity of the codes",
+        lambda value: f"{value:,.1f}",
+        "The exponential of the entropy of the codes' shares: from 1 to the number of codes.",
+    ),
     "test_rate_nats": _Number(
         "rate, KL (nats per datum)",
         _nats,
@@ -330,10 +338,12 @@ PARTNERS = {
     "test_reconstruction_standard_error": "test_reconstruction_nats",
     "test_squared_error_standard_error": "test_squared_error",
     "num_units": "active_units",
+    "num_codes": "codes_used",
     "mutual_information_ceiling": "mutual_information_nats",
     "num_chains": "annealing_effective_sample_size",
 }
 _WHOLES = {
+    "num_codes": "of {}",
     "num_units": "of {}",
     "num_chains": "of {}",
 }
