@@ -170,6 +170,7 @@ def test_options_are_not_abbreviated(capsys):
 
 # What a part needs beside its own name and what it states of itself; most need nothing.
 COMPANIONS = {
+    ("model", "VQVAE"): "--posterior.num_codes 3",
     ("model", "TopDownVAE"): "--data bytes.npy",
     ("model", "ConditionalVAE"): "--data binary.npz",
     ("likelihood", "Incomplete"): "--data holes.npy",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
 from pyro_vae.report import plots
+from pyro_vae.report.curves import curves
 
 
 def pixels(figure):
@@ -37,7 +38,7 @@ def texts(figure):
 
 
 FIGURES = {
-    "curves": lambda: plots.curves(history(3)),
+    "curves": lambda: curves(history(3)),
     "image_grid": lambda: plots.image_grid(torch.rand(5, 1, 4, 4), title="t"),
     "reconstructions": lambda: plots.reconstructions(*torch.rand(3, 2, 3, 4, 4)),
     "interpolation": lambda: plots.interpolation(torch.rand(2, 3, 1, 4, 4)),
@@ -217,7 +218,7 @@ def test_any_title_can_be_drawn(title):
 
 def test_curves_draw_each_series_against_its_epoch():
     record = history(5)
-    figure = plots.curves(record)
+    figure = curves(record)
     drawn = [line.get_xydata().T.tolist() for axes in figure.axes for line in axes.lines]
     keys = ["train_nats", "validation_elbo_nats", "validation_rate_nats",
             "validation_distortion_nats", "learning_rate"]  # fmt: skip
@@ -228,15 +229,15 @@ def test_curves_draw_each_series_against_its_epoch():
 
 def test_panels_without_values_are_left_out():
     record = [{"epoch": n, "train_nats": -1.0, "learning_rate": 1e-3} for n in (1, 2)]
-    assert len(plots.curves(record).axes) == 1
-    assert "validation, none" in texts(plots.curves(record))
+    assert len(curves(record).axes) == 1
+    assert "validation, none" in texts(curves(record))
 
 
 def test_values_that_are_not_finite_leave_a_gap():
     record = history(6)
     for row, bad in zip(record[1:], (math.nan, math.inf, -math.inf, None), strict=False):
         row["validation_elbo_nats"] = bad
-    figure = plots.curves(record)
+    figure = curves(record)
     drawn = figure.axes[0].lines[1].get_ydata()
     assert np.isnan(drawn).tolist() == [False, True, True, True, True, False]
     plots.png(figure)
@@ -244,22 +245,22 @@ def test_values_that_are_not_finite_leave_a_gap():
 
 @pytest.mark.parametrize("num_epochs", [0, 1])
 def test_curves_of_hardly_any_epochs_can_be_drawn(num_epochs):
-    figure = plots.curves(history(num_epochs))
+    figure = curves(history(num_epochs))
     plots.png(figure)
     assert ("no values recorded" in texts(figure)) == (num_epochs == 0)
-    plots.png(plots.curves([dict.fromkeys(epoch, math.nan) for epoch in history(num_epochs)]))
+    plots.png(curves([dict.fromkeys(epoch, math.nan) for epoch in history(num_epochs)]))
 
 
 def test_first_epochs_that_flatten_the_rest_leave_the_panel_with_a_word():
     values = [-500.0, -300.0] + [-100.0 + n / 10 for n in range(28)]
     record = [{"epoch": n, "train_nats": v, "validation_elbo_nats": v}
               for n, v in enumerate(values)]  # fmt: skip
-    figure = plots.curves(record)
+    figure = curves(record)
     low, high = figure.axes[0].get_ylim()
     assert -110 < low < -100
     assert high > values[-1]
     assert "epoch (the first 2 lie below the panel)" in texts(figure)
-    assert "epoch" in texts(plots.curves(record[2:]))
+    assert "epoch" in texts(curves(record[2:]))
 
 
 # Latents and rows ------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def test_all_codes_come_into_use_where_the_data_have_as_many_kinds() -> None:
         (lambda: FiniteScalar((20,), levels=8), "codes are too many"),
         (lambda: UniformCodes((4,))(), "UniformCodes has not met the posterior"),
         (lambda: VQVAE.assemble((3,), posterior=NearestCode, data=X[:2]),
-         "num_codes=512: the data give 16 vectors"),
+         "a codebook of 512 codes is larger than the 16 vectors"),
         (lambda: VQVAE.assemble((3,), (4,), posterior=StandardNormal), "StandardNormal"),
     ],
 )  # fmt: skip

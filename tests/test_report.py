@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_vae.report import plots
+from pyro_vae.report.curves import curves
 from pyro_vae.report.page import table, write_report
 
 RESULTS = {
@@ -232,7 +233,7 @@ def test_the_page_needs_no_other_file(tmp_path):
 
 
 def test_curves_that_are_among_the_pictures_are_not_drawn_again(tmp_path):
-    plots.save(plots.curves([]), tmp_path / "curves.png")
+    plots.save(curves([]), tmp_path / "curves.png")
     page = Page(report(tmp_path, pictures=[("Bounds", tmp_path / "curves.png")]))
     assert [image["alt"] for image in page.all("img")] == ["Bounds"]
 

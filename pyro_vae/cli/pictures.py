@@ -21,6 +21,7 @@ from pyro_vae.files import own_folder
 from pyro_vae.fitting import Fit
 from pyro_vae.inference import Probe
 from pyro_vae.report import codes, plots
+from pyro_vae.report.curves import curves
 
 __all__ = ["draw", "ending"]
 
@@ -71,7 +72,7 @@ def _saved(figure: Any, path: Path) -> Path:
 def _pictures(run: Run, done: Fit) -> Iterator[_Picture]:
     program = _Program(run)
     if done.history:
-        yield _Picture("curves", "Bounds by epoch", lambda: plots.curves(done.history))
+        yield _Picture("curves", "Bounds by epoch", lambda: curves(done.history))
     sites = optional("what each site observes", lambda: program.sites)
     activity = optional("the activity of units", lambda: program.activity) or {}
     if sites is not None:

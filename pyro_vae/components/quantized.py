@@ -20,6 +20,7 @@ from pyro_vae.components.codebooks import Codebook, FiniteGrid, MovingCodebook
 from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
 from pyro_vae.distributions.codes import channels_first, channels_last
 from pyro_vae.inference.auxiliary import auxiliary_loss
+from pyro_vae.wording import option
 
 __all__ = ["FiniteScalar", "NearestCode", "UniformCodes", "codes_of"]
 
@@ -157,8 +158,9 @@ class UniformCodes(Family):
         learned = isinstance(codes, Codebook)
         if learned and num_vectors is not None and num_vectors < codes.num_codes:
             raise ValueError(
-                f"num_codes={codes.num_codes}: the data give {num_vectors:,} vectors to place "
-                "codes at; take a smaller codebook"
+                f"a codebook of {codes.num_codes:,} codes is larger than the {num_vectors:,} "
+                "vectors that all data give; take fewer codes "
+                f"({option('posterior.num_codes', max(2, num_vectors // 8), python='num_codes')})"
             )
         self._codes = (codes,)
 

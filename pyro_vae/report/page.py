@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyro_vae.files import reason, replace_file
-from pyro_vae.report.plots import curves, png
+from pyro_vae.report.curves import curves
+from pyro_vae.report.plots import png
 
 __all__ = ["table", "write_report"]
 
@@ -77,7 +78,7 @@ def write_report(
             are per datum. A key that this module does not know is shown under its own name.
             ``verdict`` is a list of lines, shown below the numbers, and ``classes`` the names of
             the classes, shown among the facts.
-        history: One record per epoch, as ``plots.curves`` takes it; the curves are drawn here
+        history: One record per epoch, as ``curves`` takes it; the curves are drawn here
             unless a picture named ``curves.png`` has them.
         pictures: Captions and PNG files, in the order of the page; a file that is missing or no
             PNG is named on the page in place of the picture, as is why there is none, if a
