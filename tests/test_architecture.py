@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "recording": {"budget", "files", "inference", "wording"},
     # What follows builds on these; engine and evaluation are blind to each other.
     "engine": {*GROUND, "recording", "signals", "terminal"},
-    "evaluation": {*GROUND, "recording"},
+    "evaluation": {*GROUND, "distributions", "recording"},
     "replicas": {*GROUND, "recording", "engine"},
     "fitting": {*GROUND, "engine", "replicas", "signals"},
     "laboratory": {
