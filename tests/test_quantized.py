@@ -16,6 +16,7 @@ from torch.nn import functional
 from pyro_vae import evaluation, fit
 from pyro_vae.components import (
     MLP,
+    AutoregressiveCodes,
     FiniteGrid,
     FiniteScalar,
     LearnedCodebook,
@@ -89,6 +90,30 @@ def test_a_distribution_over_codes_sums_to_one_and_draws_what_it_scores() -> Non
     assert not fn.support.check(drawn + 0.3).any()
     uniform = UniformCodeVectors(dist.Categorical(torch.ones(2, 6)).to_event(1), codes, 2)
     assert uniform.log_prob(values).exp().sum().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_autoregressive_prior_sums_to_one_over_the_codes_of_the_posterior() -> None:
+    prior = partial(AutoregressiveCodes, width=4, num_heads=2, num_layers=1)
+    program = quantized(POSTERIORS["finite"], torch.float64, prior=prior)
+    for parameter in program.prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    codes = program.posterior.family.codes
+    grids = torch.tensor([*itertools.product(range(codes.num_codes), repeat=3)])
+    values = codes.vectors(grids).movedim(-1, 1)
+    log_p = program.prior().log_prob(values)
+    assert log_p.exp().sum().item() == pytest.approx(1.0, abs=1e-10)
+    assert log_p.std() > 0.1, "it is not uniform"
+    assert program.prior().support.check(program.prior().sample((20,))).all()
+
+
+def test_a_code_is_scored_as_it_was_when_it_was_drawn() -> None:
+    prior = partial(AutoregressiveCodes, width=4, num_heads=2, num_layers=1)
+    program = quantized(POSTERIORS["moving"], torch.float64, prior=prior)
+    value = program.posterior(X.double()).rsample()
+    expected = program.prior().log_prob(value)
+    codes = program.posterior.family.codes
+    codes.embedding.copy_(codes.embedding.flip(0))
+    assert torch.equal(program.prior().log_prob(value), expected)
 
 
 @pytest.mark.parametrize("levels", [[2], [3, 4], [5, 2, 3]])
@@ -167,11 +192,13 @@ def test_a_moving_codebook_follows_its_formula_and_starts_dead_codes_anew() -> N
     assert torch.equal(before, codes.embedding)
 
 
-@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize("name", [*POSTERIORS, "autoregressive"])
 def test_recorded_steps_have_the_bits_of_eager_ones_buffers_included(name: str) -> None:
     found = {}
+    prior = partial(AutoregressiveCodes, width=4, num_heads=2, num_layers=1)
+    parts = {"prior": prior} if name == "autoregressive" else {}
     for engine in ("eager", "recorded"):
-        program = quantized(POSTERIORS[name])
+        program = quantized(POSTERIORS.get(name, POSTERIORS["moving"]), **parts)
         fit(program, X, epochs=2, batch_size=6, progress=False, engine=engine)
         found[engine] = {n: t.detach().clone() for n, t in program.state_dict().items()}
     for key, tensor in found["eager"].items():

@@ -64,7 +64,12 @@ from pyro_vae.components.posteriors import (
     PerDatum,
 )
 from pyro_vae.components.priors import StandardNormal, learned
-from pyro_vae.components.quantized import FiniteScalar, NearestCode, UniformCodes
+from pyro_vae.components.quantized import (
+    AutoregressiveCodes,
+    FiniteScalar,
+    NearestCode,
+    UniformCodes,
+)
 from pyro_vae.components.relaxed import (
     Concrete,
     RelaxedBernoulli,
@@ -82,6 +87,7 @@ __all__ = [
     "Automatic",
     "AutoregressiveBernoulli",
     "AutoregressiveCategorical",
+    "AutoregressiveCodes",
     "AutoregressiveNormal",
     "BatchNormalizedNormal",
     "Bernoulli",

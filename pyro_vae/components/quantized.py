@@ -16,13 +16,14 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.arguments import at_the_door
+from pyro_vae.components.autoregressive import AutoregressiveCategorical
 from pyro_vae.components.codebooks import Codebook, FiniteGrid, MovingCodebook
 from pyro_vae.components.conditional import Conditional, Distribution, Family, Shape
 from pyro_vae.distributions.codes import channels_first, channels_last
 from pyro_vae.inference.auxiliary import auxiliary_loss
 from pyro_vae.wording import option
 
-__all__ = ["FiniteScalar", "NearestCode", "UniformCodes", "codes_of"]
+__all__ = ["AutoregressiveCodes", "FiniteScalar", "NearestCode", "UniformCodes", "codes_of"]
 
 
 class NearestCode(Family):
@@ -81,7 +82,8 @@ class NearestCode(Family):
         for name, loss in losses.items():
             auxiliary_loss(name, loss if event_dim == 1 else loss.flatten(1 - event_dim).sum(-1))
         value = channels_first(_straight_through(vectors, code), event_dim)
-        return distributions.CodePoint(value, self.codes, event_dim)
+        indices = indices.view(vectors.shape[:-1])
+        return distributions.CodePoint(value, indices, self.codes, event_dim)
 
 
 class FiniteScalar(Family):
@@ -123,9 +125,10 @@ class FiniteScalar(Family):
         """Return the point at the levels next to ``raw``, ``[*batch, 1, *event_shape]``."""
         event_dim = len(self.event_shape)
         vectors = self.codes.bounded(channels_last(raw.squeeze(-1 - event_dim), event_dim))
-        code = self.codes.vectors(self.codes.nearest(vectors.detach()))
+        indices = self.codes.nearest(vectors.detach())
+        code = self.codes.vectors(indices)
         value = channels_first(_straight_through(vectors, code), event_dim)
-        return distributions.CodePoint(value, self.codes, event_dim)
+        return distributions.CodePoint(value, indices, self.codes, event_dim)
 
 
 class UniformCodes(Family):
@@ -176,6 +179,56 @@ class UniformCodes(Family):
         grid = dist.Categorical(weights).expand(self.event_shape[1:])
         indices = grid.to_event(len(self.event_shape) - 1)
         return distributions.UniformCodeVectors(indices, codes, self.event_shape[0])
+
+
+class AutoregressiveCodes(Family):
+    r"""Codes of the posterior one after the other, :math:`p(z) = \prod_m p(k_m \mid k_{<m})`.
+
+    The second prior of a VQ-VAE: a transformer over the grid of indices, row by row. It shares the
+    codebook of the posterior, which has to be ``NearestCode`` or ``FiniteScalar``. It starts
+    uniform.
+
+    Args:
+        event_shape: The shape of one latent, of vectors in M places.
+        width: How many numbers stand for a place in the network.
+        num_heads: The number of attention heads, which share the width.
+        num_layers: How many blocks of attention and dense layers there are.
+
+    Raises:
+        ValueError: If a latent has one place only; later, if the posterior has no codebook.
+
+    References:
+        Neural Discrete Representation Learning (van den Oord, Vinyals & Kavukcuoglu, 2017)
+    """
+
+    roles = ("prior",)
+    example: ClassVar = {"width": 4, "num_heads": 2, "num_layers": 1}
+
+    @at_the_door
+    def __init__(
+        self, event_shape: Shape, *, width: int = 64, num_heads: int = 4, num_layers: int = 2
+    ) -> None:
+        super().__init__(event_shape, raw_shape=(0,))
+        self._network = {"width": width, "num_heads": num_heads, "num_layers": num_layers}
+        self._codes: tuple[Any, ...] = ()
+        self.grid: Conditional | None = None
+
+    def start_from_posterior(self, posterior: Conditional, data: Tensor | None) -> None:
+        """Share the codebook of q(z | x), and build the network for so many codes."""
+        codes = codes_of(self, posterior)
+        shape = self.event_shape[1:] or (1,)
+        grid = AutoregressiveCategorical(shape, num_categories=codes.num_codes, **self._network)
+        self._codes, self.grid = (codes,), Conditional(grid)
+
+    def forward(self, raw: Tensor) -> Distribution:
+        """Return the distribution; its numbers are those of the network."""
+        if self.grid is None:
+            raise ValueError(
+                "AutoregressiveCodes has not met the posterior whose codes it is over: build the "
+                "model with assemble(...), or call start_from_posterior(posterior, data)"
+            )
+        (codes,) = self._codes
+        return distributions.CodeVectors(self.grid(), codes, self.event_shape[0])
 
 
 def codes_of(prior: Family, posterior: Conditional) -> Any:

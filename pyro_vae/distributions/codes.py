@@ -57,22 +57,24 @@ class CodePoint(TorchDistribution):
 
     Args:
         value: ``[*batch, D, *grid]``, with what gradients it has.
+        indices: Of the codes, ``[*batch, *grid]``.
         codes: The codebook.
-        event_dim: The number of the last dimensions that are one event.
+        event_dim: The number of the last dimensions of a value that are one event.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = True
 
-    def __init__(self, value: Tensor, codes: Codes, event_dim: int) -> None:
-        self.value, self.codes = value, codes
+    def __init__(self, value: Tensor, indices: Tensor, codes: Codes, event_dim: int) -> None:
+        self.value, self.indices, self.codes = value, indices, codes
         split = value.dim() - event_dim
         super().__init__(value.shape[:split], value.shape[split:], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> CodePoint:
         """Return the same distribution with this batch shape."""
         value = self.value.expand(*batch_shape, *self.event_shape)
-        return type(self)(value, self.codes, len(self.event_shape))
+        indices = self.indices.expand(*batch_shape, *self.event_shape[1:])
+        return type(self)(value, indices, self.codes, len(self.event_shape))
 
     @property
     def support(self) -> Any:
@@ -91,7 +93,10 @@ class CodePoint(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return the value, with its gradients."""
-        return self.value.expand(*sample_shape, *self.value.shape)
+        drawn: Any = self.value.expand(*sample_shape, *self.value.shape)
+        # A codebook may have moved until the value is scored: it keeps the codes that it was.
+        drawn.indices_of_codes = self.indices.expand(*sample_shape, *self.indices.shape)
+        return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return 0 where the value is this one, and minus infinity elsewhere, ``[*batch]``."""
@@ -127,13 +132,15 @@ class CodeVectors(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw indices, and return their vectors, ``[*sample_shape, *batch, D, *grid]``."""
         with torch.no_grad():
-            vectors = self.codes.vectors(self.indices.sample(sample_shape))
+            vectors = self.codes.vectors(self.indices.sample(sample_shape).long())
         return channels_first(vectors, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the indices of a value, ``[*batch]``."""
-        vectors = channels_last(value, len(self.event_shape))
-        return self.indices.log_prob(self.codes.nearest(vectors.detach()))
+        kept = getattr(value, "indices_of_codes", None)
+        if kept is None:
+            kept = self.codes.nearest(channels_last(value, len(self.event_shape)).detach())
+        return self.indices.log_prob(kept)
 
 
 class UniformCodeVectors(CodeVectors):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.distributions.codes import CodePoint, channels_last
+from pyro_vae.distributions.codes import CodePoint
 from pyro_vae.evaluation.batching import batches, pairs_at_once
 from pyro_vae.evaluation.estimates import Result
 from pyro_vae.evaluation.programs import takes_program
@@ -71,7 +70,7 @@ def code_indices(probe: Probe, x: Tensor, *fields: Tensor) -> dict[str, Tensor]:
         for batch in batches(args, pairs_at_once(probe.program, probe.layout, *args)):
             _, guide_trace = probe.program.traces(*batch)
             for name, parts in found.items():
-                parts.append(_indices(guide_trace.nodes[name]["fn"]))
+                parts.append(guide_trace.nodes[name]["fn"].indices)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -90,11 +89,6 @@ def code_usage(probe: Probe, x: Tensor, *fields: Tensor) -> dict[str, CodeUsage]
     sites = quantized_sites(probe)
     found = code_indices(probe, x, *fields)
     return {name: _usage(indices, sites[name].codes.num_codes) for name, indices in found.items()}
-
-
-def _indices(fn: Any) -> Tensor:
-    indices: Tensor = fn.codes.nearest(channels_last(fn.value, len(fn.event_shape)))
-    return indices
 
 
 def _usage(indices: Tensor, num_codes: int) -> CodeUsage:
