@@ -19,6 +19,7 @@ from pyro_vae.evaluation.latents import (
     UnitActivity,
     embed,
     linear_probe,
+    logistic_regression,
     posterior_means,
     unit_activity,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "interpolate",
     "linear_probe",
     "log_likelihood",
+    "logistic_regression",
     "manifold",
     "mutual_information",
     "observed",

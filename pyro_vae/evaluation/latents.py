@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "UnitActivity",
     "embed",
     "linear_probe",
+    "logistic_regression",
     "posterior_means",
     "unit_activity",
 ]
@@ -162,11 +164,6 @@ def linear_probe(
     Raises:
         ValueError: If there are not as many labels as data, or only one class.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     train, train_classes = _flat(train_means), _classes("train", train_labels)
     test, test_classes = _flat(test_means), _classes("test", test_labels)
     for part, means, classes in (("train", train, train_classes), ("test", test, test_classes)):
@@ -177,12 +174,42 @@ def linear_probe(
             f"all {len(train_classes)} train labels are {train_classes[:1].tolist()}: "
             "a probe needs two classes or more"
         )
+    probe = _fitted_probe(train, train_classes)
+    return float(probe.score(test.numpy(), test_classes.numpy()))
+
+
+@at_the_door
+def logistic_regression(
+    means: Tensor | Mapping[str, Tensor], labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the logistic regression of ``linear_probe``: logits are ``means @ weight.T + bias``.
+
+    Args:
+        means: ``[N, ...]``, or one such tensor for each site, as from ``posterior_means``.
+        labels: Classes, ``[N]``.
+
+    Returns:
+        Weights, ``[C, D]``, and biases, ``[C]``, of the C classes that occur, in their order.
+    """
+    scaler, regression = _fitted_probe(_flat(means), _classes("train", labels)).named_steps.values()
+    weight, bias = (torch.from_numpy(x) for x in (regression.coef_, regression.intercept_))
+    if len(regression.classes_) == 2:  # one logit, of the second against the first
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    weight = weight / torch.from_numpy(scaler.scale_)
+    return weight, bias - weight @ torch.from_numpy(scaler.mean_).to(weight)
+
+
+def _fitted_probe(means: Tensor, classes: Tensor) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_PROBE_STEPS))
     with warnings.catch_warnings():
         # Classes that a hyperplane separates have no finite optimum; the accuracy is reached.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(train.numpy(), train_classes.numpy())
-    return float(probe.score(test.numpy(), test_classes.numpy()))
+        return probe.fit(means.numpy(), classes.numpy())
 
 
 @at_the_door
