@@ -40,7 +40,7 @@ FLAGS = (
     "--precision", "--prior", "--refit", "--resume", "--schedule", "--seed", "--tensorboard",
     "--turns", "--weights",
 )  # fmt: skip
-COMMANDS = ("train", "evaluate", "sample", "plot", "refit", "compare", "list")
+COMMANDS = ("train", "evaluate", "sample", "plot", "refit", "finetune", "compare", "list")
 FILES = {
     "config.yaml",
     "data",

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, sample, plot, refit, compare, list."""
+"""The command line: train, evaluate, sample, plot, refit, finetune, compare, list."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _COMMANDS = {
     "sample": ("trained.sample", "draw from the prior of a trained run"),
     "plot": ("trained.plot", "draw a trained run's pictures again"),
     "refit": ("refit.refit", "replace a trained run's prior and train the new one alone"),
+    "finetune": ("finetune.finetune", "let a trained run's encoder go on as a classifier"),
     "compare": ("compare.compare", "compare objectives: their gradients, and what they train to"),
     "list": ("listing.list_components", "list every component by name, with one line each"),
 }

@@ -22,7 +22,7 @@ __all__ = [
 _AT_LEAST = {
     "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
     "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
-    "num_temperatures": 2, "num_chains": 1, "num_data": 1,
+    "num_temperatures": 2, "num_chains": 1, "num_data": 1, "labels": 1, "repeats": 2,
 }  # fmt: skip
 _POSITIVE = ("lr", "clip_norm")
 

@@ -20,29 +20,27 @@ from pyro_vae.files import expanded, own_folder
 from pyro_vae.fitting import Fit
 from pyro_vae.terminal import on_one_line
 
-__all__ = ["evaluate", "plot", "sample"]
+__all__ = ["evaluate", "opened", "place_of", "plot", "run_parser", "sample"]
 
 
 def evaluate(arguments: list[str]) -> None:
     """Evaluate a trained run again."""
-    parser = _run_parser("evaluate", "Evaluate a trained run again and rewrite its report.")
+    parser = run_parser("evaluate", "Evaluate a trained run again and rewrite its report.")
     help_ = "number of importance samples per datum for log p(x)"
     parser.option(parser, "--num-samples", int | None, help_)
     add_diagnosis(parser)
     parser.flag(
         parser, "--all", "evaluate all rows of other data (--data), not only those for testing"
     )
-    run, done, options, text = _opened(parser, arguments)
+    run, done, options, text = opened(parser, arguments)
     num_samples = options.num_samples or run.config.num_samples
     found = diagnose(run, options)
-    results.report(run, done, _place(run, options.run), text, num_samples, found, insists=False)
+    results.report(run, done, place_of(run, options.run), text, num_samples, found, insists=False)
 
 
 def sample(arguments: list[str]) -> None:
     """Draw from the prior of a trained run."""
-    parser = _run_parser(
-        "sample", "Draw x from the model of a trained run: z ~ p(z), x ~ p(x | z)."
-    )
+    parser = run_parser("sample", "Draw x from the model of a trained run: z ~ p(z), x ~ p(x | z).")
     add = parser.option
     add(parser, "--num", int, "number of draws", 64)
     parser.flag(parser, "--mean", "write E[x | z] in place of draws")
@@ -50,7 +48,7 @@ def sample(arguments: list[str]) -> None:
     add(parser, "--label", str | None, help_)
     help_ = "output file: .npy, or .npz for several sites (default: RUN/samples.*)"
     add(parser, "--out", Path | None, help_)
-    run, _, options, _ = _opened(parser, arguments, needs_data=False)
+    run, _, options, _ = opened(parser, arguments, needs_data=False)
     check_suffix(options.out)
     x = samples.prior_samples(
         run.program.model, run.rows_like(options.label), options.num,
@@ -62,16 +60,17 @@ def sample(arguments: list[str]) -> None:
 
 def plot(arguments: list[str]) -> None:
     """Draw a trained run's pictures again."""
-    parser = _run_parser("plot", "Draw the pictures of a trained run again.")
-    run, done, options, _ = _opened(parser, arguments)
-    place = _place(run, options.run)
+    parser = run_parser("plot", "Draw the pictures of a trained run again.")
+    run, done, options, _ = opened(parser, arguments)
+    place = place_of(run, options.run)
     if run.on_other_data:
         own_folder(place)
     for caption, path in pictures.draw(run, done, place / "pictures"):
         print(on_one_line(f"{path}: {caption}"))
 
 
-def _run_parser(command: str, description: str) -> Parser:
+def run_parser(command: str, description: str) -> Parser:
+    """Return the parser of a command for a trained run."""
     parser = Parser(command, description, usage=f"pyro-vae {command} RUN [options]")
     add = parser.option
     parser.positional("run", Path, "the run folder")
@@ -90,7 +89,7 @@ def _run_parser(command: str, description: str) -> Parser:
     return parser
 
 
-def _opened(
+def opened(
     parser: Parser, arguments: list[str], *, needs_data: bool = True
 ) -> tuple[runs.Run, Fit, Namespace, str]:
     """Return a trained run with its weights, the command's options, and the run's as text."""
@@ -115,7 +114,7 @@ def _opened(
     return run, done, options, path.read_text()
 
 
-def _place(run: runs.Run, folder: Path) -> Path:
+def place_of(run: runs.Run, folder: Path) -> Path:
     """Return the folder for what is found on a run's data, or on other data."""
     if not run.on_other_data:
         return folder

@@ -28,7 +28,7 @@ _LOCK = ".lock"
 _OWN = (
     _LOCK, "config.yaml", "metrics.jsonl", "data", "results.json", "report.html", "pictures",
     "checkpoints", "tensorboard", "replica-*", "comparison.*", "rate_distortion.png", "refit.json",
-    ".tmp-*",
+    "finetune.json", ".tmp-*",
 )  # fmt: skip
 _held: ContextVar[frozenset[Path]] = ContextVar("folders held", default=frozenset())
 

@@ -116,7 +116,7 @@ class _Guide(nn.Module):
         """Return ``[N, D]``."""
         program: Any = self.program
         with Program(program.model, program.guide).running(), _AtMeans() as means:
-            poutine.trace(program.guide).get_trace(x)
+            program.guide(x)
         return torch.cat([mean.reshape(len(x), -1) for mean in means.found], 1)
 
     def looked_at(self, x: Tensor) -> Tensor:
