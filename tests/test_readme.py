@@ -13,12 +13,13 @@ from command import FUNCTIONS, PROGRAM, shorten_annealing, write_data
 from PIL import Image
 
 import pyro_vae
-import pyro_vae.components
 import pyro_vae.evaluation
+from pyro_vae import VAE
 from pyro_vae.cli import main
 from pyro_vae.cli.compare import comparison_parser
 from pyro_vae.cli.names import offered
 from pyro_vae.cli.options import training_parser
+from pyro_vae.components import MLP, Normal
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +29,12 @@ INLINE = re.findall(r"`(pyro-vae [^`]+)`", TEXT)
 TABLE = re.findall(r"^\|[^|]+\| `(--[^`]+)` ", TEXT, re.MULTILINE)
 # What the README's examples are given instead of hours and gigabytes.
 SMALL = ["--epochs", "1", "--batch-size", "8", "--latent", "2", "--num-samples", "2"]
-QUICK = {"5000": "3", "20": "3 --num-temperatures 3 --num-chains 2"}
+QUICK = {
+    "5000": "3",
+    "20": "3 --num-temperatures 3 --num-chains 2",
+    "NeuralSpline": "NeuralSpline --epochs 1 --num-samples 2",
+    "10": "2 --repeats 2 --epochs 2",
+}
 
 
 def block(beginning: str) -> str:
@@ -88,13 +94,22 @@ def test_an_existing_script_changes_one_import():
     assert names["svi"].step(names["x"]) != names["loss"]
 
 
+def test_an_encoder_goes_on_as_a_classifier():
+    vae = VAE.assemble((3,), (2,), likelihood=Normal, network=MLP)
+    names: dict = {"torch": torch, "vae": vae, "x": torch.randn(12, 3)}
+    code = block("Encoder(vae, x)").replace("range(100)", "range(2)")
+    names["labels"] = torch.arange(12) % 10
+    exec(code, names)
+    assert names["classifier"](names["x"]).shape == (12, 10)
+
+
 # Options ------------------------------------------------------------------------------------------
 
 
 def test_every_option_exists():
     known = {*training_parser().names, *comparison_parser().names}
     known |= {"--num-samples", "--all", "--num", "--mean", "--label"}  # of evaluate and sample
-    known |= {"--combinations"}  # of list
+    known |= {"--combinations", "--labels"}  # of list and finetune
     known |= {"--ais", "--gaps", "--num-temperatures", "--num-chains", "--num-data"}
     known |= {
         "--scale",
@@ -183,7 +198,9 @@ def test_every_judging_command_runs(tmp_path, monkeypatch):
     own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     shorten_annealing(monkeypatch)
-    assert main(["train", *SMALL, "--data", "measurements.npy", "--out", "RUN"]) == 0
+    x = np.load("measurements.npy")
+    np.savez("labelled.npz", x=x, labels=np.arange(len(x)) % 2)
+    assert main(["train", *SMALL, "--data", "labelled.npz", "--out", "RUN"]) == 0
     for line in (line for line in INDENTED if " RUN" in line and "--res" not in line):
         words = " ".join(QUICK.get(word, word) for word in shlex.split(line)[1:])
         assert main(words.split()) == 0, line
