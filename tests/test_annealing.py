@@ -19,9 +19,10 @@ from pyro_vae.evaluation import (
     importance_sampling,
 )
 from pyro_vae.evaluation.annealed_chains import temperatures
-from pyro_vae.evaluation.latent_space import LatentSpace, Path
+from pyro_vae.evaluation.paths import Path
 from pyro_vae.evaluation.programs import Prior
 from pyro_vae.inference import Probe, Program, site_terms
+from pyro_vae.inference.latent_space import LatentSpace
 
 
 def data(num, num_dims=3):
@@ -90,7 +91,7 @@ def test_both_in_one_batch_are_what_they_are_alone():
 def test_a_point_further_on_the_path_is_that_of_an_evaluation_there(with_guide):
     vae, x = LinearGaussian(scale=0.9), data(5)
     program = Program(vae.model, vae.guide)
-    space = LatentSpace(program, Probe(program, x).layout, x[:2])
+    space = LatentSpace.of(program, Probe(program, x).layout, x[:2])
     path = Path(space, with_guide=with_guide, engine="eager", num_calls=1, num_rows=5)
     beta, change = torch.rand(2, 5).double()
     with program.evaluating(seed=0):
@@ -195,7 +196,7 @@ def test_densities_of_positions_are_those_of_the_table(name):
     pair = PROGRAMS[name]()
     program = Program(pair.model, pair.guide)
     layout = Probe(program, *pair.args).layout
-    space = LatentSpace(program, layout, *pair.args)
+    space = LatentSpace.of(program, layout, *pair.args)
     with program.evaluating(seed=4):
         torch.manual_seed(4)
         terms = site_terms(program, layout, *pair.args)
@@ -216,7 +217,7 @@ def test_densities_of_positions_are_those_of_the_table(name):
 def test_the_jacobian_is_that_of_the_map_from_positions_to_values():
     model, guide, x, _ = dirichlet_multinomial()
     program = Program(model, guide)
-    space = LatentSpace(program, Probe(program, x).layout, x[:2])
+    space = LatentSpace.of(program, Probe(program, x).layout, x[:2])
     with program.evaluating(seed=0):
         position = space.draw(x[:3])
         log_joint = sum(space.log_densities(position, x[:3], with_guide=False))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_vae.evaluation.hmc import Point, adapted, first_step_sizes, leapfrog, transition
+from pyro_vae.inference.hmc import Point, adapted, first_step_sizes, leapfrog, transition
 
 PRECISION = torch.tensor([[2.0, 1.2], [1.2, 1.5]], dtype=torch.float64)
 LOC = torch.tensor([1.0, -0.5], dtype=torch.float64)

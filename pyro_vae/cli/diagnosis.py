@@ -11,8 +11,8 @@ from pyro_vae.cli.parser import Parser
 from pyro_vae.cli.runs import Run
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation.gaps import best_estimate
-from pyro_vae.evaluation.latent_space import LatentSpace
 from pyro_vae.inference import Probe
+from pyro_vae.inference.latent_space import LatentSpace
 
 __all__ = ["add_diagnosis", "diagnose"]
 
@@ -92,7 +92,7 @@ def _start(run: Run, rows: Data) -> Any:
     """Return the guide, which is nearer to the posterior; None, the prior, if it has no density."""
     few = run.arguments(rows[:2])
     try:
-        LatentSpace(run.bound, Probe(run.bound, *few).layout, *few).check_guide(*few)
+        LatentSpace.of(run.bound, Probe(run.bound, *few).layout, *few).check_guide(*few)
     except ValueError:
         return None
     return run.program.guide

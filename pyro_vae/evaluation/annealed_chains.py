@@ -29,9 +29,10 @@ from pyro_vae.evaluation.batching import (
     pairs_at_once,
     refuse_sampled,
 )
-from pyro_vae.evaluation.hmc import Density, Point, adapted, first_step_sizes, transition
-from pyro_vae.evaluation.latent_space import LatentSpace, Path
+from pyro_vae.evaluation.paths import Path
 from pyro_vae.evaluation.programs import Prior
+from pyro_vae.inference.hmc import Density, Point, adapted, first_step_sizes, transition
+from pyro_vae.inference.latent_space import LatentSpace
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.support import check_support
 from pyro_vae.wording import option
@@ -177,7 +178,7 @@ class Annealing:
         self._at_guide = not isinstance(program, Prior)
         self._settings, self._program = settings, program
         few = tuple(arg[:2] for arg in args)
-        self.space = LatentSpace(program, layout, *few)
+        self.space = LatentSpace.of(program, layout, *few)
         if self._at_guide:
             self.space.check_guide(*few)
         pairs = max_pairs or pairs_at_once(program, layout, *args)

@@ -25,10 +25,11 @@ from pyro_vae.evaluation.batching import (
     refuse_sampled,
 )
 from pyro_vae.evaluation.estimates import Result
-from pyro_vae.evaluation.hmc import Density, adapted, first_step_sizes, transition
-from pyro_vae.evaluation.latent_space import LatentSpace, Path
 from pyro_vae.evaluation.offsets import Offsets, free_offsets
+from pyro_vae.evaluation.paths import Path
 from pyro_vae.evaluation.programs import takes_program
+from pyro_vae.inference.hmc import Density, adapted, first_step_sizes, transition
+from pyro_vae.inference.latent_space import LatentSpace
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout
@@ -194,7 +195,7 @@ def sample_posterior(
         raise ValueError(f"target_acceptance={target_acceptance}: a probability, such as 0.8")
     args, program, layout = _start(probe, x, fields)
     refuse_sampled(layout, "what the chains stay in")
-    space = LatentSpace(program, layout, *(arg[:2] for arg in args))
+    space = LatentSpace.of(program, layout, *(arg[:2] for arg in args))
     rows = max(1, (max_pairs or pairs_at_once(program, layout, *args)) // num_chains)
     path = Path(
         space, with_guide=False, engine=engine, num_rows=min(rows, len(x)) * num_chains,

@@ -12,6 +12,7 @@ from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program, ProgramError
 from pyro_vae.inference.quantities import ELBO_NATS, Quantity
 from pyro_vae.inference.reconstruction import Reconstruction
+from pyro_vae.inference.refined import Refined
 from pyro_vae.inference.refusals import check_objective, refusal, refusals
 from pyro_vae.inference.regularized import BetaVAE, Capacity, FreeBits, Groups, Layers, Units
 from pyro_vae.inference.schedules import (
@@ -79,6 +80,7 @@ __all__ = [
     "Quantity",
     "RWSDReG",
     "Reconstruction",
+    "Refined",
     "Renyi",
     "Schedule",
     "Scheduled",

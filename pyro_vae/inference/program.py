@@ -145,7 +145,7 @@ class Program:
         """
         with (
             EXCLUSIVE,
-            self._in_evaluation_mode(),
+            self.in_evaluation_mode(),
             torch.random.fork_rng(_cuda_devices()),
             torch.no_grad(),
             self.running(),
@@ -156,7 +156,8 @@ class Program:
             yield
 
     @contextmanager
-    def _in_evaluation_mode(self) -> Iterator[None]:
+    def in_evaluation_mode(self) -> Iterator[None]:
+        """Put all modules in evaluation mode, and back."""
         was_training = [m for root in self.reachable for m in root.modules() if m.training]
         for module in self.reachable:
             module.eval()
@@ -206,7 +207,7 @@ class Program:
             return
         rows = tuple(arg[:3] for arg in args)
         with (
-            self._in_evaluation_mode(),
+            self.in_evaluation_mode(),
             torch.no_grad(),
             pyro.validation_enabled(False),
             self.running(),

@@ -8,8 +8,7 @@ its values, and the Jacobian of the way belongs to the density.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +17,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.evaluation.hmc import Density, Point
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout, is_invertible
 from pyro_vae.inference.terms import log_densities
-from pyro_vae.recording.replaying import Replayed
 
-__all__ = ["LatentSpace", "Path"]
+__all__ = ["LatentSpace", "shape_of"]
 
 
 class LatentSpace:
@@ -33,14 +30,29 @@ class LatentSpace:
     Args:
         program: The model and the guide.
         layout: Of the program.
-        few: A few data (and what else the program takes).
-
-    Raises:
-        ValueError: If a latent is discrete, or its distribution does not say where its values lie.
+        shapes: Of one row's position at each latent site, in the order of the model: plates inside
+            the datum come first.
     """
 
-    def __init__(self, program: Program, layout: Layout, *few: Tensor) -> None:
-        self.program, self.layout = program, layout
+    def __init__(
+        self, program: Program, layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.program, self.layout, self.shapes = program, layout, dict(shapes)
+        self.num_dims = sum(math.prod(shape) for shape in self.shapes.values())
+
+    @classmethod
+    def of(cls, program: Program, layout: Layout, *few: Tensor) -> LatentSpace:
+        """Return the latent space of a program, which is run once to find it.
+
+        Args:
+            program: The model and the guide.
+            layout: Of the program.
+            few: A few data (and what else the program takes).
+
+        Raises:
+            ValueError: If a latent is discrete, or its distribution does not say where its values
+                lie.
+        """
         with program.evaluating(seed=0):
             model_trace, _ = program.traces(*few)
         for name in layout.latents:
@@ -50,12 +62,12 @@ class LatentSpace:
                     "in the model, which annealing and HMC move along: start at the prior, or "
                     "leave the site out"
                 )
-        self._shapes = {
-            name: _shape(name, site)
+        shapes = {
+            name: shape_of(name, site["fn"], site["fn"].batch_shape[:-1])
             for name, site in model_trace.nodes.items()
             if name in layout.latents
         }
-        self.num_dims = sum(math.prod(shape) for shape in self._shapes.values())
+        return cls(program, layout, shapes)
 
     def check_guide(self, *few: Tensor) -> None:
         """Check that the guide has a density at values other than its own draws.
@@ -65,7 +77,7 @@ class LatentSpace:
         """
         with self.program.evaluating(seed=0):
             _, trace = self.program.traces(*few)
-            for name in self._shapes:
+            for name in self.shapes:
                 if not is_invertible(trace.nodes[name]["fn"]):
                     raise ValueError(
                         f"the guide's site {name!r} has a flow that "
@@ -76,7 +88,7 @@ class LatentSpace:
         """Draw every row's latents from the guide; return them as ``[R, D]``."""
         _, guide_trace = self.program.traces(*rows)
         return self.positions(
-            {name: guide_trace.nodes[name]["value"] for name in self._shapes}, *rows
+            {name: guide_trace.nodes[name]["value"] for name in self.shapes}, *rows
         )
 
     def positions(self, values: Mapping[str, Tensor], *rows: Tensor) -> Tensor:
@@ -86,7 +98,7 @@ class LatentSpace:
             self.program.model(*rows)
         parts = [
             place.positions[name].movedim(len(shape) - place.event_dims[name], 0)
-            for name, shape in self._shapes.items()
+            for name, shape in self.shapes.items()
         ]
         return torch.cat([part.reshape(len(rows[0]), -1) for part in parts], dim=1)
 
@@ -94,7 +106,7 @@ class LatentSpace:
         """Return every site's values at positions ``[R, D]``: ``[R, ..., *event_shape]`` each."""
         trace, _ = self._model(position, *rows)
         found = {}
-        for name in self._shapes:
+        for name in self.shapes:
             site = trace.nodes[name]
             found[name] = site["value"].movedim(len(site["fn"].batch_shape) - 1, 0)
         return found
@@ -120,77 +132,29 @@ class LatentSpace:
             log_q = log_densities(poutine.trace(replayed).get_trace(*rows), shape, nesting)
             log_start, log_ratio = _sum(log_q), _sum(log_p) - _sum(log_q)
         else:
-            log_start = _sum({name: log_p.pop(name) for name in self._shapes})
+            log_start = _sum({name: log_p.pop(name) for name in self.shapes})
             log_ratio = _sum(log_p)
         return log_start + log_jacobian, log_ratio
 
+    def log_p(self, position: Tensor, *rows: Tensor) -> dict[str, Tensor]:
+        """Return the log-density of every site of the model at positions ``[R, D]``, ``[R]``."""
+        trace, _ = self._model(position, *rows)
+        found = log_densities(trace, (1, len(rows[0])), self.layout.max_plate_nesting)
+        return {name: log_p.squeeze(0) for name, log_p in found.items()}
+
     def _model(self, position: Tensor, *rows: Tensor) -> tuple[Any, Tensor]:
         """Run the model at positions; return its trace and the Jacobians' logarithm, ``[R]``."""
-        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
         parts = position.split(sizes, dim=1)
         place = _Place(
             positions={
                 name: part.unflatten(1, shape) if shape else part.squeeze(1)
-                for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+                for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
             }
         )
         with place:
             trace = poutine.trace(self.program.model).get_trace(*rows)
         return trace, place.log_jacobian
-
-
-class Path:
-    r"""Densities from a start to p(x, z), and their gradients, for all chains of a batch at once.
-
-    .. math:: \log f_\beta(u) = (1 - \beta) \log f_0(u) + \beta \log f_1(u)
-
-    One program of tensors, which is recorded or compiled where that pays.
-
-    Args:
-        space: Of the latents.
-        with_guide: Whether the path starts at the guide, otherwise at the prior.
-        engine: How densities are computed, see ``Replayed``.
-        num_calls: How many evaluations are to be expected.
-        num_rows: How many chains a full batch has.
-    """
-
-    def __init__(
-        self, space: LatentSpace, *, with_guide: bool, engine: str, num_calls: int, num_rows: int
-    ) -> None:
-        self._space, self._with_guide = space, with_guide
-        self._num_done = 0
-        self._replayed = Replayed(
-            space.program, self._evaluate, engine=engine, num_calls=num_calls,
-            rare=lambda position, *rows: len(position) < num_rows,
-        )  # fmt: skip
-
-    def density(self, beta: Tensor, rows: tuple[Tensor, ...]) -> Density:
-        r"""Return :math:`f_\beta`, for one datum in each row.
-
-        Args:
-            beta: Of each row, ``[R]``.
-            rows: As many data (and what else the program takes).
-        """
-        return partial(self._point, beta, rows)
-
-    def _point(self, beta: Tensor, rows: tuple[Tensor, ...], position: Tensor) -> Point:
-        args = (position, *rows)
-        found: Any = self._replayed(self._num_done, None, *args) or self._evaluate(*args)
-        self._num_done += 1
-        log_start, gradient, *of_ratio = found
-        return Point(position, log_start, gradient, *of_ratio).further(beta.to(log_start))
-
-    def _evaluate(self, position: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
-        """Return both logarithms, each followed by its gradient."""
-        with torch.enable_grad():
-            moved = position.detach().requires_grad_()
-            found = self._space.log_densities(moved, *rows, with_guide=self._with_guide)
-            gradients = [
-                torch.autograd.grad(log.sum(), moved, retain_graph=True, materialize_grads=True)[0]
-                for log in found
-            ]
-        log_start, log_ratio = (log.detach() for log in found)
-        return log_start, gradients[0], log_ratio, gradients[1]
 
 
 class _Place(Messenger):
@@ -239,9 +203,17 @@ def _sum(log_densities: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([*log_densities.values()]).sum((0, 1))
 
 
-def _shape(name: str, site: Any) -> tuple[int, ...]:
-    """Return the shape of one row's position at a site: plates inside the datum come first."""
-    fn = site["fn"]
+def shape_of(name: str, fn: Any, plates: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one row's position at a site.
+
+    Args:
+        name: Of the site.
+        fn: Its distribution.
+        plates: The sizes of the plates inside the datum, which come first.
+
+    Raises:
+        ValueError: If its values are discrete, or their support is not known.
+    """
     try:
         if fn.support.is_discrete:
             raise ValueError(
@@ -254,4 +226,4 @@ def _shape(name: str, site: Any) -> tuple[int, ...]:
             f"site {name!r} has a {type(fn).__name__}, whose support is not known: "
             "annealing and HMC need one that biject_to leads to"
         ) from None
-    return (*fn.batch_shape[:-1], *transform.inverse_shape(fn.event_shape))
+    return (*plates, *transform.inverse_shape(fn.event_shape))
