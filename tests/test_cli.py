@@ -177,6 +177,7 @@ COMPANIONS = {
     ("objective", "DisARM"): "--prior Bernoulli --posterior Bernoulli",
     ("objective", "InChunks"): "--objective.objective IWAE",
     ("network", "Convolutional"): "--data bytes.npy --network.channels [2]",
+    ("network", "FullyConvolutional"): "--data bytes.npy --latent 2x3x3 --network.channels 2",
     ("network", "ConvolutionalResidual"): "--data bytes.npy --network.channels [2]",
     ("network", "Recurrent"): "--data counts.npy --network.num_symbols 17 --decoder MLP",
     ("network", "Transformer"): "--data counts.npy --network.num_symbols 17 --decoder MLP",

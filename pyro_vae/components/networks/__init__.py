@@ -6,6 +6,7 @@ sizes. The last layer has no bias: the offset of the conditional that owns the n
 
 from pyro_vae.components.networks.convolutional import Convolutional, ConvolutionalResidual
 from pyro_vae.components.networks.dense import MLP, Dictionary, GatedMLP, Residual, SkipMLP
+from pyro_vae.components.networks.image_grids import FullyConvolutional
 from pyro_vae.components.networks.initialisation import glorot, he, orthogonal
 from pyro_vae.components.networks.inputs import Observed, Standardize
 from pyro_vae.components.networks.recurrent import Recurrent, RecurrentDecoder
@@ -16,6 +17,7 @@ __all__ = [
     "Convolutional",
     "ConvolutionalResidual",
     "Dictionary",
+    "FullyConvolutional",
     "GatedMLP",
     "Observed",
     "Recurrent",

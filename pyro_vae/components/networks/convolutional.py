@@ -23,7 +23,7 @@ from pyro_vae.components.networks.layers import (
     finished,
 )
 
-__all__ = ["Convolutional", "ConvolutionalResidual"]
+__all__ = ["Block", "Convolutional", "ConvolutionalResidual"]
 
 
 class Convolutional(nn.Module):
@@ -127,7 +127,7 @@ class ConvolutionalResidual(nn.Module):
         check_size("hidden", hidden)
         self.rows = Rows(self, in_shape, out_shape)
         self.image = _Image(self, self.rows, len(channels))
-        block = partial(_Block, activation=activation, normalise=normalise)
+        block = partial(Block, activation=activation, normalise=normalise)
         if self.image.is_given:
             first = nn.Conv2d(self.image.depth, channels[0], 3, padding=1, bias=normalise is None)
             layers = [first, *_narrowing(channels, num_blocks, block)]
@@ -242,7 +242,9 @@ def _widening(
     return layers
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """A residual block of two convolutions, which may take steps of two pixels."""
+
     def __init__(
         self,
         before: int,
@@ -265,4 +267,5 @@ class _Block(nn.Module):
         self.past = nn.Identity() if same else past
 
     def forward(self, h: Tensor) -> Tensor:
+        """Return ``[rows, before, height, width]`` with what the layers add to it."""
         return self.past(h) + self.layers(h)
