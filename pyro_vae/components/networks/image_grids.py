@@ -17,6 +17,7 @@ from pyro_vae.components.networks.layers import (
     check_size,
     finished,
 )
+from pyro_vae.wording import option
 
 __all__ = ["FullyConvolutional"]
 
@@ -91,7 +92,8 @@ def _num_steps(in_shape: Shape, out_shape: Shape) -> int:
     if len(in_shape) < 3 or len(out_shape) < 3:
         raise ValueError(
             f"{told}: both are to be images (channels, height, width); give the latent such a "
-            "shape, as --latent 16x7x7 does, or take another network"
+            f"shape ({option('latent', '16x7x7', python='latent_shape=(16, 7, 7)')}), or take "
+            "another network"
         )
     for steps in range(-16, 17):
         small, large = sorted((in_shape[-2:], out_shape[-2:]))
