@@ -164,7 +164,7 @@ def shown(value: Any) -> str:
         return _a(type(value).__name__)
     try:
         said = " ".join(repr(value).split())
-    except Exception:
+    except Exception:  # a repr of the caller's may raise anything
         said = ""
     if not said or said.startswith("<"):
         return _a(type(value).__name__)

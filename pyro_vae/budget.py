@@ -30,12 +30,15 @@ class OverBudgetError(memory.TooLargeError):
     """An operation would take more memory than there is; nothing was taken.
 
     Attributes:
-        shape: Of the tensor that it would make; empty where it is too many operations.
+        shape: Of the tensor that it would make; empty where it is not one.
+        of_operations: Whether it is too many operations.
     """
 
-    def __init__(self, message: str, shape: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, message: str, shape: tuple[int, ...] = (), *, of_operations: bool = False
+    ) -> None:
         super().__init__(message)
-        self.shape = shape
+        self.shape, self.of_operations = shape, of_operations
 
 
 class Budget(TorchDispatchMode):
@@ -43,16 +46,22 @@ class Budget(TorchDispatchMode):
 
     Args:
         most_operations: Refuse more than so many operations; None: take any number.
+        copies: How many of each tensor are to come: of parameters that are trained, four.
+        refusing: Whether to refuse; otherwise only count.
 
     Attributes:
         allocated: Bytes of all tensors that were made.
         peak: The most bytes of them that were alive at once.
         largest_product: The most multiplications of a single product or convolution.
+        multiplications: Of all products and convolutions.
     """
 
-    def __init__(self, *, most_operations: int | None = None) -> None:
+    def __init__(
+        self, *, most_operations: int | None = None, copies: int = 1, refusing: bool = True
+    ) -> None:
         super().__init__()
-        self._most_operations = most_operations
+        self._most_operations, self._copies, self._refusing = most_operations, copies, refusing
+        self.multiplications = 0
         self.allocated = self.peak = self._alive = self._num_operations = 0
         self.largest_product = 0
         self._storages: dict[int, Any] = {}
@@ -70,14 +79,16 @@ class Budget(TorchDispatchMode):
         if self._most_operations is not None and self._num_operations > self._most_operations:
             raise OverBudgetError(
                 f"more than {self._most_operations:,} operations only to build the program; give "
-                "it fewer layers or flows"
+                "it fewer layers or flows",
+                of_operations=True,
             )
-        if 8 * _most_numbers(func, args, kwargs) > _LOOKED_AT:
-            _refuse(func, args, kwargs)
+        if self._refusing and 8 * _most_numbers(func, args, kwargs) > _LOOKED_AT:
+            _refuse(func, args, kwargs, self._copies)
         result = func(*args, **kwargs)
         if (flops := flop_registry.get(func.overloadpacket)) is not None:
             count = flops(*args, **kwargs, out_val=result) // 2
             self.largest_product = max(self.largest_product, count)
+            self.multiplications += count
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
@@ -143,7 +154,7 @@ def _most_numbers(func: Any, args: Any, kwargs: dict[str, Any]) -> float:
     return max(largest, together) * math.prod(map(float, sizes))
 
 
-def _refuse(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+def _refuse(func: Any, args: Any, kwargs: dict[str, Any], copies: int) -> None:
     """Run on tensors without memory, and hold the size of the result against the free memory."""
     # A view, or a tensor that is written in place, takes no memory of its own.
     if all(returned.alias_info is not None for returned in func._schema.returns):
@@ -158,12 +169,14 @@ def _refuse(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     new = [leaf for leaf in made if id(leaf) not in given and not leaf._is_view()]
     free = memory.available()
     for leaf in new:
-        size = leaf.untyped_storage().nbytes()
+        size = copies * leaf.untyped_storage().nbytes()
         if free is not None and leaf.device.type != "cuda" and size > free:
             shape = tuple(leaf.shape)
+            trained = "" if copies == 1 else ", with gradients and the optimiser's state,"
             raise OverBudgetError(
-                f"a tensor of shape {shape} takes {memory.shown(size)}, and {memory.shown(free)} "
-                "are free; make what has this size smaller: layers, latents, particles or batch",
+                f"a tensor of shape {shape}{trained} takes {memory.shown(size)}, and "
+                f"{memory.shown(free)} are free; make what has this size smaller: layers, "
+                "latents, particles or batch",
                 shape,
             )
 

@@ -20,9 +20,10 @@ from pyro_vae import VAE, fit, memory
 from pyro_vae.budget import Budget, OverBudgetError
 from pyro_vae.cli import main
 from pyro_vae.components import MLP, Normal, VampPrior
+from pyro_vae.engine import costs
 from pyro_vae.engine.progress import TimeLeft
 from pyro_vae.evaluation import annealed_importance_sampling, samples
-from pyro_vae.inference import IWAE
+from pyro_vae.inference import IWAE, Program
 
 TOO_LARGE = {
     "a layer": lambda: nn.Linear(64, 10**9),
@@ -79,6 +80,10 @@ OPTIONS = {
     "--prior MixtureOfNormals(1e11)": "num_components=100000000000: .*give fewer",
     "--prior VampPrior(1e8)": "--prior.num_pseudo_inputs 100000000: .*lower --prior.num_pseudo",
     "--objective IWAE(1e11)": "IWAE: num_particles=100000000000: .*give fewer",
+    "--prior MixtureOfNormals(30000000)": r"components 30000000: a tensor .* with gradients and",
+    "--objective IWAE(10000000)": "num_particles 10000000: a step on 8 data with 10,000,000 part",
+    f"--latent {','.join(['2'] * 1500)}": "--latent with 1,500 sizes: more than 20,000 operations",
+    f"--network.hidden {','.join(['2'] * 9000)}": "--network.hidden with 9,000 sizes: more than",
     "--likelihood Categorical(1e11)": "Categorical: num_categories=100000000000: .*give fewer",
 }
 
@@ -102,6 +107,33 @@ def test_a_flow_of_a_thousand_million_steps_is_refused_in_seconds(capsys):
 
 def program(width: int = 8) -> VAE:
     return VAE.assemble((20,), (2,), likelihood=Normal, network=partial(MLP, hidden=(width,)))
+
+
+def test_a_step_is_foreseen_as_it_will_be():
+    vae = VAE.assemble((20,), (2,), likelihood=Normal, network=partial(MLP, hidden=(300,)))
+    pair, x = Program(vae.model, vae.guide), torch.randn(3, 20)
+    few = costs._without_values(pair, (x,), 40)
+    with Budget() as run:
+        held = [*pair.traces(x[:1].expand(40, 20))]
+        for trace in held:
+            trace.compute_log_prob()
+    encoder, decoder = 20 * 300 + 300 * 4, 2 * 300 + 300 * 40
+    assert few.multiplications == run.multiplications == 40 * (encoder + decoder)
+    assert few.peak == pytest.approx(run.peak, rel=0.1)
+    assert costs._without_values(pair, (x[:, :7],), 40) is None
+
+
+def test_a_step_of_hours_is_refused_and_one_of_minutes_is_announced(monkeypatch):
+    vae, x = program(), torch.randn(3, 20)
+    pair = Program(vae.model, vae.guide)
+    monkeypatch.setattr(memory, "available", lambda: 2**60)
+    costs.foresee(pair, (x,), 8)
+    with pytest.raises(OverBudgetError, match=r"multiplications, about .* hours on this CPU"):
+        costs.foresee(pair, (x,), 10**9, num_particles=10**6)
+    each = costs._without_values(pair, (x,), 8).multiplications
+    count = round(60 * costs._EACH_SECOND * torch.get_num_threads() / (3 * each))
+    with pytest.warns(UserWarning, match="about 60 s on this CPU"):
+        costs.foresee(pair, (x,), 8, num_particles=count)
 
 
 def test_a_batch_beyond_memory_is_refused_with_one_that_fits(monkeypatch):

@@ -31,11 +31,15 @@ def naming_options(config: Any) -> Iterator[None]:
     try:
         yield
     except OverBudgetError as error:
-        option, size = _asking(error.shape, dict(_sizes(config)))
+        sizes = _counts(config) if error.of_operations else _sizes(config)
+        option, size = _asking(error.shape, dict(sizes))
         what, _, cure = str(error).rpartition("; ")
         cure = cure if cure.startswith("lower batch_size") else f"lower {option}"
         cure = cure.replace("batch_size", "--batch-size")
-        shown = config.latent if option == "--latent" else size
+        shown = size if option != "--latent" or error.of_operations else config.latent
+        shown = (
+            f"with {size:,} sizes" if error.of_operations and _is_list(option, config) else shown
+        )
         raise ValueError(f"{option} {shown}: {what}; {cure}") from error
 
 
@@ -49,16 +53,35 @@ def _asking(shape: tuple[int, ...], sizes: dict[str, int]) -> tuple[str, int]:
     return largest if largest[1] > _FAR_LARGER * likely[1] else likely
 
 
+def _is_list(option: str, config: Any) -> bool:
+    return option == "--latent" or isinstance(dict(_options(config)).get(option), list | tuple)
+
+
+def _counts(config: Any) -> Iterator[tuple[str, int]]:
+    """How many layers, flows and the like the options ask for."""
+    if config.latent is not None:
+        yield "--latent", len(latent_shapes(config.latent))
+    for option, value in _options(config):
+        if isinstance(value, list | tuple):
+            yield option, len(value)
+        elif isinstance(value, int) and "num_" in option:
+            yield option, value
+
+
+def _options(config: Any) -> Iterator[tuple[str, Any]]:
+    """The options but those that say nothing of sizes, and their values."""
+    for name, value in leaves(as_dict(config)).items():
+        first, *rest = name.split(".")
+        if first not in _NO_SIZES and first not in ("batch_size", "latent"):
+            yield "--" + ".".join([first.replace("_", "-"), *rest]), value
+
+
 def _sizes(config: Any) -> Iterator[tuple[str, int]]:
     """The counts and sizes among the options, latents by their number in all."""
     yield "--batch-size", config.batch_size or 1
     if config.latent is not None:
         yield "--latent", max(map(math.prod, latent_shapes(config.latent)))
-    for name, value in leaves(as_dict(config)).items():
-        first, *rest = name.split(".")
-        if first in _NO_SIZES or first in ("batch_size", "latent"):
-            continue
-        option = "--" + ".".join([first.replace("_", "-"), *rest])
+    for option, value in _options(config):
         numbers = value if isinstance(value, (list, tuple)) else [value]
         whole = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool)]
         if whole:

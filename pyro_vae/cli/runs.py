@@ -20,9 +20,10 @@ from pyro_vae.cli.data_record import DataRecord
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.datasets import Data, Dataset
+from pyro_vae.engine import costs
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import OBSERVATION_SEED, in_chunks, observe_once
-from pyro_vae.engine.defaults import resolve_device
+from pyro_vae.engine.defaults import BATCH_SIZE, resolve_device
 from pyro_vae.engine.observations import Observation
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
@@ -129,9 +130,18 @@ def open_run(config: Any, data: Dataset, record: DataRecord | None = None) -> Ru
         raise ValueError(f"--objective.num_particles {num_particles}: give 1 or more")
     torch.manual_seed(config.seed)
     seen = record.stand_in() if record is not None and record.opens_alone else data
-    with naming_options(config), Budget(most_operations=MOST_OPERATIONS):
+    with naming_options(config), Budget(most_operations=MOST_OPERATIONS, copies=4):
         program = build_program(config, objects, seen, observation)
     return Run(config, objects, data, observation, program, device, record)
+
+
+def foresee(run: Run) -> None:
+    """Refuse a program whose step memory or a lifetime cannot hold, before it is run."""
+    few = run.training_rows(3)
+    with naming_options(run.config):
+        batch_size = run.config.batch_size or min(BATCH_SIZE, len(run.data.train))
+        particles = getattr(run.objects.objective, "num_particles", 1)
+        costs.foresee(run.bound, run.arguments(few), batch_size, particles)
 
 
 def keep_data(run: Run, out: Path, options: str) -> None:

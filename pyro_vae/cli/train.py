@@ -66,6 +66,7 @@ def trained(
     """
     out = _run_folder(config, data) if resumed is None else resumed
     run = runs.open_run(config, data)
+    runs.foresee(run)
     kept = as_dict(config, "out", "resume", *unused_options(config))
     if resumed is not None and (record := data_record.read(out)) is not None:
         kept["data"] = record.source["given"]  # where they are now, --data says each time

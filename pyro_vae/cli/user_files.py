@@ -163,7 +163,7 @@ def _executed(file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's own file may raise anything
         del sys.modules[name]
         raise ValueError(f"{file} cannot be imported: {_reason(error)}; correct it") from error
     return module

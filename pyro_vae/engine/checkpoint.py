@@ -223,7 +223,7 @@ def load(path: Path) -> dict[Any, Any]:
     contents = _verified(path)
     try:
         tensors = safetensors.torch.load(contents[_TENSORS])
-    except Exception as error:
+    except Exception as error:  # a damaged file may fail anywhere in the library's Rust code
         raise _damaged(path, f"{_TENSORS} is malformed ({reason(error)})") from error
     try:
         state = decode(contents[_STATE], tensors)

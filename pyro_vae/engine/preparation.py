@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.budget import Budget
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine.adaptation import adapt_to_data
-from pyro_vae.engine.costs import check_step
+from pyro_vae.engine.costs import check_step, foresee
 from pyro_vae.engine.data import OBSERVATION_SEED, Batches, observe_once, representative
 from pyro_vae.engine.defaults import (
     check_reported,
@@ -93,6 +93,7 @@ class Prepared:
             data.train, settings.observation, batch_size=settings.rows_of_a_batch(data),
             seed=settings.seed, device=self.device, fields=self._trained.fields,
         )  # fmt: skip
+        foresee(self.program, self._rows(self._few), self.batches.batch_size)
         self.validation = self._rows(data.validation, seed=OBSERVATION_SEED + 1)
         self._meet_data()
         self.probe = Probe(self.program, *self.validation)

@@ -69,7 +69,7 @@ class TimeLeft:
         each = seconds / (self._taken - 1)
         if each * self._left < _LONG:
             return ""
-        fewer = f"{option('epochs')}, {option('batch_size')} or the parts of the program"
+        fewer = f"{option('epochs')}, {option('batch_size')} or smaller components"
         return (
             f"a step takes {each:.2g} s: about {_as_hours(each * self._left)} to go, without the "
             f"time to evaluate; {fewer} make it shorter"

@@ -194,7 +194,9 @@ def _opened(path: Path) -> int:
         handle = os.open(path, flags, 0o644)
     except OSError as error:
         if error.errno != errno.ELOOP:
-            raise explained(error, f"cannot hold {show(path)}: {reason(error)}") from error
+            message = f"cannot hold {show(path)}: {reason(error)}"
+            cure = "make the folder writable, or copy it to where you may write"
+            raise explained(error, f"{message}; {cure}") from error
         raise explained(
             error, f"{show(path)} is a link, which is not followed: remove it"
         ) from error

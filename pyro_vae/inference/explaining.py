@@ -76,7 +76,7 @@ def explaining(what: str, modules: Sequence[nn.Module]) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the user's program, Pyro and torch may raise anything
         if _is_ours(error) or _is_out_of_memory(error):
             raise
         cause = cause_of(error)

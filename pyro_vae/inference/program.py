@@ -245,7 +245,7 @@ class Program:
         """
         try:
             return self.traces(*rows)
-        except Exception as error:
+        except Exception as error:  # the user's program, Pyro and torch may raise anything
             cause = cause_of(error)
             if isinstance(cause, ProgramError):
                 raise cause from None

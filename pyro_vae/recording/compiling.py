@@ -43,7 +43,7 @@ def compiled(graph: fx.GraphModule, args: Sequence[Tensor]) -> Callable[..., Any
         for way in (_ahead_of_time, _with_compiled_head):
             try:
                 return way(graph, args)
-            except Exception as error:
+            except Exception as error:  # of compilers of two languages; the recording works
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warn(f"not compiled, only recorded, since {reason}")
         return graph

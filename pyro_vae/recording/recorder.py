@@ -183,7 +183,7 @@ def _traced(function: Callable[..., Any], args: tuple[Tensor, ...]) -> fx.GraphM
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = make_fx(without_values, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
-    except Exception as error:
+    except Exception as error:  # whatever cannot be recorded runs eagerly, and says why
         raise NotRecordable(_reason(error)) from error
     for node in reversed(graph.graph.nodes):
         if "profiler" in str(node.target):  # marks that an optimiser sets
@@ -245,7 +245,7 @@ def _check_replay(
     def replay(*args: Tensor) -> Any:
         try:
             return graph.forward(*args)  # `graph` itself would print the error as well
-        except Exception as error:
+        except Exception as error:  # whatever cannot be replayed runs eagerly, and says why
             said = _first_line(error)
             raise NotRecordable(f"a replay of its operations fails ({said})") from error
 
@@ -304,7 +304,7 @@ def _line_that(*, changes: Watch, run: Callable[[], Any]) -> str:
         sys.settrace(follow)
         try:
             run()
-        except Exception:
+        except Exception:  # the first run has said what fails; this one looks for the line
             return line
         finally:
             sys.settrace(outer)

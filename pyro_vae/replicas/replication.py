@@ -63,7 +63,7 @@ def _refuse_copies(program: Any, num_replicas: int) -> None:
 def _copied(given: tuple[Any, ...], num_replicas: int) -> tuple[Any, ...]:
     try:
         return copy.deepcopy(given)
-    except Exception as error:
+    except Exception as error:  # what a class of the user's own may raise when it is copied
         raise ValueError(
             f"num_replicas={num_replicas}: the program or its objective cannot be copied "
             f"({reason(error)}); give a list of programs, each built anew"
