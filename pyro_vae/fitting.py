@@ -123,6 +123,7 @@ def fit(
     observation: Observation | None = None,
     epochs: int = 30,
     batch_size: int | None = None,
+    labelled_share: float | None = None,
     clip_norm: float | None = None,
     patience: int | None = None,
     weights: str = "best",
@@ -171,6 +172,9 @@ def fit(
         batch_size: Data per step; 128, or all training rows where they are fewer, unless given. The
             last batch of an epoch may be smaller; a single row left over joins the batch before
             it where the program cannot be trained on one, as with batch normalisation.
+        labelled_share: The part of each batch whose rows have a label, where some have none (-1),
+            as in a semi-supervised program; as it comes unless given. An epoch then goes through
+            the larger part once, and through the other again and again.
         clip_norm: The largest gradient norm of the loss per datum.
         patience: Stop after so many epochs without a better validation ELBO.
         weights: Which the program has afterwards: the "best" by validation, since test data are
@@ -208,7 +212,8 @@ def fit(
     settings = Settings(
         objective=objective, optim=optim, schedule=schedule or Cosine(),
         observation=observation or AsFloat(), epochs=epochs, batch_size=batch_size,
-        clip_norm=clip_norm, patience=patience, weights=weights, device=device, seed=seed,
+        labelled_share=labelled_share, clip_norm=clip_norm, patience=patience, weights=weights,
+        device=device, seed=seed,
         out=None if out is None else Path(out), init_from=init_from, resume=resume,
         checkpoint_seconds=checkpoint_seconds, progress=progress, log_tensorboard=log_tensorboard,
         engine=engine, fast=fast, precision=precision, turns=turns, callbacks=callbacks,

@@ -68,7 +68,7 @@ FUNCTIONS = (
 _FILLED_IN = {"event_shape", "latent_shape", "in_shape", "out_shape", "context_shape", "raw_shape"}
 _FILLED_IN_OF_PROGRAMS = _FILLED_IN | {
     "prior", "likelihood", "posterior", "latent_shapes", "priors", "posteriors", "upward",
-    "num_classes", *(f"{field}_shape" for field in KNOWN),
+    "num_classes", "classes", "classifier", "features", *(f"{field}_shape" for field in KNOWN),
 }  # fmt: skip
 _SYNONYMS = {"swish": "silu"}
 _MODULES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pyro_vae import datasets
 from pyro_vae.datasets import Dataset
 from pyro_vae.datasets.arrays import weighted
 from pyro_vae.datasets.columns import column
+from pyro_vae.datasets.labels import few_labels
 from pyro_vae.files import reason, show
 
 __all__ = ["load_data", "make_paths_absolute", "with_weights"]
@@ -21,13 +23,27 @@ def load_data(given: str | Path, config: Any) -> Dataset:
 
     Args:
         given: A name, or the path of a file or a folder.
-        config: Of a run: ``data_root``, ``data_weights``, ``missing`` and ``model``.
+        config: Of a run: ``data_root``, ``data_weights``, ``missing``, ``num_labels``, ``seed`` and
+            ``model``.
     """
     codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
     own = config.model is not None and not config.model.path.startswith("pyro_vae.models.")
     axes = datasets.as_given if own else datasets.as_images
     apart = () if config.data_weights is None else (config.data_weights,)
-    return datasets.load(given, root=Path(config.data_root), missing=codes, axes=axes, apart=apart)
+    root = Path(config.data_root)
+    data = datasets.load(given, root=root, missing=codes, axes=axes, apart=apart)
+    return _with_few_labels(data, config)
+
+
+def _with_few_labels(data: Dataset, config: Any) -> Dataset:
+    """Hide all labels of training rows but as many as ``--num-labels`` says."""
+    number = getattr(config, "num_labels", None)
+    if number is None:
+        return data
+    if data.train.labels is None:
+        raise ValueError(f"--num-labels {number}: {data.name} has no labels; leave it out")
+    kept = few_labels(data.train.labels, number, seed=config.seed or 0)
+    return replace(data, train=data.train.replace(labels=kept))
 
 
 def make_paths_absolute(config: Any) -> None:

@@ -37,4 +37,4 @@ def observed_support(program: Program, few: Data) -> Any:
 
 def _sites(program: Program, few: Data) -> dict[str, Any]:
     probe = Probe(program, *few.tensors(program.fields))
-    return {name: probe.model_trace.nodes[name] for name in probe.layout.observed}
+    return {name: probe.model_trace.nodes[name] for name in probe.layout.generated}

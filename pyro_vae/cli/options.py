@@ -23,6 +23,7 @@ _AT_LEAST = {
     "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
     "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
     "num_temperatures": 2, "num_chains": 1, "num_data": 1, "labels": 1, "repeats": 2,
+    "num_labels": 1,
 }  # fmt: skip
 _POSITIVE = ("lr", "clip_norm")
 
@@ -62,6 +63,8 @@ def add_data(parser: Parser) -> None:
     add(group, "--data-root", str, "folder of named data sets, also for downloads", "data")
     help_ = "numbers that mark missing values in a file besides NaN, such as -9999 or -9999,-8888"
     add(group, "--missing", missing_codes, help_, metavar="NUMBERS")
+    help_ = "labels of training rows to keep, as many of each class; the others are hidden (M2)"
+    add(group, "--num-labels", int | None, help_)
     help_ = "map from stored values to observations (default: by the data)"
     parser.role(group, "observation", help_)
 
@@ -103,6 +106,8 @@ def _add_training(parser: Parser) -> None:
     add(group, "--epochs", int | None, "number of passes over the data (default: by their size)")
     help_ = "number of data per step (default: 128, or all of them if fewer)"
     add(group, "--batch-size", int | None, help_)
+    help_ = "part of each batch whose rows have a label, such as 0.5 (default: as it comes)"
+    add(group, "--labelled-share", float | None, help_, metavar="FRACTION")
     add(group, "--lr", float, "Adam's learning rate", 1e-3)
     help_ = "factor on the learning rate over the run"
     parser.role(group, "schedule", help_, "pyro_vae.inference.Cosine")

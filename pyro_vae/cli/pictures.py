@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.attempts import Failure, attempted, optional
+from pyro_vae.cli.class_pictures import analogies_of, confusion_of, samples_of
 from pyro_vae.cli.runs import Run
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import UnitActivity
@@ -82,6 +83,7 @@ def _pictures(run: Run, done: Fit) -> Iterator[_Picture]:
         if len(images) < len(sites):
             numbers = [name for name in sites if name not in images]
             yield from _of_numbers(program, numbers, ending("other" if images else ""))
+        yield from _of_classes(run, program, {name: sites[name] for name in images})
     yield from _units(activity)
     yield from _codes(program)
     yield _Picture("latents", "Posterior means of test data", lambda: _scatter(run, program.test))
@@ -347,6 +349,28 @@ def _grid(
     return _Picture(name, caption, figure)
 
 
+def _of_classes(run: Run, program: _Program, images: Mapping[str, _Site]) -> Iterator[_Picture]:
+    """Draw what a latent that is a class decides, and how it agrees with labels."""
+    caption = "How the likeliest class or cluster of test data agrees with their labels"
+    yield _Picture("confusion", caption, lambda: confusion_of(run, program.test))
+    if set(images) != {""}:
+        return
+    site = images[""]
+
+    def shaped(values: Tensor) -> Tensor:
+        return site.shaped(values, 2)
+
+    few = program.few(_COMPARED_ROWS)
+    yield _Picture(
+        "classes", "Means of x for draws from the prior of each class or cluster",
+        lambda: samples_of(run, few, shaped, site.limits),
+    )  # fmt: skip
+    yield _Picture(
+        "analogies", "Test data, and their style as every class",
+        lambda: analogies_of(run, few, shaped, site.limits),
+    )  # fmt: skip
+
+
 def _units(activity: dict[str, UnitActivity]) -> Iterator[_Picture]:
     """Draw the KL of the units of all layers that have one."""
     known = {name: site for name, site in activity.items() if site.kl_nats is not None}
@@ -382,7 +406,7 @@ def _scatter(run: Run, test: Data) -> Any:
     plane = flat.shape[1] == 2
     return plots.latent_scatter(
         evaluation.embed(flat),
-        rows.labels,
+        None if run.data.test.labels is None else run.data.test.labels[: len(rows)],
         title="Posterior means" if plane else "Posterior means (t-SNE)",
         axis_labels=("unit 0", "unit 1") if plane else ("", ""),
         classes=run.data.classes,

@@ -18,6 +18,7 @@ from torch import Tensor
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli import pictures, refitting
 from pyro_vae.cli.attempts import optional
+from pyro_vae.cli.class_pictures import agreement
 from pyro_vae.cli.config_files import CONFIG
 from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.observed_sites import observed_support
@@ -87,6 +88,7 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
     return {
         **found,
         "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
+        **(optional("how classes agree", lambda: agreement(run, rows)) or {}),
         "num_parameters": _num_parameters(run),
         "epochs": done.epochs,
         "steps": done.steps,

@@ -29,7 +29,7 @@ from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
 from pyro_vae.fitting import Fit, fit_as_set
-from pyro_vae.inference import Corrupted, Program
+from pyro_vae.inference import Corrupted, Probe, Program
 from pyro_vae.inference.advice import range_of
 
 __all__ = ["Run", "diverged", "load", "open_run", "settings_of", "train"]
@@ -81,6 +81,22 @@ class Run:
         program = Program(self.program.model, self.program.guide)
         return program.on(self.data.train.names)
 
+    @cached_property
+    def guesses_classes(self) -> bool:
+        """Whether the program is given some labels and guesses the others.
+
+        It is validated and tested without labels, which are there to compare its guesses with.
+        """
+        if "labelled" not in self.bound.fields:
+            return False
+        for module in self.bound.reachable:
+            module.to(self.device)
+        few = self._observed(self.data.test[:3], OBSERVATION_SEED + 2)
+        try:
+            return bool(Probe(self.bound, *self.arguments(few)).layout.strata.sites)
+        except ValueError:
+            return False  # what is wrong with it is said when it is trained
+
     def rows_like(self, label: str | None) -> Data:
         """Return a few rows, for their shape, with the labels to sample in turn.
 
@@ -99,8 +115,9 @@ class Run:
         return some.replace(labels=chosen.to(self.device))
 
     def test_rows(self) -> Data:
-        """Return the test data, observed once."""
-        return self._observed(self.data.test, OBSERVATION_SEED + 2)
+        """Return the test data, observed once; without labels where the program guesses them."""
+        rows = self._observed(self.data.test, OBSERVATION_SEED + 2)
+        return unlabelled(rows) if self.guesses_classes else rows
 
     def arguments(self, rows: Data) -> tuple[Tensor, ...]:
         """Return what the bound program is called with for some rows."""
@@ -112,6 +129,11 @@ class Run:
 
     def _observed(self, data: Data, seed: int) -> Data:
         return observe_once(data, self.observation, seed=seed, device=self.device)
+
+
+def unlabelled(part: Data) -> Data:
+    """Return rows of which none has a label."""
+    return part.replace(labels=torch.full_like(part.labels, -1))
 
 
 def open_run(config: Any, data: Dataset, record: DataRecord | None = None) -> Run:
@@ -185,7 +207,8 @@ def settings_of(run: Run, *, out: Path, resume: bool) -> Settings:
     return Settings(
         objective=run.objects.objective,
         optim=_adam(config.lr), schedule=run.objects.schedule, observation=run.observation,
-        epochs=config.epochs, batch_size=config.batch_size, clip_norm=config.clip_norm,
+        epochs=config.epochs, batch_size=config.batch_size,
+        labelled_share=config.labelled_share, clip_norm=config.clip_norm,
         patience=config.patience, engine=config.engine, precision=config.precision,
         device=run.device, seed=config.seed, out=out, resume=resume, progress=True,
         log_tensorboard=config.tensorboard, turns=run.objects.turns, weights=config.weights,

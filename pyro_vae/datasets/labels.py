@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.datasets.values import is_missing
 
-__all__ = ["number_classes"]
+__all__ = ["few_labels", "number_classes"]
 
 _CURE = "expected integers, or names (text); other numbers are given as covariates"
 
@@ -65,6 +65,36 @@ def number_classes(
                 f"labels of {first}: {wrong}, where {len(names)} classes are numbered from 0"
             )
     return [None if held is None else held.numbered(number) for held in given.values()], classes
+
+
+def few_labels(labels: Tensor, num_labels: int, *, seed: int) -> Tensor:
+    """Keep some of the labels, about as many of each class, and hide the others.
+
+    Args:
+        labels: `(N,)` class numbers from 0, and -1 where there is none.
+        num_labels: how many are kept.
+        seed: of the choice, which depends on the labels and on this alone.
+
+    Returns:
+        The same labels, -1 in place of those that are hidden.
+
+    Raises:
+        ValueError: more than there are, or fewer than classes.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order] >= 0]
+    classes = labels[order].unique()
+    if not len(classes) <= num_labels <= len(order):
+        raise ValueError(
+            f"num_labels={num_labels}: {len(order):,} training rows have a label, of "
+            f"{len(classes)} classes; keep {len(classes)} or more, and {len(order):,} at most"
+        )
+    one_hot = labels[order].unsqueeze(1) == classes
+    rank = (one_hot.cumsum(0) * one_hot).sum(1)  # among the rows of its own class
+    kept = order[rank.argsort(stable=True)[:num_labels]]
+    hidden = torch.full_like(labels, -1)
+    hidden[kept] = labels[kept]
+    return hidden
 
 
 def _ordered(found: set[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.datasets.data import Data, in_default_type, joined
+from pyro_vae.engine.labelled_share import LabelledShare
 from pyro_vae.engine.observations import AsFloat, Binarize, Dequantize, Observation
 from pyro_vae.memory import MAPPED_BYTES, room, touched
 from pyro_vae.wording import option
@@ -183,6 +184,7 @@ class Batches:
         device: where batches are wanted.
         memory_budget: bytes of stored rows up to which they are kept on the device; 2 GiB.
         fields: what a batch is made of, x first.
+        labelled_share: the part of each batch whose rows have a label; None: as it comes.
 
     Attributes:
         batch_size: as given.
@@ -206,6 +208,7 @@ class Batches:
         device: torch.device | str,
         memory_budget: int = 2 * 2**30,
         fields: Sequence[str] = ("x",),
+        labelled_share: float | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(data):
             raise ValueError(
@@ -223,6 +226,9 @@ class Batches:
             _check_levels(data.x, observation)
         self.watched, self.batch_size = observation, batch_size
         self._seed = seed
+        self._share = None
+        if labelled_share is not None:
+            self._share = LabelledShare(data.labels, labelled_share, batch_size)
         self._device = torch.device(device)
         self._tensors = data.tensors(fields)
         self.joins_single = False
@@ -235,19 +241,25 @@ class Batches:
 
     def rows_before(self, position: int) -> int:
         """Return how many rows the batches of an epoch before ``position`` hold."""
-        num_rows = len(self._tensors[0])
-        return num_rows if position == self.num_batches else position * self.batch_size
+        last = position == self.num_batches
+        return self._num_drawn if last else position * self.batch_size
+
+    @property
+    def _num_drawn(self) -> int:
+        """How many rows the batches of an epoch hold."""
+        share = self._share
+        return len(self._tensors[0]) if share is None else share.num_batches * self.batch_size
 
     @property
     def num_batches(self) -> int:
         """How many batches an epoch has, a smaller last one included."""
-        num_batches = -(-len(self._tensors[0]) // self.batch_size)
+        num_batches = -(-self._num_drawn // self.batch_size)
         return num_batches - (self.joins_single and self.ends_in_single)
 
     @property
     def ends_in_single(self) -> bool:
         """Whether a single row is left over at the end of an epoch."""
-        return self.batch_size > 1 and len(self._tensors[0]) % self.batch_size == 1
+        return self.batch_size > 1 and self._num_drawn % self.batch_size == 1
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Batches `start`, `start + 1`, ... of an epoch: the fields in turn, x observed.
@@ -268,10 +280,15 @@ class Batches:
         """
         if not 0 <= start <= self.num_batches:
             raise ValueError(f"start {start} of an epoch of {self.num_batches} batches")
-        order = _permutation(len(self._tensors[0]), self._seed, epoch)[start * self.batch_size :]
+        order = self._order(epoch)[start * self.batch_size :]
         if start == self.num_batches:
             return iter(())
         return self._drawn(order.to(self._device) if self.resident else order)
+
+    def _order(self, epoch: int) -> Tensor:
+        if self._share is not None:
+            return self._share.order(self._seed, epoch)
+        return _permutation(len(self._tensors[0]), self._seed, epoch)
 
     def _drawn(self, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
         for index in order.split(self._sizes(len(order))):

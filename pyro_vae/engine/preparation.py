@@ -92,12 +92,14 @@ class Prepared:
         self.batches = Batches(
             data.train, settings.observation, batch_size=settings.rows_of_a_batch(data),
             seed=settings.seed, device=self.device, fields=self._trained.fields,
+            labelled_share=settings.labelled_share,
         )  # fmt: skip
         foresee(self.program, self._rows(self._few), self.batches.batch_size)
         self.validation = self._rows(data.validation, seed=OBSERVATION_SEED + 1)
         self._meet_data()
         self.probe = Probe(self.program, *self.validation)
         self.layout = self.probe.layout
+        self._check_labels(data.train)
         for name in ("validation", "train", "test"):
             self._check_rows(name, data.parts[name])
         self.objective = self._checked_objective()
@@ -144,6 +146,21 @@ class Prepared:
         seed = self._settings.seed if seed is None else seed
         observed = observe_once(data, self._settings.observation, seed=seed, device=self.device)
         return observed.tensors((program or self.program).fields)
+
+    def _check_labels(self, train: Data) -> None:
+        """Refuse to guess classes that no datum shows; say where there is none to guess."""
+        if "labelled" not in self.program.fields or not self.layout.strata.sites:
+            return
+        if not bool(train.labelled.any()):
+            raise ValueError(
+                "no training row has a label (all are -1), and the program guesses the classes of "
+                "others from those that have: give some labels, or take GMVAE, which is given none"
+            )
+        if bool(train.labelled.all()):
+            warn(
+                "every training row has a label, so that no class is guessed: ConditionalVAE takes "
+                "a fraction of the time, or hide some labels (-1)"
+            )
 
     def _check_rows(self, name: str, part: Data) -> None:
         """Check all rows of a part against the support of what is observed, some at a time."""
@@ -268,7 +285,12 @@ class Prepared:
             "corruption": settings_of(self.program.around) or None,
             "observation": repr(settings.observation),
             "data": self._data.fingerprint(),
+            **self._share_of_labels(),
         }  # fmt: skip
+
+    def _share_of_labels(self) -> dict[str, float]:
+        share = self._settings.labelled_share
+        return {} if share is None else {"labelled_share": share}
 
 
 def _placed(program: Program, device: torch.device) -> Program:

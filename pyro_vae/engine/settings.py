@@ -35,6 +35,7 @@ class Settings:
     observation: Observation = field(default_factory=AsFloat)
     epochs: int = 30
     batch_size: int | None = None
+    labelled_share: float | None = None
     clip_norm: float | None = None
     patience: int | None = None
     weights: str = "best"

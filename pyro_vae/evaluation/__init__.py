@@ -7,6 +7,14 @@ from pyro_vae.evaluation.annealing import (
     annealed_with_bracket,
     bidirectional,
 )
+from pyro_vae.evaluation.classes import (
+    analogies,
+    class_probabilities,
+    class_samples,
+    cluster_accuracy,
+    confusion,
+    normalized_mutual_information,
+)
 from pyro_vae.evaluation.code_usage import CodeUsage, code_indices, code_usage, quantized_sites
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.gaps import Gaps, inference_gaps
@@ -63,11 +71,16 @@ __all__ = [
     "ReconstructionError",
     "Refinement",
     "UnitActivity",
+    "analogies",
     "annealed_importance_sampling",
     "annealed_with_bracket",
     "bidirectional",
+    "class_probabilities",
+    "class_samples",
+    "cluster_accuracy",
     "code_indices",
     "code_usage",
+    "confusion",
     "decode",
     "elbo",
     "embed",
@@ -79,6 +92,7 @@ __all__ = [
     "logistic_regression",
     "manifold",
     "mutual_information",
+    "normalized_mutual_information",
     "observed",
     "posterior_means",
     "prior_samples",

@@ -97,5 +97,5 @@ def _by_layer(
     for number in range(len(names)):
         kept = {name: values[name] for name in names[: number + 1]}
         found.append(generate(program, layout, kept, rows, center=False))
-    stacked = {name: torch.stack([each[name] for each in found]) for name in layout.observed}
+    stacked = {name: torch.stack([each[name] for each in found]) for name in layout.generated}
     return generated(stacked)

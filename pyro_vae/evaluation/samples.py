@@ -64,7 +64,7 @@ def observed(probe: Probe, x: Tensor, *fields: Tensor) -> Generated:
     """
     args = (x, *fields)
     program, layout = probe.program, probe.layout
-    found: dict[str, list[Tensor]] = {name: [] for name in layout.observed}
+    found: dict[str, list[Tensor]] = {name: [] for name in layout.generated}
     with program.evaluating(seed=0):
         for batch in batches(args, pairs_at_once(program, layout, *args)):
             trace, _ = program.traces(*batch)
@@ -340,7 +340,7 @@ def generate(
 ) -> dict[str, Tensor]:
     """Return the data of latents ``[N, ...]`` by site; those not given are centred, or drawn."""
     names = list(values)
-    parts: dict[str, list[Tensor]] = {name: [] for name in layout.observed}
+    parts: dict[str, list[Tensor]] = {name: [] for name in layout.generated}
     for batch in batches((*args, *values.values()), pairs_at_once(program, layout, *args)):
         given = dict(zip(names, batch[len(args) :], strict=True))
         rows = batch[: len(args)]

@@ -33,7 +33,7 @@ def substituted(
 ) -> Any:
     """Run a program with these latents and generated data; arguments as in ``_Substitute``."""
     handler = _Substitute(
-        values, layout.observed, center=center, stochastic=stochastic, temperature=temperature
+        values, layout.generated, center=center, stochastic=stochastic, temperature=temperature
     )
     with handler:
         return poutine.trace(function).get_trace(*args)

@@ -31,6 +31,9 @@ __all__ = [
     "view_of",
 ]
 
+# What Pyro calls the parts of a site that is sampled with ``obs_mask``.
+_OBSERVED, _UNOBSERVED = "_observed", "_unobserved"
+
 
 @dataclass(frozen=True)
 class Stratum:
@@ -40,11 +43,13 @@ class Stratum:
         name: Of the site.
         num: How many there are.
         dtype: Of the values.
+        of_components: Whether they are components of a mixture, not values of the site.
     """
 
     name: str
     num: int
     dtype: torch.dtype
+    of_components: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,16 @@ class Layout:
     full_size: int | None = None
     sampled_plate: str | None = None
     strata: Strata = Strata()
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        """The observed sites that are data to the program, to be reconstructed and sampled.
+
+        What ``obs_mask`` observes of a latent in part is none: it is given, as a label is.
+        """
+        latents = {name for name in self.latents if name.endswith(_UNOBSERVED)}
+        given = {name.removesuffix(_UNOBSERVED) + _OBSERVED for name in latents}
+        return tuple(name for name in self.observed if name not in given)
 
     def sampled_weights(self, what: str) -> str | None:
         """Say why a power of the density would not have the mean of all elements; None if it has.

@@ -51,7 +51,8 @@ def strata_of(guide_trace: Trace, numbers_per_datum: int) -> Strata:
         obstacle = _unlisted(name, site) if number is None else _in_plate(name, site)
         if obstacle is not None or number is None:
             return Strata((Stratum(name, 1, site["value"].dtype),), obstacle)
-        found.append(Stratum(name, number, site["value"].dtype))
+        mixed = _is_mixture(_bare(site["fn"]))
+        found.append(Stratum(name, number, site["value"].dtype, of_components=mixed))
     strata = Strata(tuple(found))
     return Strata(strata.sites, _too_many(strata, numbers_per_datum) if found else None)
 

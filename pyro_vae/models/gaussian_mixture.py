@@ -41,6 +41,7 @@ class GMVAE(PyroModule):
         classifier: q(y | x), a module that maps x to a distribution over one-hot vectors.
         features: What q(z | x, y) sees of x, a module that makes a vector of it.
         posterior: q(z | x, y), a module that maps features, and y behind them, to a distribution.
+        num_clusters: How many clusters there are.
 
     References:
         Variational Deep Embedding: An Unsupervised and Generative Approach to Clustering (Jiang,
@@ -61,8 +62,10 @@ class GMVAE(PyroModule):
         classifier: nn.Module,
         features: nn.Module,
         posterior: nn.Module,
+        num_clusters: int = 10,
     ) -> None:
         super().__init__()
+        self.num_clusters = num_clusters
         self.classes, self.prior, self.likelihood = classes, prior, likelihood
         self.classifier, self.features, self.posterior = classifier, features, posterior
 
@@ -90,4 +93,5 @@ class GMVAE(PyroModule):
         **parts: Any,
     ) -> GMVAE:
         """Build one of families that fit these shapes; see ``assemble_clusters``."""
-        return cls(**assemble_clusters(event_shape, latent_shape, num_clusters, **parts))
+        built = assemble_clusters(event_shape, latent_shape, num_clusters, **parts)
+        return cls(**built, num_clusters=num_clusters)

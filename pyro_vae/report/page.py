@@ -237,6 +237,23 @@ NUMBERS = {
         _percent,
         "Test data whose label a logistic regression on the posterior means predicts.",
     ),
+    "test_accuracy": _Number(
+        "test accuracy",
+        _percent,
+        "Test data whose label is the likeliest class of q(y | x), which is not given it.",
+    ),
+    "cluster_accuracy": _Number(
+        "cluster accuracy",
+        _percent,
+        "Test data in the cluster of their class, each class matched with the cluster that has "
+        "most of it.",
+    ),
+    "cluster_information": _Number(
+        "mutual information of clusters and classes, normalised",
+        lambda value: f"{value:.3f}",
+        "2 I(cluster; class) / (H(cluster) + H(class)): 0 where they are independent, 1 where one "
+        "tells the other.",
+    ),
     "num_importance_samples": _Number(
         "importance samples per datum",
         _count,
