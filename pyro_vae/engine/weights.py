@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,7 +54,10 @@ def weights_of(step: Step) -> dict[str, Any]:
 
 def meeting_all(model: Any, guide: Any, *args: Any) -> Tensor:
     """Return a loss that every parameter of a program has a part in, to find them all by."""
-    loss: Tensor = Trace_ELBO().differentiable_loss(model, guide, *args)
+    with warnings.catch_warnings():
+        # Sites that are marked to be enumerated are sampled here: nothing is trained by it.
+        warnings.filterwarnings("ignore", message=r"(?s).*you need to use TraceEnum_ELBO")
+        loss: Tensor = Trace_ELBO().differentiable_loss(model, guide, *args)
     return loss
 
 
