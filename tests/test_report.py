@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pyro_vae.report import plots
 from pyro_vae.report.curves import curves
-from pyro_vae.report.page import table, write_report
+from pyro_vae.report.page import write_report
+from pyro_vae.report.results_table import table
 
 RESULTS = {
     "test_elbo_nats": -91.034,

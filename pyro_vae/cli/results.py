@@ -31,6 +31,7 @@ from pyro_vae.files import own_folder, replace_file, show
 from pyro_vae.fitting import Fit
 from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
+from pyro_vae.report.results_table import table
 from pyro_vae.terminal import on_one_line
 from pyro_vae.wording import option
 
@@ -55,7 +56,7 @@ def report(
     results = evaluate(run, done, num_samples=num_samples) | diagnosis
     if not run.on_other_data:
         results |= refitting.numbers(out, done.weights)
-    print(page.table(results))
+    print(table(results))
     print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
     try:
         if run.on_other_data:
