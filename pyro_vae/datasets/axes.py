@@ -26,6 +26,8 @@ def as_images(array: np.ndarray, where: str) -> np.ndarray:
         return array[:, None]
     if array.ndim == 2 or (array.ndim == 4 and shape[1] in CHANNELS):
         return array
+    if array.ndim == 0:
+        raise ValueError(f"{where}: shape (), a single number; expected one row per datum")
     if array.ndim < 2:
         raise ValueError(
             f"{where}: shape {shape}, expected (N, ...): one row per datum; "

@@ -24,6 +24,7 @@ _CHUNK_BYTES = 2**24
 _MOST_PIXEL_LEVELS = 2**16 - 1
 _DISTINCT = 0.25
 _EXACT = 2**24  # up to which float32 holds every integer
+_FAR_FROM_TINY = 100  # below the smallest numbers, 32-bit floats have fewer digits, and units none
 # Types of mapped files that torch computes with as they are; others are copied.
 _OF_TORCH = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 
@@ -73,7 +74,9 @@ def stored_as(
     _refuse_other_scale(name, dict(zip(arrays, scans, strict=True)))
     span = _Range(min(lows), max(highs), all(whole), any(missing))
     levels = _levels(name, list(arrays.values()), span, levels)
-    if levels is None and max(-span.low, span.high) > float(np.finfo(np.float32).max):
+    largest, limits = float(max(-span.low, span.high)), np.finfo(np.float32)
+    too_small = 0 < largest < _FAR_FROM_TINY * float(limits.tiny)
+    if levels is None and (largest > float(limits.max) or too_small):
         raise ValueError(
             f"{name}: values from {span.low:g} to {span.high:g} do not fit in 32-bit floats; "
             "rescale them"
