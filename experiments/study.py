@@ -233,7 +233,7 @@ class Study(Generic[Scale]):
                 _dots(axes, self.rows, key)
                 axes.set_xlabel(head, fontsize=8)
                 axes.tick_params(labelsize=8)
-                axes.margins(0.1, 0.6 / len(self.rows))
+                axes.margins(0.1, 0.6 / max(1, len(self.rows)))
             panels[0].set_yticks(range(len(self.rows)), list(self.rows), fontsize=8)
             panels[0].invert_yaxis()
             panels[0].tick_params(axis="y", length=0)
@@ -266,6 +266,10 @@ class Study(Generic[Scale]):
             figure.suptitle(self.label, fontsize=6, wrap=True)
         partial = ".partial" if self._failed else ""
         figure.savefig(record.path(f"{self._name}{partial}").with_suffix(".png"), dpi=120)
+
+    def save(self, figure: Figure, name: str) -> None:
+        """Save a picture beside the record, under its name and one of its own."""
+        figure.savefig(record.path(f"{self._name}_{name}").with_suffix(".png"), dpi=120)
 
     def _partial(self) -> Path:
         return record.path(f"{self._name}.partial")
