@@ -28,9 +28,11 @@ import kingma2016_flows
 import likelihoods
 import linear_gaussian
 import mnih2016_vimco
+import oord2017_vqvae
 import rainforth2018_tighter
 import roeder2017_stl
 import sonderby2016_ladder
+import sparse_autoencoder
 import study
 import tables
 import tomczak2018_vampprior
@@ -56,6 +58,8 @@ WITH_DATA = (
     he2019_lagging,
     cremer2018_gaps,
     topdown,
+    oord2017_vqvae,
+    sparse_autoencoder,
 )
 QUICK = (roeder2017_stl,)  # the others take ten seconds each
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
