@@ -173,7 +173,7 @@ COMPANIONS = {
     ("model", "VQVAE"): "--posterior.num_codes 3",
     ("model", "TopDownVAE"): "--data bytes.npy",
     ("model", "ConditionalVAE"): "--data binary.npz",
-    ("model", "M2"): "--data binary.npz",
+    ("model", "M2"): "--data binary.npz --num-labels 8",
     ("likelihood", "Incomplete"): "--data holes.npy",
     ("objective", "DisARM"): "--prior Bernoulli --posterior Bernoulli",
     ("objective", "InChunks"): "--objective.objective IWAE",

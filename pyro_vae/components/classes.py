@@ -26,6 +26,7 @@ from pyro_vae.components.priors import StandardNormal
 __all__ = ["assemble_clusters", "assemble_semi_supervised"]
 
 _NUM_FEATURES = 128
+_APART = 0.3  # of raw numbers of the clusters, at the start
 
 
 @at_the_door
@@ -122,7 +123,7 @@ def assemble_clusters(
     data = observations(data, event_shape)
     p_z = _table(_of_classes(dependent_family(prior, posterior, latent_shape)), num_clusters)
     for weight in (p for p in p_z.parameters() if p.dim() > 1):
-        nn.init.normal_(weight)
+        nn.init.normal_(weight, std=_APART)
     p_x = built("likelihood", likelihood, Family, event_shape)
     given = Conditional(p_x, context_shape=latent_shape, network=decoder or network)
     if data is not None:
