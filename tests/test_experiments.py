@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
+import scipy.linalg
 import scipy.stats
 import torch
 
@@ -23,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import burda2016_iwae
 import cremer2018_gaps
+import finetune
+import ghosh2020_ex_post
 import he2019_lagging
 import kingma2016_flows
 import likelihoods
@@ -60,6 +63,8 @@ WITH_DATA = (
     topdown,
     oord2017_vqvae,
     sparse_autoencoder,
+    ghosh2020_ex_post,
+    finetune,
 )
 QUICK = (roeder2017_stl,)  # the others take ten seconds each
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
@@ -198,6 +203,19 @@ def test_leaving_out_the_score_is_found_biased_and_dreg_is_not(records):
 
 
 # ---------------------------------------------------------------------------- the statistics
+
+
+def test_a_frechet_distance_is_that_of_two_normals():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(50, 4, generator=generator).double() for _ in range(2))
+    theirs = 2.0 * theirs @ torch.randn(4, 4, generator=generator).double() + 3.0
+    one, other = np.cov(ours.T), np.cov(theirs.T)
+    apart = ((ours.mean(0) - theirs.mean(0)) ** 2).sum().item()
+    both = np.trace(scipy.linalg.sqrtm(one @ other).real)
+    expected = apart + np.trace(one) + np.trace(other) - 2 * both
+    assert ghosh2020_ex_post.frechet_distance(ours, theirs) == pytest.approx(expected, rel=1e-8)
+    moved = ghosh2020_ex_post.frechet_distance(ours, ours + 0.5)
+    assert moved == pytest.approx(4 * 0.25, rel=1e-8)
 
 
 def test_gradients_have_the_mean_and_the_noise_of_the_closed_form():

@@ -20,12 +20,14 @@ from pyro_vae import VAE, fit
 from pyro_vae.components import (
     MLP,
     AutoregressiveBernoulli,
+    AutoregressiveCodes,
     Bernoulli,
     Conditional,
     DiagonalNormal,
     FullNormal,
     MaskedAutoregressive,
     MixtureOfNormals,
+    NearestCode,
     NeuralSpline,
     Normal,
     Point,
@@ -38,6 +40,7 @@ from pyro_vae.engine import Callback
 from pyro_vae.laboratory import PriorError, refit
 from pyro_vae.laboratory.priors import Place, alone, taken_over
 from pyro_vae.models import (
+    VQVAE,
     ConditionalVAE,
     HierarchicalVAE,
     LadderVAE,
@@ -307,6 +310,23 @@ def test_bits_take_a_prior_that_tells_their_dependence():
     agree = 0.99**2 + 0.01**2
     told = math.log(2) + agree * math.log(agree) + (1 - agree) * math.log(1 - agree)
     assert done.gained_nats == pytest.approx(told, abs=0.06)
+
+
+def test_codes_of_a_codebook_gain_and_the_codebook_stays():
+    """Its moving averages are statistics, too."""
+    torch.manual_seed(0)
+    posterior = partial(NearestCode, num_codes=4)
+    vae = VQVAE.assemble((3,), (2, 3), likelihood=Normal, posterior=posterior, network=SMALL)
+    fit(vae, X, **QUICK)
+    before = rest(vae)
+    prior = partial(AutoregressiveCodes, width=4, num_heads=2, num_layers=1)
+    done = refit(vae, X, prior=prior, **{**QUICK, "epochs": 6})
+    assert any("average" in name or "embedding" in name for name in before)
+    assert same(rest(done.program), before)
+    assert done.before.bound.rate_nats == pytest.approx(3 * math.log(4), abs=1e-4)
+    assert done.gained_nats > 0.1
+    risen = done.after.bound.elbo_nats - done.before.bound.elbo_nats
+    assert risen == pytest.approx(done.gained_nats, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", [HierarchicalVAE, LadderVAE])

@@ -23,6 +23,11 @@ _FILE = "refit.json"
 
 def train(run: runs.Run, *, out: Path, resume: bool) -> Fit:
     """Train the prior of a run alone, into the folder ``out``; store what it gives beside it."""
+    if run.config.init_from is not None:
+        raise ValueError(
+            f"--init-from {run.config.init_from}: the run starts from that of --refit; leave "
+            "--init-from out"
+        )
     before = _source(run)
     found = refit_as_set(
         before.program,
@@ -30,7 +35,7 @@ def train(run: runs.Run, *, out: Path, resume: bool) -> Fit:
         with_weights(run.config, run.data),
         runs.settings_of(run, out=out, resume=resume),
     )
-    record = {"refit_of": str(run.config.refit), **_record(found)}
+    record = {"refit_of": Path(run.config.refit).name, **_record(found)}
     replace_file(out / _FILE, f"{json.dumps(record, indent=2)}\n".encode())
     return found.fit
 
