@@ -50,7 +50,7 @@ class Scale(NamedTuple):
 
 SCALES: dict[ScaleName, Scale] = {
     "smoke": Scale(200, 30, 1, (2,), 2, 1, (16,), 4),
-    "cpu": Scale(20_000, 10_000, 20, (10, 100), 5, 100),
+    "cpu": Scale(20_000, 10_000, 20, (10, 30), 5, 100),
     "paper": Scale(50_000, 10_000, 200, (10, 30, 100), 10, 200, (600, 600)),
 }
 

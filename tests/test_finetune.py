@@ -142,29 +142,40 @@ def test_a_frozen_encoder_keeps_its_bits_and_statistics_while_its_head_learns():
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_a_logistic_regression_is_that_of_scikit_learn(num_classes):
     from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
 
     data = clusters()
     x, labels = data.x[data.labels < num_classes], data.labels[data.labels < num_classes]
     weight, bias = evaluation.logistic_regression(x, labels)
     found = (x.double() @ weight.double().T + bias).softmax(1)
-    scaled = StandardScaler().fit_transform(x.numpy())
+    scaled = ((x - x.mean(0)) / x.var(0, correction=0).mean().sqrt()).numpy()
     theirs = LogisticRegression(max_iter=500).fit(scaled, labels.numpy()).predict_proba(scaled)
     torch.testing.assert_close(found, torch.from_numpy(theirs).double(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_classifier_starts_as_the_linear_probe():
+def test_a_classifier_starts_as_the_regression_on_the_means():
     data = clusters()
     vae = assembled(VAE)
     fit(vae, data.x, **QUICK)
-    means = evaluation.posterior_means(vae, data.x)
+    means = evaluation.posterior_means(vae, data.x)["z"]
     few, rest = slice(0, 30), slice(30, 90)
     classifier = Classifier(Encoder(vae, data.x), 3)
     classifier.probe(data.x[few], data.labels[few])
-    expected = evaluation.linear_probe(
-        means["z"][few], data.labels[few], means["z"][rest], data.labels[rest]
-    )
+    weight, bias = evaluation.logistic_regression(means[few], data.labels[few])
+    predicted = (means[rest].double() @ weight.double().T + bias).argmax(1)
+    expected = (predicted == data.labels[rest]).double().mean().item()
     assert accuracy(classifier, data.x[rest], data.labels[rest]) == pytest.approx(expected)
+
+
+def test_a_unit_that_is_not_used_does_not_drown_the_others():
+    """Ten data of each class and a hundred units of small noise beside the three that tell."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    told = 2.0 * torch.eye(3)[labels] + 0.5 * torch.randn(60, 3)
+    means = torch.cat([told, 0.01 * torch.randn(60, 100)], 1)
+    weight, bias = evaluation.logistic_regression(means[:30], labels[:30])
+    right = ((means[30:] @ weight.float().T + bias).argmax(1) == labels[30:]).float().mean()
+    each_by_itself = evaluation.linear_probe(means[:30], labels[:30], means[30:], labels[30:])
+    assert right > each_by_itself
 
 
 def test_a_class_without_a_labelled_datum_is_never_predicted():

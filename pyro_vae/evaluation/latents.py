@@ -174,7 +174,10 @@ def linear_probe(
             f"all {len(train_classes)} train labels are {train_classes[:1].tolist()}: "
             "a probe needs two classes or more"
         )
-    probe = _fitted_probe(train, train_classes)
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = _fitted(make_pipeline(StandardScaler(), _regression()), train, train_classes)
     return float(probe.score(test.numpy(), test_classes.numpy()))
 
 
@@ -182,7 +185,10 @@ def linear_probe(
 def logistic_regression(
     means: Tensor | Mapping[str, Tensor], labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the logistic regression of ``linear_probe``: logits are ``means @ weight.T + bias``.
+    """Return the logistic regression of few labels: logits are ``means @ weight.T + bias``.
+
+    Unlike in ``linear_probe``, units have one scale together, the root of their mean variance: of
+    few data, what an unused unit has by chance would otherwise count as much as a used one.
 
     Args:
         means: ``[N, ...]``, or one such tensor for each site, as from ``posterior_means``.
@@ -191,21 +197,26 @@ def logistic_regression(
     Returns:
         Weights, ``[C, D]``, and biases, ``[C]``, of the C classes that occur, in their order.
     """
-    scaler, regression = _fitted_probe(_flat(means), _classes("train", labels)).named_steps.values()
+    flat = _flat(means)
+    loc, scale = flat.mean(0), flat.var(0, correction=0).mean().sqrt()
+    scale = scale if scale > 0 else torch.ones_like(scale)
+    regression = _fitted(_regression(), (flat - loc) / scale, _classes("train", labels))
     weight, bias = (torch.from_numpy(x) for x in (regression.coef_, regression.intercept_))
     if len(regression.classes_) == 2:  # one logit, of the second against the first
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    weight = weight / torch.from_numpy(scaler.scale_)
-    return weight, bias - weight @ torch.from_numpy(scaler.mean_).to(weight)
+    weight = weight / scale
+    return weight, bias - weight @ loc.to(weight)
 
 
-def _fitted_probe(means: Tensor, classes: Tensor) -> Any:
-    from sklearn.exceptions import ConvergenceWarning
+def _regression() -> Any:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_PROBE_STEPS))
+    return LogisticRegression(max_iter=_PROBE_STEPS)
+
+
+def _fitted(probe: Any, means: Tensor, classes: Tensor) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         # Classes that a hyperplane separates have no finite optimum; the accuracy is reached.
         warnings.simplefilter("ignore", ConvergenceWarning)
