@@ -118,6 +118,11 @@ class Study(Generic[Scale]):
         if kind is None:
             raise RuntimeError(f"not measured: {'; '.join(map(' '.join, self._failed.items()))}")
 
+    @property
+    def path(self) -> Path:
+        """Where the record lies; pictures beside it begin with its name."""
+        return record.path(self._name)
+
     def measure(
         self,
         title: str,
