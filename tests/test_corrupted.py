@@ -516,6 +516,17 @@ def test_a_denoising_vae_is_a_vae_and_an_option(folder, tmp_path, capsys):
     assert main(["train", "--resume", str(again)]) == 0
 
 
+def test_a_denoising_autoencoder_is_an_autoencoder_and_an_option(folder, tmp_path):
+    options = ["--model", "Autoencoder", "--corruption", "MaskingNoise(0.5)"]
+    for name, words in (("noisy", options), ("plain", options[:2])):
+        assert command("--data", folder / "real.npy", *words, "--out", tmp_path / name) == 0
+    noisy, plain = (final(tmp_path / name)[0] for name in ("noisy", "plain"))
+    assert noisy["weights"].keys() == plain["weights"].keys()
+    assert not same(noisy["weights"], plain["weights"])
+    assert noisy["progress"]["start"].keys() == plain["progress"]["start"].keys()
+    assert same(noisy["progress"]["start"], plain["progress"]["start"])  # on clean data
+
+
 LINES = {
     "--corruption.scale -1": "--corruption.scale -1.0: the noise's scale is finite",
     "--corruption Masking --corruption.probability 1.5": "--corruption.probability 1.5: the part",

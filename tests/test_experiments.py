@@ -27,6 +27,7 @@ import cremer2018_gaps
 import finetune
 import ghosh2020_ex_post
 import he2019_lagging
+import hoffman2017_hmc
 import kingma2016_flows
 import likelihoods
 import linear_gaussian
@@ -41,6 +42,7 @@ import tables
 import tomczak2018_vampprior
 import topdown
 import tucker2019_dreg
+import vincent2010_denoising
 from jsonargparse import auto_cli
 from linear import LinearGaussian
 from PIL import Image
@@ -65,6 +67,8 @@ WITH_DATA = (
     sparse_autoencoder,
     ghosh2020_ex_post,
     finetune,
+    hoffman2017_hmc,
+    vincent2010_denoising,
 )
 QUICK = (roeder2017_stl,)  # the others take ten seconds each
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
