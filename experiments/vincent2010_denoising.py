@@ -163,29 +163,28 @@ def nearest(x: Tensor, others: Tensor) -> Tensor:
 
 def draw(programs: dict[str, Any], x: Tensor, study: Study[Scale], path: Path) -> None:
     """Draw images under noise and what each model makes of them, filters, and walks."""
-    few, scale = x[:12], study.scale
+    few, scale = spread(x, 12), study.scale
     rows = [few, noisy(few), *(evaluation.reconstruct(p, noisy(few)) for p in programs.values())]
     labels = ["clean", "seen", *programs]
     _save(torch.stack(rows), labels, "Digits under salt and pepper", path, "digits")
     filters = [filters_of(programs[name]) for name in programs]
-    _save(torch.stack(filters), list(programs), "Filters of largest norm", path, "filters")
+    _save(torch.stack(filters), list(programs), "Filters that count most", path, "filters")
     some = sorted({*(s for s in (0, 1, 2, 5, 10, 20, 50) if s <= scale.num_walk_steps)})
-    walks = [
-        torch.stack([walk(program, scale)[step][number] for step in some])
-        for program in programs.values()
-        for number in (0, 1)
-    ]
+    walked = [walk(program, scale) for program in programs.values()]
+    walks = [torch.stack([w[step][number] for step in some]) for w in walked for number in (0, 1)]
     names = [f"{name} {number}" for name in programs for number in (1, 2)]
     labels = [f"{step} steps" for step in some]
     _save(torch.stack(walks), names, "Walks from noise", path, "walks", labels)
 
 
 def filters_of(program: Any) -> Tensor:
-    """Return the encoder's first weights with the largest norms as images in [0, 1]."""
-    (weight, *_) = (
-        p for p in program.posterior.parameters() if p.dim() == 2 and p.shape[1] == 28 * 28
+    """Return the encoder's filters that count most for the code as images in [0, 1]."""
+    first, behind = (
+        layer.weight.detach()
+        for layer in program.posterior.modules()
+        if isinstance(layer, nn.Linear)
     )
-    chosen = weight.detach()[weight.norm(dim=1).argsort(descending=True)[:12]]
+    chosen = first[behind.norm(dim=0).argsort(descending=True)[:12]]
     largest = chosen.abs().amax(1, keepdim=True)
     return (0.5 + 0.5 * chosen / largest).reshape(-1, 1, 28, 28)
 
