@@ -23,11 +23,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import burda2016_iwae
+import clusters
 import cremer2018_gaps
 import finetune
 import ghosh2020_ex_post
 import he2019_lagging
 import hoffman2017_hmc
+import kingma2014_semi_supervised
 import kingma2016_flows
 import likelihoods
 import linear_gaussian
@@ -52,11 +54,12 @@ from pyro_vae.components import MLP, Incomplete, Normal
 from pyro_vae.datasets import published
 from pyro_vae.inference import ELBO
 
-WITHOUT_DATA = (rainforth2018_tighter, roeder2017_stl, tucker2019_dreg, tables)
+WITHOUT_DATA = (rainforth2018_tighter, roeder2017_stl, tucker2019_dreg, tables, clusters)
 WITH_DATA = (
     burda2016_iwae,
     mnih2016_vimco,
     tomczak2018_vampprior,
+    kingma2014_semi_supervised,
     kingma2016_flows,
     likelihoods,
     sonderby2016_ladder,
