@@ -189,8 +189,10 @@ def test_every_training_command_runs(line, tmp_path, monkeypatch):
         source, file = (PROGRAM, "class") if "MyVAE" in line else (FUNCTIONS, "pair")
         (tmp_path / f"readme_{file}.py").write_text(source)
         arguments = [word.replace("my_file", f"readme_{file}") for word in arguments]
-        arguments += ["--data", "measurements.npy"]
-    few_steps = [] if "--data" in arguments else ["--batch-size", "500"]  # of 1,797 digits
+        if "--data" not in arguments:
+            arguments += ["--data", "measurements.npy"]
+    of_digits = "--data" not in arguments or "digits" in arguments
+    few_steps = ["--batch-size", "500"] if of_digits else []  # of 1,797
     assert main(["train", *arguments, *SMALL, *few_steps, "--out", "run"]) == 0
 
 
