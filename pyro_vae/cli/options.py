@@ -113,10 +113,7 @@ def _add_training(parser: Parser) -> None:
     parser.role(group, "schedule", help_, "pyro_vae.inference.Cosine")
     help_ = "which parameters each step moves, the guide's or the model's (default: all)"
     parser.role(group, "turns", help_)
-    help_ = (
-        "noise on what the encoder sees in training alone, so that a VAE is a denoising VAE: the "
-        "model scores clean data, and every evaluation is on clean data (default: none)"
-    )
+    help_ = "noise on what the encoder sees, in training alone (denoising; default: none)"
     parser.role(group, "corruption", help_)
     help_ = "largest norm of the gradient of the loss per datum"
     add(group, "--clip-norm", float | None, help_)
