@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_vae import components, datasets, evaluation, inference, laboratory
+    from pyro_vae.cli.trained_run import load
     from pyro_vae.engine import SVI
     from pyro_vae.fitting import fit
     from pyro_vae.models import VAE
 
-__all__ = ["SVI", "VAE", "components", "datasets", "evaluation", "fit", "inference", "laboratory"]
+__all__ = [
+    "SVI",
+    "VAE",
+    "components",
+    "datasets",
+    "evaluation",
+    "fit",
+    "inference",
+    "laboratory",
+    "load",
+]
 
-_HOMES = {"SVI": "engine", "fit": "fitting", "VAE": "models"}
+_HOMES = {"SVI": "engine", "fit": "fitting", "load": "cli.trained_run", "VAE": "models"}
 _PARTS = {
     "components", "datasets", "distributions", "engine", "evaluation", "inference", "laboratory",
     "models", "recording", "report",

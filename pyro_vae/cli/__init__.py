@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, sample, plot, refit, finetune, compare, list."""
+"""The command line: train, ask a trained run of data, refit, finetune, compare, list."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ _COMMANDS = {
     "train": ("train.train", "train a program on data, evaluate it and write a report"),
     "evaluate": ("trained.evaluate", "evaluate a trained run again"),
     "sample": ("trained.sample", "draw from the prior of a trained run"),
+    "encode": ("new_data.encode", "write the latents of each row of a file"),
+    "reconstruct": ("new_data.reconstruct", "write each row as it is seen through its latents"),
+    "score": ("new_data.score", "write log p(x) of each row, and show the least likely"),
     "plot": ("trained.plot", "draw a trained run's pictures again"),
     "refit": ("refit.refit", "replace a trained run's prior and train the new one alone"),
     "finetune": ("finetune.finetune", "let a trained run's encoder go on as a classifier"),
@@ -131,7 +134,7 @@ def _show_warning(message: Any, *rest: Any, **options: Any) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10}{line}" for name, (_, line) in _COMMANDS.items()]
+    lines = [f"  {name:<13}{line}" for name, (_, line) in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: pyro-vae COMMAND [options]",

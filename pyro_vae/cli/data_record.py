@@ -127,13 +127,16 @@ class DataRecord:
         seen = self.num_trained_on(data.test.x)
         return f"{said}: of its {len(data.test):,} test rows, {seen:,} were trained on"
 
-    def evaluation_data(self, options: Any, config: Any, *, needs_data: bool) -> Dataset:
+    def evaluation_data(
+        self, options: Any, config: Any, *, needs_data: bool, compares: bool = True
+    ) -> Dataset:
         """Load the data that a run is evaluated on, compared with those that it was trained on.
 
         Args:
             options: Of the command: ``run``, ``data`` and, where it has it, ``all``.
             config: Of the run.
             needs_data: Whether a few rows will not do.
+            compares: Whether to say how other data differ.
 
         Raises:
             ValueError: If the data are others and ``--data`` does not name them.
@@ -152,7 +155,8 @@ class DataRecord:
         if takes_all:
             data = all_as_test(data)
             said = f"{said}; of all {len(data.test):,} rows, {self.num_trained_on(data.test.x):,}"
-        warnings.warn(said, stacklevel=2)
+        if compares:
+            warnings.warn(said, stacklevel=2)
         return data
 
     def converted(self, data: Dataset) -> Dataset:

@@ -90,9 +90,16 @@ def run_parser(command: str, description: str) -> Parser:
 
 
 def opened(
-    parser: Parser, arguments: list[str], *, needs_data: bool = True
+    parser: Parser, arguments: list[str], *, needs_data: bool = True, compares: bool = True
 ) -> tuple[runs.Run, Fit, Namespace, str]:
-    """Return a trained run with its weights, the command's options, and the run's as text."""
+    """Return a trained run with its weights, the command's options, and the run's as text.
+
+    Args:
+        parser: Of the command.
+        arguments: The words of the command line.
+        needs_data: Whether a few rows will not do.
+        compares: Whether to say of other data how they differ from those that it was trained on.
+    """
     given = parser.read_line(arguments)
     options = parser.config(given)
     check_ranges(options)
@@ -106,7 +113,7 @@ def opened(
     data = (
         load_data(config.data, config)
         if record is None
-        else record.evaluation_data(options, config, needs_data=needs_data)
+        else record.evaluation_data(options, config, needs_data=needs_data, compares=compares)
     )
     settle(config, data)
     run = runs.open_run(config, data, record)

@@ -133,6 +133,27 @@ def from_arrays(
     return stored.dataset(name, [(fields[0], rows) for rows in index])
 
 
+def unsplit(
+    x: Any, *, name: str = "array", levels: int | None = None, axes: Axes = as_images
+) -> Dataset:
+    """All rows of a user's array as they are, in their order: each part has them all.
+
+    Args:
+        x: rows, or fields by name, as `from_arrays` takes them.
+        name: what messages call them.
+        levels: the largest value that integers can take; found from the data if not given.
+        axes: how axes are read.
+
+    Raises:
+        ValueError: as `from_arrays` does, but a single row will do.
+    """
+    parts = {f"{name} {part}".rstrip(): given for part, given in unpacked(x, name).items()}
+    if name not in parts:
+        raise ValueError(f"{name}: parts of a data set are given; give the rows of one")
+    fields, stored = _read(name, parts, levels, None, Codes(), axes)
+    return stored.dataset(name, [(fields[0], None)] * 3)
+
+
 def _warn_of_unmet(codes: Codes, name: str) -> None:
     if codes.unmet:
         listed = ", ".join(f"{value:g}" for value in codes.unmet)

@@ -1,0 +1,236 @@
+"""A trained run as an object: its program with its weights, and what it says of new data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyro_vae.evaluation as evaluation
+from pyro_vae import datasets
+from pyro_vae.arguments import at_the_door
+from pyro_vae.cli.runs import Run
+from pyro_vae.cli.trained import opened, run_parser
+from pyro_vae.datasets import Data, Dataset
+from pyro_vae.datasets.arrays import unsplit
+from pyro_vae.engine.data import OBSERVATION_SEED, observe_once
+from pyro_vae.fitting import Fit
+from pyro_vae.inference import Probe
+
+__all__ = ["TrainedRun", "in_order", "load"]
+
+_CHUNK = 10_000
+ByRow = Tensor | dict[str, Tensor]
+"""Of the one site of a program ``[N, ...]``, or by the names of several."""
+
+
+@at_the_door
+def load(
+    run: Path | str, *, weights: str | None = None, device: str = "auto", model: str | None = None
+) -> TrainedRun:
+    """Open the folder of a run that ``pyro-vae train`` made; nothing in it is executed.
+
+    Args:
+        run: The run folder.
+        weights: The "best" by validation, or the "last"; those that the run was asked for, unless
+            given.
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        model: File and class of the run's program, if it is one of your own: "my_file.py:MyVAE".
+
+    Raises:
+        FileNotFoundError: If there is no run in the folder, or its data are needed to rebuild its
+            program and are not there any more.
+        ValueError: If it is damaged, or of a program of your own that is not named.
+    """
+    words = [str(run), "--device", device]
+    words += ["--weights", weights] if weights else []
+    words += ["--model", model] if model else []
+    parser = run_parser("load", "Open a trained run.")
+    found, done, _, _ = opened(parser, words, needs_data=False)
+    return TrainedRun(found, done, Path(run))
+
+
+class TrainedRun:
+    """A trained program and its data's description; ask it of new data in their own units.
+
+    Rows are arrays as ``fit`` takes them, ``[N, *event_shape]``, with labels, covariates and other
+    fields that the program takes by name. They are observed as in training, dequantised or
+    binarised under a fixed seed; results are in the order of the rows, on the CPU.
+
+    Attributes:
+        program: An object with ``model`` and ``guide``, on its device, in evaluation mode.
+        folder: Of the run.
+        history: One record per epoch.
+        results: What its report says, by name; empty if it was not evaluated.
+        event_shape: The shape of one row.
+        classes: The names of the classes; None without labels.
+    """
+
+    def __init__(self, run: Run, done: Fit, folder: Path) -> None:
+        self._run, self.folder, self.history = run, folder, done.history
+        self.program = run.program.eval()
+        self.event_shape, self.classes = run.data.event_shape, run.data.classes
+        path = folder / "results.json"
+        self.results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __repr__(self) -> str:
+        name = type(self.program).__name__
+        return f"TrainedRun({name} on {self._run.data.name}, {self.event_shape}, {self.folder})"
+
+    @property
+    def observation(self) -> Any:
+        """How stored rows become what the program sees."""
+        return self._run.observation
+
+    def encode(self, x: Any, **fields: Any) -> ByRow:
+        """Return the posterior mean of each row's latents, ``[N, *latent_shape]``.
+
+        Args:
+            x: Rows, ``[N, *event_shape]``.
+            fields: What else the program takes, by name: ``labels``, ``covariates``, ...
+
+        Raises:
+            ValueError: If the rows do not fit what the run was trained on.
+        """
+        return self.encoded(self.rows(x, **fields))
+
+    def reconstruct(self, x: Any, *, stochastic: bool = False, seed: int = 0, **f: Any) -> ByRow:
+        """Return the rows as the program sees them through their latents, ``[N, *event_shape]``.
+
+        Args:
+            x: Rows, ``[N, *event_shape]``.
+            stochastic: Draw latents and rows instead of taking means.
+            seed: Of the draws.
+            f: As of ``encode``.
+
+        Raises:
+            ValueError: As ``encode`` does.
+        """
+        return self.reconstructed(self.rows(x, **f), stochastic=stochastic, seed=seed)
+
+    def decode(self, z: Any, **fields: Any) -> ByRow:
+        """Return E[x | z] for latents, ``[N, *event_shape]``, as the program observes them.
+
+        Args:
+            z: ``[N, *latent_shape]``, or such by the names of several latent sites.
+            fields: As of ``encode``, one for each row of z.
+        """
+        given = z if isinstance(z, Mapping) else {self._probe().layout.latents[0]: z}
+        values = {name: torch.as_tensor(v).to(self._run.device) for name, v in given.items()}
+        like = self._like(len(next(iter(values.values()))), fields)
+        return _on_cpu(evaluation.decode(self.program.model, values, like))
+
+    def log_prob(
+        self, x: Any, *, num_samples: int = 1000, seed: int = 0, **fields: Any
+    ) -> evaluation.ImportanceEstimate:
+        """Estimate log p(x) of each row in nats by importance sampling, ``.log_p`` of the result.
+
+        Args:
+            x: Rows, ``[N, *event_shape]``.
+            num_samples: For each row.
+            seed: Of the samples.
+            fields: As of ``encode``.
+
+        Raises:
+            ValueError: As ``encode`` does, or if the guide draws points, which have no density.
+        """
+        return self.scored(self.rows(x, **fields), num_samples=num_samples, seed=seed)
+
+    def sample(
+        self, num: int, *, label: str | None = None, stochastic: bool = True, seed: int = 0
+    ) -> ByRow:
+        """Draw rows from the model, z ~ p(z) and x ~ p(x | z), ``[num, *event_shape]``.
+
+        Args:
+            num: How many.
+            label: The class to draw, by name or number, of a program that is given labels; all in
+                turn unless given.
+            stochastic: Draw x; otherwise it is E[x | z].
+            seed: Of the draws.
+        """
+        like = self._run.rows_like(label)
+        drawn = evaluation.prior_samples(
+            self.program.model, like, num, stochastic=stochastic, seed=seed
+        )
+        return _on_cpu(drawn)
+
+    # Rows ------------------------------------------------------------------------------------
+
+    def rows(self, x: Any, **fields: Any) -> Data:
+        """Return rows as the run's program reads them: checked, in their order, not observed."""
+        record, own = self._run.record, self._run.data
+        whole = unsplit(
+            {"x": x, **fields}, name="x", levels=own.levels,
+            axes=datasets.as_images if len(self.event_shape) == 3 else datasets.as_given,
+        )  # fmt: skip
+        return (whole if record is None else record.converted(whole)).test
+
+    def observed(self, rows: Data) -> Data:
+        """Return rows as the program sees them, on its device."""
+        seed, device = OBSERVATION_SEED, self._run.device
+        return observe_once(rows, self.observation, seed=seed, device=device)
+
+    def encoded(self, rows: Data) -> ByRow:
+        """Return the posterior means of rows; see ``encode``."""
+        model, guide = self.program.model, self.program.guide
+        return self._by_chunks(rows, lambda few: evaluation.posterior_means(model, guide, few))
+
+    def reconstructed(self, rows: Data, *, stochastic: bool, seed: int) -> ByRow:
+        """Return rows through their latents; see ``reconstruct``."""
+        model, guide = self.program.model, self.program.guide
+        return self._by_chunks(
+            rows,
+            lambda few: evaluation.reconstruct(model, guide, few, stochastic=stochastic, seed=seed),
+        )
+
+    def scored(self, rows: Data, *, num_samples: int, seed: int) -> evaluation.ImportanceEstimate:
+        """Return log p(x) of rows; see ``log_prob``."""
+        observed = self.observed(rows)
+        program = Probe(self._run.bound, *self._run.arguments(observed[:3]))
+        return evaluation.importance_sampling(program, observed, num_samples=num_samples, seed=seed)
+
+    def _by_chunks(self, rows: Data, function: Callable[[Data], Any]) -> ByRow:
+        found = [_on_cpu(function(self.observed(few))) for few in _chunks(rows)]
+        first = found[0]
+        if isinstance(first, Tensor):
+            return torch.cat(found)
+        joined = {name: torch.cat([part[name] for part in found]) for name in first}
+        return joined if len(joined) > 1 else next(iter(joined.values()))
+
+    def _probe(self) -> Probe:
+        few = self._run.test_rows()[:3]
+        return Probe(self._run.bound, *self._run.arguments(few))
+
+    def _like(self, num: int, fields: dict[str, Any]) -> Data:
+        """Return rows for their shape alone, beside the fields that are given."""
+        few = self._run.test_rows()
+        like = few[torch.arange(num, device=few.x.device) % len(few)]
+        if not fields:
+            return like
+        given = self.rows(like.x.cpu(), **fields)
+        kept = {n: v.to(self._run.device) for n, v in given.fields.items() if n != "x"}
+        return like.replace(**kept)
+
+
+def in_order(data: Dataset) -> Data:
+    """Return all rows of a data set that was split, in the order of their file."""
+    parts = list(data.parts.values())
+    if any(part.rows is None for part in parts):
+        return datasets.data.joined(parts)
+    order = torch.cat([torch.as_tensor(part.rows) for part in parts]).argsort()
+    return datasets.data.joined(parts)[order]
+
+
+def _chunks(rows: Data) -> Iterator[Data]:
+    for begin in range(0, len(rows), _CHUNK):
+        yield rows[begin : begin + _CHUNK]
+
+
+def _on_cpu(found: Any) -> Any:
+    if isinstance(found, Mapping):
+        return {name: values.cpu() for name, values in found.items()}
+    return found.cpu()
