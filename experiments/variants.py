@@ -19,6 +19,7 @@ from torch import Tensor
 
 import pyro_vae.components as components
 import pyro_vae.inference as inference
+import pyro_vae.models as models
 from pyro_vae import SVI, VAE
 from pyro_vae.cli.names import offered, stated
 from pyro_vae.engine.optimizers import adam
@@ -43,15 +44,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Member:
-    """A VAE with other parts than the plain ones, and the objective that it is fitted with.
+    """A program with other parts than the plain ones, and the objective that it is fitted with.
 
     Attributes:
-        parts: What ``VAE.assemble`` is given besides shapes and data.
+        parts: What ``assemble`` is given besides shapes and data.
         objective: Builds the objective.
+        model: The class of the program.
+        latent_shape: Of its latents; that of the group's program unless given.
+        num_classes: Of a program that is given some labels, half of them; 0: of none.
     """
 
     parts: dict[str, Any] = field(default_factory=dict)
     objective: Callable[[], Any] = inference.ELBO
+    model: Any = VAE
+    latent_shape: tuple[int, ...] = ()
+    num_classes: int = 0
 
     def data(self, program: Perceptrons) -> Tensor:
         """Return an epoch's images: binary ones, or draws from the likelihood if it is another."""
@@ -62,11 +69,23 @@ class Member:
         likelihood = components.Conditional(self.parts["likelihood"](image))
         return likelihood().expand((len(rows),)).sample().float()
 
-    def build(self, program: Perceptrons, data: Tensor) -> VAE:
-        """Build the VAE of these sizes."""
+    def build(self, program: Perceptrons, data: Tensor) -> Any:
+        """Build the program of these sizes."""
         parts = {"network": partial(components.MLP, hidden=program.hidden), **self.parts}
+        parts |= {"num_classes": self.num_classes} if self.num_classes else {}
         image = (1, program.side, program.side)
-        return VAE.assemble(image, (program.latents,), data=data, **parts)
+        latents = self.latent_shape or (program.latents,)
+        return self.model.assemble(image, latents, data=data, **parts)
+
+    def batches(self, program: Perceptrons, data: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return what the steps of an epoch are called with."""
+        if not self.num_classes:
+            return [(rows,) for rows in data.split(program.batch)]
+        labels = torch.arange(len(data)) % self.num_classes
+        labelled = torch.arange(len(data)) % 2 == 0
+        return [
+            *zip(*(each.split(program.batch) for each in (data, labels, labelled)), strict=True)
+        ]
 
 
 def trained(engine: str, member: Member, program: Perceptrons) -> Epochs:
@@ -75,7 +94,8 @@ def trained(engine: str, member: Member, program: Perceptrons) -> Epochs:
     data = member.data(program)
     built, rate = member.build(program, data), partial(adam, lr=1e-3)
     svi = SVI(built.model, built.guide, rate, member.objective(), engine=engine)
-    return in_turn(svi.update, list(data.split(program.batch)), program)
+    batches = member.batches(program, data)
+    return in_turn(lambda batch: svi.update(*batch), batches, program)
 
 
 # With other arguments than their own.
@@ -200,4 +220,23 @@ def _parts() -> Iterator[tuple[str, Group]]:
     yield "latents, MNIST 784-300-300-40, batch 100", Group(_SIZES, pairs)
 
 
-GROUPS: dict[str, Group] = {**dict(_objectives()), **dict(_parts())}
+_PROGRAMS = {
+    "VAE": Member(),
+    "Autoencoder": Member(model=models.Autoencoder, objective=inference.Reconstruction),
+    "VQVAE, 64 codes": Member(
+        {"posterior": partial(components.NearestCode, num_codes=64)}, model=models.VQVAE,
+        latent_shape=(8, 5),
+    ),
+    "VQVAE, FiniteScalar": Member(
+        {"posterior": components.FiniteScalar}, model=models.VQVAE, latent_shape=(8, 5)
+    ),
+    "GMVAE, 10 clusters": Member(model=models.GMVAE),
+    "M2, 10 classes": Member(model=models.M2, num_classes=10),
+}  # fmt: skip
+
+GROUPS: dict[str, Group] = {
+    **dict(_objectives()),
+    **dict(_parts()),
+    "programs, MNIST 784-300-300-40, batch 100": Group(_SIZES, _PROGRAMS),
+    "programs compiled, MNIST 784-300-300-40, batch 100": Group(_SIZES, _PROGRAMS, "compiled"),
+}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_vae import components, datasets, evaluation, inference, laboratory
-    from pyro_vae.cli.trained_run import load
     from pyro_vae.engine import SVI
     from pyro_vae.fitting import fit
     from pyro_vae.models import VAE
