@@ -176,6 +176,8 @@ def test_every_edit_of_a_state_is_refused_or_harmless(stopped):
     assert tried > 600
     # Whatever the program is, a setting that is not told cannot differ.
     taken = [t for t in taken if t[0][1:2] != ("program",) or t[1] != "delete"]
+    # That a run has no corruption, one of an earlier version does not say.
+    taken = [t for t in taken if t != (("settings", "corruption"), "delete")]
     assert not [t for t in taken if not FREE & {*t[0]}]
     kinds = [t for t in taken if t[1] in ("delete", "retyped", "reshaped", "not_a_number")]
     assert not [t for t in kinds if not WITHOUT_KIND & {*t[0]}]

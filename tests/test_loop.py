@@ -296,8 +296,8 @@ def test_a_run_keeps_its_best_weights_and_its_last(tmp_path, num_replicas):
         return vae, done
 
     (best, done), (last, ends) = trained(out=tmp_path), trained(weights="last")
-    assert (done.weights, done.judged_epoch) == ("best", done.best_epoch)
-    assert (ends.weights, ends.judged_epoch) == ("last", 9)
+    assert (done.weights, done.evaluated_epoch) == ("best", done.best_epoch)
+    assert (ends.weights, ends.evaluated_epoch) == ("last", 9)
     assert done.history == ends.history
     assert done.best_epoch < 9
     shorter, _ = trained(epochs=done.best_epoch, weights="last")

@@ -199,3 +199,17 @@ def test_the_command_trains_one_and_prints_no_bound(tmp_path: Any, capsys: Any) 
     assert main(["train", "--data", str(x), "--model", "Autoencoder", "--objective", "ELBO",
                  "--out", f"{out}-elbo", *TINY]) == 2  # fmt: skip
     assert "Reconstruction" in capsys.readouterr().err
+
+
+def test_what_is_no_bound_is_not_compared_with_bounds() -> None:
+    from pyro_vae.components import DiagonalNormal
+    from pyro_vae.laboratory import compare
+
+    program = autoencoder(DiagonalNormal)
+    found = compare(
+        program, X, objectives=[ELBO(), Reconstruction()], epochs=1, warm_up_epochs=0,
+        num_rows=4, num_repeats=20, num_samples=2, batch_size=8,
+    )  # fmt: skip
+    assert "Reconstruction reports reconstruction_nats, which is no bound of log p(x)" in str(
+        found.table()
+    )

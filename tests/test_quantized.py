@@ -28,6 +28,7 @@ from pyro_vae.components import (
 )
 from pyro_vae.distributions import CodeVectors, UniformCodeVectors
 from pyro_vae.engine.svi import SVI
+from pyro_vae.evaluation.code_usage import quantized_sites
 from pyro_vae.inference import ELBO, IWAE, AnalyticELBO, Probe, Program
 from pyro_vae.models import VQVAE
 
@@ -279,7 +280,7 @@ def test_estimators_that_cut_samples_refuse_or_train(recwarn: Any) -> None:
     svi = SVI(program.model, program.guide, torch.optim.Adam, IWAE(2))
     svi.step(X)
     probe = Probe(Program(program.model, program.guide), X)
-    assert [*evaluation.quantized_sites(probe)] == ["z"]
+    assert [*quantized_sites(probe)] == ["z"]
 
 
 class StandardLatent(NearestCode):

@@ -140,7 +140,13 @@ def test_a_role_may_be_left_to_the_data_again(role: str, tmp_path) -> None:
         assert vars(training_parser().parse(words))[role] is None
 
 
-@pytest.mark.parametrize("role", ["prior", "posterior", "network", "schedule"])
+@pytest.mark.parametrize(("role", "own"), [("prior", "UniformCodes"), ("posterior", "NearestCode")])
+def test_a_family_may_be_left_to_the_program_again(role: str, own: str) -> None:
+    config = training_parser().parse(["--model", "VQVAE", f"--{role}", "null"])
+    assert vars(config)[role].name == own
+
+
+@pytest.mark.parametrize("role", ["network", "schedule"])
 def test_a_role_that_has_to_be_is_not_left_out(role: str) -> None:
     with pytest.raises(ValueError, match=f"^--{role} null: "):
         training_parser().parse([f"--{role}", "null"])

@@ -17,6 +17,7 @@ from pyro_vae.cli.class_pictures import analogies_of, confusion_of, samples_of
 from pyro_vae.cli.runs import Run
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import UnitActivity
+from pyro_vae.evaluation.code_usage import quantized_sites
 from pyro_vae.evaluation.samples import NoPlaneError
 from pyro_vae.files import own_folder
 from pyro_vae.fitting import Fit
@@ -119,7 +120,7 @@ class _Program:
         self.model, self.guide = run.program.model, run.program.guide
         self.test = run.test_rows()
         self.probe = Probe(run.bound, *run.arguments(self.test[:3]))
-        self.quantized = evaluation.quantized_sites(self.probe)
+        self.quantized = quantized_sites(self.probe)
 
     def few(self, count: int) -> Data:
         """Return the first test data."""

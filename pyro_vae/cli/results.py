@@ -26,6 +26,7 @@ from pyro_vae.cli.runs import Run, diverged
 from pyro_vae.datasets import Data
 from pyro_vae.engine.course import divergence, is_rising, overfitting
 from pyro_vae.engine.data import Dequantize, in_chunks
+from pyro_vae.evaluation.code_usage import quantized_sites
 from pyro_vae.evaluation.verdict import beyond_storage
 from pyro_vae.files import own_folder, replace_file, show
 from pyro_vae.fitting import Fit
@@ -131,7 +132,7 @@ def _reconstruction(run: Run, program: Probe, rows: Data) -> dict[str, Any]:
 def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -> dict[str, Any]:
     """Return the bounds of log p(x), their terms, and what the latents tell."""
     bound = evaluation.elbo(program, rows)
-    quantized = evaluation.quantized_sites(program)
+    quantized = quantized_sites(program)
     # A guide of one code puts nothing on the others: more of its samples tell nothing more.
     is_certain = {*quantized} == {*program.layout.latents}
     estimate = (

@@ -47,7 +47,7 @@ class PointFamily(Family):
 
 
 class Point(PointFamily):
-    r"""A point, :math:`z = f(x)`: the deterministic encoder of an autoencoder.
+    r"""A point that the encoder computes, :math:`z = f(x)`: the code of an autoencoder.
 
     With a shrinkage of :math:`\lambda` its codes cost :math:`\tfrac\lambda2 \|z\|^2` nats each, as
     in a regularised autoencoder, which keeps them where a density can be fitted to them.
@@ -146,7 +146,8 @@ class RatePoint(PointFamily):
         """Return the sigmoid, and declare how far its means are from the rate."""
         code, rate = raw.sigmoid(), self.rate
         event_dim = len(self.event_shape)
-        mean = code.flatten(0, -1 - event_dim).mean(0).clamp(_SMALLEST_RATE, 1 - _SMALLEST_RATE)
+        mean = code.reshape(-1, *self.event_shape).mean(0)
+        mean = mean.clamp(_SMALLEST_RATE, 1 - _SMALLEST_RATE)
         kl = rate * (math.log(rate) - mean.log())
         kl = kl + (1 - rate) * (math.log1p(-rate) - (1 - mean).log())
         batch = code.shape[: code.dim() - event_dim]

@@ -14,11 +14,12 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_vae.engine.failure import rehearsing
+from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.corrupted import check_corruption
 from pyro_vae.inference.dependence import cut_off
 from pyro_vae.inference.handlers import Named
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.refusals import check_loss
+from pyro_vae.inference.refusals import check_loss, unfollowed
 from pyro_vae.wording import warn
 
 __all__ = [
@@ -125,12 +126,15 @@ def run_and_find(
         check_loss(loss, program, *args, **kwargs)
         check_corruption(program, *args, **kwargs)
     named = Named(program.reachable) if is_first else nullcontext()
-    with program.running(), named, poutine.trace(param_only=True) as capture:
+    losses = AuxiliaryLosses()
+    with program.running(), named, losses, poutine.trace(param_only=True) as capture:
         if isinstance(loss, ELBO):
             value = loss.loss_and_grads(model, program.guide, *args, **kwargs)
         else:
             value = loss(program.model, program.guide, *args, **kwargs)
             value.backward()
+    if isinstance(loss, ELBO) and (reason := unfollowed(loss, losses.declared)) is not None:
+        raise ValueError(reason)
     found: dict[str, Tensor] = dict(program.parameters())
     for place, module in beside.items():
         found |= {f"{place}.{name}": p for name, p in module.named_parameters()}

@@ -18,6 +18,7 @@ from pyro_vae.inference.program import Program
 __all__ = ["check_program", "check_settings", "described", "environment", "warn_if_other"]
 
 # What a run may change on its way, with a warning: its bits differ from then on.
+_LATER = ("corruption", "labelled_share")
 MAY_CHANGE = ("epochs", "learning_rates", "schedule", "patience", "clip_norm")
 
 
@@ -54,7 +55,9 @@ def check_settings(saved: Any, now: dict[str, Any], path: Path) -> None:
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} does not say of which run it is: start a new run")
     check_program(saved, now["program"], path)
-    if missing := [name for name in now if name not in saved and now[name] is not None]:
+    absent = [name for name in now if name not in saved]
+    # Runs of earlier versions do not say that they have none of what came later.
+    if missing := [name for name in absent if now[name] is not None or name not in _LATER]:
         raise CheckpointError(
             f"{path} does not say with which {missing[0]} it was trained: start a new run"
         )

@@ -15,7 +15,7 @@ from pyro_vae.evaluation.classes import (
     confusion,
     normalized_mutual_information,
 )
-from pyro_vae.evaluation.code_usage import CodeUsage, code_indices, code_usage, quantized_sites
+from pyro_vae.evaluation.code_usage import CodeUsage, code_indices, code_usage
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.gaps import Gaps, inference_gaps
 from pyro_vae.evaluation.information import (
@@ -96,7 +96,6 @@ __all__ = [
     "observed",
     "posterior_means",
     "prior_samples",
-    "quantized_sites",
     "reconstruct",
     "reconstruct_from_top",
     "reconstruction_error",

@@ -6,8 +6,7 @@ a number that is no bound. Ours say so themselves, by ``Objective.refusal``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro
@@ -24,7 +23,6 @@ from pyro.infer import (
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
@@ -33,7 +31,7 @@ from pyro_vae.inference.sites import latent_sites, line_of, observed_sites
 from pyro_vae.inference.support import check_support
 from pyro_vae.inference.terms import SiteTerms, no_density
 
-__all__ = ["check_loss", "check_objective", "refusal", "refusals"]
+__all__ = ["check_bound", "check_loss", "check_objective", "refusal", "refusals", "unfollowed"]
 
 _Rule = Callable[[Any, SiteTerms, Trace], str | None]
 
@@ -77,6 +75,20 @@ def _of_ours(objective: Objective, probe: Probe) -> str | None:
         return _uneven_weights(terms) or objective.refusal(terms)
 
 
+def check_bound(objective: ELBO) -> None:
+    """Refuse an objective that reports no bound, where bounds are compared.
+
+    Raises:
+        ValueError: Names what it reports.
+    """
+    quantity = getattr(objective, "quantity", ELBO_NATS)
+    if not quantity.is_bound:
+        raise ValueError(
+            f"{type(objective).__name__} reports {quantity.key}, which is no bound of log p(x): it "
+            "cannot be compared with bounds; train it by itself"
+        )
+
+
 def check_loss(loss: Any, program: Program, *args: Any, **kwargs: Any) -> None:
     """Refuse a loss of Pyro's that ``SVI`` would follow to a wrong place, before its first step.
 
@@ -96,14 +108,9 @@ def check_loss(loss: Any, program: Program, *args: Any, **kwargs: Any) -> None:
     rules = _rules(objective, _WRONG)
     if not rules:
         return
-    with (
-        program.evaluating(seed=0), pyro.validation_enabled(False), AuxiliaryLosses() as losses
-    ):  # fmt: skip
+    with program.evaluating(seed=0), pyro.validation_enabled(False):
         model_trace, guide_trace = program.traces(*args, **kwargs)
-        terms = replace(
-            _terms_of(model_trace, guide_trace),
-            auxiliary={name: found[0] for name, found in losses.declared.items()},
-        )
+        terms = _terms_of(model_trace, guide_trace)
         reason = _first_reason(rules, objective, terms, model_trace)
     if reason is not None:
         raise ValueError(reason)
@@ -237,10 +244,20 @@ def _without_scores(objective: Any, terms: SiteTerms, model_trace: Trace) -> str
 
 
 def _without_auxiliary(objective: Any, terms: SiteTerms, model_trace: Trace) -> str | None:
-    for name in terms.auxiliary if not isinstance(objective, Objective) else ():
+    return unfollowed(objective, terms.auxiliary)
+
+
+def unfollowed(loss: Any, auxiliary: Collection[str]) -> str | None:
+    """Say which auxiliary loss a loss of Pyro's leaves out; None if it is one of ours, or none.
+
+    Args:
+        loss: A ``pyro.infer.ELBO``.
+        auxiliary: The names of those that the program declares.
+    """
+    for name in auxiliary if not isinstance(loss, Objective) else ():
         return (
-            f"{type(objective).__name__} does not follow the auxiliary loss {name!r}, which a "
-            "component of the program declares: use ELBO or AnalyticELBO of pyro_vae"
+            f"{type(loss).__name__} does not follow the auxiliary loss {name!r}, which a component "
+            "of the program declares: use ELBO or AnalyticELBO of pyro_vae"
         )
     return None
 
@@ -306,7 +323,6 @@ def _no_closed_form(objective: Any, terms: SiteTerms, model_trace: Trace) -> str
 
 # What leads a step to a wrong place, whoever takes it.
 _WRONG: dict[type, tuple[_Rule, ...]] = {
-    ELBO: (_without_auxiliary,),
     RenyiELBO: (_enumerated, _zero_gradient, _scaled_weights),
     TraceMeanField_ELBO: (_score_function, _not_mean_field),
     ReweightedWakeSleep: (_joint_weights,),
@@ -316,6 +332,7 @@ _WRONG: dict[type, tuple[_Rule, ...]] = {
 }
 # What reports, beside that, something else than a run or a comparison says.
 _NOT_HERE: dict[type, tuple[_Rule, ...]] = {
+    ELBO: (_without_auxiliary,),
     TraceMeanField_ELBO: (_no_closed_form,),
     Trace_MMD: (_no_bound,),
 }

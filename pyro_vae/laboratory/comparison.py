@@ -48,7 +48,7 @@ from pyro_vae.fitting import fit
 from pyro_vae.inference.objectives import Objective
 from pyro_vae.inference.probe import Probe
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.refusals import check_objective
+from pyro_vae.inference.refusals import check_bound, check_objective
 from pyro_vae.inference.schedules import Constant
 from pyro_vae.inference.wake_sleep import RWS
 from pyro_vae.laboratory.comparison_record import (
@@ -247,6 +247,7 @@ class _Laboratory:
             able[name] = fitted_objective(objective, self.layout, len(self.data.train))
             with _failing(rows, able, name):
                 check_objective(able[name], self.probe)
+                check_bound(able[name])
         _require_one(rows, able)
         return able
 
