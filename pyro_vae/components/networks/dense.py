@@ -88,7 +88,9 @@ class Dictionary(nn.Module):
     def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
         super().__init__()
         self.rows = Rows(self, in_shape, out_shape)
-        self.weight = nn.Parameter(torch.randn(self.rows.out_size, self.rows.in_size))
+        # Short columns turn sooner: a step of Adam moves each number by the learning rate.
+        start = torch.randn(self.rows.out_size, self.rows.in_size)
+        self.weight = nn.Parameter(start / self.rows.out_size**0.5)
 
     @property
     def columns(self) -> Tensor:
