@@ -90,6 +90,7 @@ def test_value_and_gradient_are_those_of_the_written_out_loss(name: str) -> None
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_codes_of_a_sparse_posterior_become_zero_as_their_price_rises() -> None:
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
     active = []
@@ -128,7 +129,10 @@ def test_evaluations_that_need_a_bound_refuse_points(number: Any) -> None:
         number(autoencoder(Point), X)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "RatePoint" else pytest.mark.slow) for n in FAMILIES],
+)
 def test_a_run_names_its_value_and_recorded_steps_have_the_bits_of_eager_ones(name: str) -> None:
     found = {}
     for engine in ("eager", "recorded"):

@@ -193,7 +193,13 @@ def test_a_moving_codebook_follows_its_formula_and_starts_dead_codes_anew() -> N
     assert torch.equal(before, codes.embedding)
 
 
-@pytest.mark.parametrize("name", [*POSTERIORS, "autoregressive"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "moving",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("learned", "finite", "autoregressive")),
+    ],
+)
 def test_recorded_steps_have_the_bits_of_eager_ones_buffers_included(name: str) -> None:
     found = {}
     prior = partial(AutoregressiveCodes, width=4, num_heads=2, num_layers=1)
@@ -228,6 +234,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Any) -> None:
         assert same(one, other)
 
 
+@pytest.mark.slow
 def test_all_codes_come_into_use_where_the_data_have_as_many_kinds() -> None:
     kinds = torch.randn(6, 3, generator=torch.Generator().manual_seed(4)) * 4
     x = kinds[torch.arange(120) % 6] + 0.05 * torch.randn(120, 3)

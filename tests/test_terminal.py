@@ -108,6 +108,7 @@ def test_names_of_others_are_cleaned_wherever_they_are_printed(tmp_path, monkeyp
 
 
 @pytest.mark.pictures
+@pytest.mark.slow
 def test_every_name_stays_on_its_line(tmp_path, monkeypatch, capsys):
     """Each line that is printed begins as one of ours does, whatever the files are called."""
     monkeypatch.chdir(tmp_path)

