@@ -28,8 +28,7 @@ from pyro_vae.components import (
 )
 from pyro_vae.distributions import CodeVectors, UniformCodeVectors
 from pyro_vae.engine.svi import SVI
-from pyro_vae.evaluation.code_usage import quantized_sites
-from pyro_vae.inference import ELBO, IWAE, AnalyticELBO, Probe, Program
+from pyro_vae.inference import ELBO, IWAE, RLOO, RWS, TVO, VIMCO, AnalyticELBO, DReG, RWSDReG
 from pyro_vae.models import VQVAE
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
@@ -276,18 +275,29 @@ def test_arguments_that_do_not_fit_are_refused(build: Any, message: str) -> None
 
 def test_a_density_over_codes_and_a_prior_without_codes_are_refused() -> None:
     program = quantized(POSTERIORS["moving"], prior=StandardNormal)
-    with pytest.raises(ValueError, match="whose values a"):
+    with pytest.raises(ValueError, match=r"whose values a.*UniformCodes with .*NearestCode"):
         fit(program, X, epochs=1, progress=False)
     with pytest.raises(ValueError, match=r"no latent of the program is quantised"):
         evaluation.code_usage(quantized(StandardLatent, prior=StandardNormal), X)
 
 
-def test_estimators_that_cut_samples_refuse_or_train(recwarn: Any) -> None:
-    program = quantized(POSTERIORS["learned"])
-    svi = SVI(program.model, program.guide, torch.optim.Adam, IWAE(2))
-    svi.step(X)
-    probe = Probe(Program(program.model, program.guide), X)
-    assert [*quantized_sites(probe)] == ["z"]
+@pytest.mark.parametrize("objective", [ELBO(2), IWAE(2), DReG(2), RWSDReG(2), VIMCO(2), RLOO(2)])
+def test_every_objective_that_takes_codes_trains_the_encoder_by_the_reconstruction(
+    objective: Any,
+) -> None:
+    program = quantized(partial(NearestCode, num_codes=5, commitment=0.0))
+    objective.loss_and_grads(program.model, program.guide, X)
+    (layer, *_) = program.posterior.network.parameters()
+    assert layer.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("objective", [RWS(2), TVO(2)])
+def test_objectives_that_train_a_guide_by_its_density_refuse_codes(objective: Any) -> None:
+    program = quantized(POSTERIORS["moving"])
+    with pytest.raises(ValueError, match=r"trains the guide by its log q.*site 'z'.*use ELBO"):
+        fit(program, X, objective=objective, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="trains the guide by its log q"):
+        SVI(program.model, program.guide, torch.optim.Adam, objective).step(X)
 
 
 class StandardLatent(NearestCode):

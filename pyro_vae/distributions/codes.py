@@ -64,6 +64,7 @@ class CodePoint(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = True
+    is_certain = True  # its log-probability has no gradient to train an encoder by
 
     def __init__(self, value: Tensor, indices: Tensor, codes: Codes, event_dim: int) -> None:
         self.value, self.indices, self.codes = value, indices, codes

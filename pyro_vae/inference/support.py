@@ -427,4 +427,6 @@ def _surface(support: Any) -> Any:
 def _fitting(prior: Any, posterior: Any) -> str:
     if any(_surface(fn.support) is sphere for fn in (prior, posterior)):
         return f"{part('prior', 'UniformSphere')} with {part('posterior', 'VonMisesFisher')}"
+    if any(hasattr(fn.support, "codes") for fn in (prior, posterior)):
+        return f"{part('prior', 'UniformCodes')} with {part('posterior', 'NearestCode')}"
     return f"{part('prior', 'StandardNormal')} with {part('posterior', 'DiagonalNormal')}"

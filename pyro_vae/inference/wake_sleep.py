@@ -67,6 +67,10 @@ class RWS(Objective):
         super().__init__(num_particles)
         self.insomnia = insomnia
 
+    def refusal(self, terms: SiteTerms) -> str | None:
+        """Say which latent's log q has no gradient to train the guide by, if one's has none."""
+        return _without_score(self, terms) or super().refusal(terms)
+
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program with its samples cut out of the graph, and dream if there is sleep."""
         terms = split_terms(program, layout, *args, num_particles=self.num_particles)
@@ -191,6 +195,10 @@ class TVO(Objective):
         parts = [(end - beta) * _mean_at(beta, log_w, log_w) for beta, end in self.steps]
         return torch.stack(parts).sum(0)
 
+    def refusal(self, terms: SiteTerms) -> str | None:
+        """Say which latent's log q has no gradient to train the guide by, if one's has none."""
+        return _without_score(self, terms) or super().refusal(terms)
+
     def table(self, program: Program, layout: Layout, *args: Any) -> SiteTerms:
         """Run the program with its samples cut out of the graph."""
         return split_terms(program, layout, *args, num_particles=self.num_particles)
@@ -206,6 +214,19 @@ class TVO(Objective):
 @dataclass(frozen=True, kw_only=True)
 class _Dreamt(SiteTerms):
     log_q_dreamt: Tensor  # [B], at what the model has sampled
+
+
+def _without_score(objective: Objective, terms: SiteTerms) -> str | None:
+    for name, (site, *_) in terms.latents.items():
+        fn = site.guide["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if getattr(fn, "is_certain", False):
+            return (
+                f"{type(objective).__name__} trains the guide by its log q, and that of site "
+                f"{name!r}, a single value of probability one, has no gradient; use ELBO"
+            )
+    return None
 
 
 def _log_q(terms: SiteTerms) -> Tensor:
