@@ -18,6 +18,7 @@ from pyro_vae.distributions.discretized import (
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
 )
+from pyro_vae.distributions.drawing import DrawingRule, drawn_with
 from pyro_vae.distributions.entries import Columns, Incomplete
 from pyro_vae.distributions.mixtures import AverageOfConditionals, DiagonalNormalMixture
 from pyro_vae.distributions.normals import (
@@ -52,6 +53,7 @@ __all__ = [
     "DiagonalNormalMixture",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "DrawingRule",
     "FollowedNormal",
     "FullNormal",
     "HypersphericalUniform",
@@ -69,6 +71,7 @@ __all__ = [
     "UniformCodeVectors",
     "VonMisesFisher",
     "below_diagonal",
+    "drawn_with",
     "in_units",
     "inverse_softplus",
     "kinds_of_units",

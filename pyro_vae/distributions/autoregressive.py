@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import linear
 
+from pyro_vae.distributions.drawing import DrawingRule, Drawn
+
 __all__ = [
     "FAR",
     "AutoregressiveBernoulli",
@@ -136,7 +138,7 @@ class AutoregressiveStep(transforms.AffineAutoregressive):
         return sums
 
 
-class AutoregressiveBernoulli(TorchDistribution):
+class AutoregressiveBernoulli(Drawn, TorchDistribution):
     """Bits whose logits are ``logits`` plus what a network makes of the bits before them.
 
     Args:
@@ -162,7 +164,8 @@ class AutoregressiveBernoulli(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveBernoulli:
         """Return the same distribution with this batch shape."""
         logits, context = (x.expand(*batch_shape, -1) for x in (self._logits, self._context))
-        return AutoregressiveBernoulli(self._network, logits, context, self.event_shape)
+        other = AutoregressiveBernoulli(self._network, logits, context, self.event_shape)
+        return other.drawn_with(self.rule)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -173,7 +176,13 @@ class AutoregressiveBernoulli(TorchDistribution):
         value = torch.zeros_like(uniform)
         for _ in range(uniform.shape[-1]):
             # Entry d is right from pass d + 1 on.
-            value = (uniform < self._all_logits(value).sigmoid()).to(uniform.dtype)
+            logits = self._all_logits(value)
+            if self.rule != DrawingRule():
+                zero, one = self.rule(torch.stack([torch.zeros_like(logits), logits], -1)).unbind(
+                    -1
+                )
+                logits = one - zero
+            value = (uniform < logits.sigmoid()).to(uniform.dtype)
         return value.reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -190,7 +199,7 @@ class AutoregressiveBernoulli(TorchDistribution):
         return self._logits + learned.to(self._logits.dtype)
 
 
-class AutoregressiveCategorical(TorchDistribution):
+class AutoregressiveCategorical(Drawn, TorchDistribution):
     """Integers 0..K-1 whose logits are ``logits`` plus what a network makes of those before them.
 
     Args:
@@ -215,7 +224,8 @@ class AutoregressiveCategorical(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveCategorical:
         """Return the same distribution with this batch shape."""
         logits = self._logits.expand(*batch_shape, *self._logits.shape[-2:])
-        return AutoregressiveCategorical(self._network, logits, self.event_shape)
+        other = AutoregressiveCategorical(self._network, logits, self.event_shape)
+        return other.drawn_with(self.rule)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -225,7 +235,7 @@ class AutoregressiveCategorical(TorchDistribution):
         places = self._logits.expand(*batch, *self._logits.shape[-2:]).flatten(0, -3).unbind(-2)
         drawn = self._logits.new_empty((batch.numel(), 0), dtype=torch.long)
         for logits in places:
-            logits = logits + self._network(drawn)[:, -1].to(logits.dtype)
+            logits = self.rule(logits + self._network(drawn)[:, -1].to(logits.dtype))
             code = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
             drawn = torch.cat([drawn, code.unsqueeze(-1)], -1)
         return drawn.to(self._logits.dtype).reshape(shape)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.distributions.drawing import Drawn
+
 __all__ = ["Categorical", "CategoricalSequence", "Multinomial"]
 
 
-class Categorical(dist.Categorical):
+class Categorical(Drawn, dist.Categorical):
     """A Categorical over the integers 0..K-1 that has their mean, as levels of grey do.
 
     Args:
@@ -25,7 +27,7 @@ class Categorical(dist.Categorical):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Return the same distribution with this batch shape."""
         shape = (*batch_shape, self.logits.shape[-1])
-        return type(self)(self.logits.expand(shape), validate_args=False)
+        return type(self)(self.logits.expand(shape), validate_args=False).drawn_with(self.rule)
 
     @property
     def mean(self) -> Tensor:
@@ -36,7 +38,9 @@ class Categorical(dist.Categorical):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw integers, in the type of the logits as networks take them."""
-        return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
+        with torch.no_grad():
+            drawn = dist.Categorical(logits=self.rule(self.logits), validate_args=False)
+            return drawn.sample(torch.Size(sample_shape)).to(self.logits.dtype)
 
 
 class _Counts(constraints.Constraint):
@@ -122,7 +126,7 @@ class _Sequences(constraints.Constraint):
         )
 
 
-class CategoricalSequence(dist.TorchDistribution):
+class CategoricalSequence(Drawn, dist.TorchDistribution):
     r"""Sequences of at most L symbols, independent of each other, with an end and padding.
 
     One of the K categories is the padding. Its first occurrence ends the sequence, which is an
@@ -154,7 +158,8 @@ class CategoricalSequence(dist.TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Return the same distribution with this batch shape."""
         logits = self.logits.expand(*batch_shape, *self.logits.shape[-2:])
-        return type(self)(logits, padding=self.padding, validate_args=False)
+        other = type(self)(logits, padding=self.padding, validate_args=False)
+        return other.drawn_with(self.rule)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of padded sequences; minus infinity of what goes on."""
@@ -173,7 +178,7 @@ class CategoricalSequence(dist.TorchDistribution):
         Integers, in the type of the logits as networks take them.
         """
         with torch.no_grad():
-            symbols = dist.Categorical(logits=self.logits, validate_args=False)
+            symbols = dist.Categorical(logits=self.rule(self.logits), validate_args=False)
             draw = symbols.sample(torch.Size(sample_shape))
             padded = torch.where(_is_open(draw, self.padding), draw, self.padding)
             return padded.to(self.logits.dtype)
