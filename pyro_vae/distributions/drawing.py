@@ -65,7 +65,7 @@ class DrawingRule:
             logits = logits / self.temperature
         if self.nucleus == 1:
             return logits
-        sorted_logits, order = logits.sort(-1, descending=True, stable=True)
+        sorted_logits, order = logits.sort(stable=True, dim=-1, descending=True)
         shares = sorted_logits.softmax(-1)
         likelier = shares.cumsum(-1) - shares
         outside = (likelier >= self.nucleus).scatter(-1, order, likelier >= self.nucleus)
