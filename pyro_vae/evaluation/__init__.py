@@ -16,6 +16,7 @@ from pyro_vae.evaluation.classes import (
     normalized_mutual_information,
 )
 from pyro_vae.evaluation.code_usage import CodeUsage, code_indices, code_usage
+from pyro_vae.evaluation.drawing import Drawing
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.gaps import Gaps, inference_gaps
 from pyro_vae.evaluation.information import (
@@ -62,6 +63,7 @@ __all__ = [
     "Bound",
     "Bracket",
     "CodeUsage",
+    "Drawing",
     "Estimate",
     "Gaps",
     "ImportanceEstimate",

@@ -4,7 +4,6 @@ from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, Of
 from pyro_vae.inference.auxiliary import auxiliary_loss
 from pyro_vae.inference.corrupted import Corrupted
 from pyro_vae.inference.detached import detached
-from pyro_vae.inference.drawing import Drawing
 from pyro_vae.inference.enumerated import Enumerated
 from pyro_vae.inference.handlers import Frozen, Handler, KLWeight, StickingTheLanding, Temperature
 from pyro_vae.inference.importance import CIWAE, MIWAE, PIWAE, DReG, InChunks, Renyi
@@ -60,7 +59,6 @@ __all__ = [
     "Cyclical",
     "DReG",
     "DisARM",
-    "Drawing",
     "Enumerated",
     "FreeBits",
     "Frozen",

@@ -18,7 +18,7 @@ class Drawing(Messenger):
     """Draw data at a temperature, greedily, or from a nucleus; no probability changes.
 
     ``Drawing(temperature=0.7)(vae.model)`` is a model that generates such data, for
-    ``evaluation.prior_samples`` and for Pyro's ``Predictive`` alike. It is for the data: latents
+    ``prior_samples``, ``decode``, ``reconstruct`` and for Pyro's ``Predictive`` alike. It is for the data: latents
     are drawn as ever, so that sites named otherwise are left alone.
 
     Args:
