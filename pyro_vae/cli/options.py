@@ -115,6 +115,8 @@ def _add_training(parser: Parser) -> None:
     parser.role(group, "turns", help_)
     help_ = "noise on what the encoder sees, in training alone (denoising; default: none)"
     parser.role(group, "corruption", help_)
+    help_ = "part of the symbols that an autoregressive decoder is not shown, such as 0.3"
+    add(group, "--word-dropout", float | None, help_, metavar="FRACTION")
     help_ = "largest norm of the gradient of the loss per datum"
     add(group, "--clip-norm", float | None, help_)
     help_ = "number of epochs without a better validation ELBO after which training stops"

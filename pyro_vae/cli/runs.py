@@ -14,11 +14,13 @@ from torch import Tensor
 
 from pyro_vae.budget import Budget
 from pyro_vae.cli import data_record
+from pyro_vae.cli.components import Component
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
 from pyro_vae.cli.data_loading import with_weights
 from pyro_vae.cli.data_record import DataRecord
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
+from pyro_vae.components import MaskingNoise
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.engine import costs
 from pyro_vae.engine.course import divergence
@@ -29,7 +31,7 @@ from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
 from pyro_vae.fitting import Fit, fit_as_set
-from pyro_vae.inference import Corrupted, Probe, Program
+from pyro_vae.inference import Corrupted, CorruptedInputs, Probe, Program
 from pyro_vae.inference.advice import range_of
 
 __all__ = ["Run", "diverged", "load", "open_run", "settings_of", "train"]
@@ -194,11 +196,32 @@ def _levels(config: Any, data: Dataset) -> int | None:
 
 def train(run: Run, *, out: Path, resume: bool) -> Fit:
     """Fit the run's program on its data, into the folder ``out``."""
-    program: Any = run.program
-    if run.objects.corruption is not None:
-        program = (run.program.model, Corrupted(run.objects.corruption)(run.program.guide))
     data = with_weights(run.config, run.data)
-    return fit_as_set(program, data, settings_of(run, out=out, resume=resume))
+    return fit_as_set(_in_training(run), data, settings_of(run, out=out, resume=resume))
+
+
+def _in_training(run: Run) -> Any:
+    """Return the program with the noise that it is trained with, if any."""
+    model, guide = run.program.model, run.program.guide
+    noise, share = run.objects.corruption, getattr(run.config, "word_dropout", None)
+    if share is None and noise is None:
+        return run.program
+    if share is not None:
+        model = CorruptedInputs(_word_dropout(share, run.config.likelihood))(model)
+    return model, guide if noise is None else Corrupted(noise)(guide)
+
+
+def _word_dropout(share: float, likelihood: Any) -> MaskingNoise:
+    """Return the noise of ``--word-dropout``: padding, which the decoder is not fed with else."""
+    known = likelihood.all_arguments() if isinstance(likelihood, Component) else {}
+    if "padding" not in known:
+        raise ValueError(
+            f"--word-dropout {share:g}: it hides symbols from the likelihood that reads them, "
+            "--likelihood AutoregressiveSequence"
+        )
+    if not 0 <= share <= 1:
+        raise ValueError(f"--word-dropout {share:g}: give a fraction between 0 and 1")
+    return MaskingNoise(share, value=known["padding"])
 
 
 def settings_of(run: Run, *, out: Path, resume: bool) -> Settings:

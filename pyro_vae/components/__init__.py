@@ -78,7 +78,7 @@ from pyro_vae.components.relaxed import (
     StraightThroughCategorical,
 )
 from pyro_vae.components.scales import OptimalScale, PerDimensionScale, SharedScale
-from pyro_vae.components.sequences import CategoricalSequence, Multinomial
+from pyro_vae.components.sequences import AutoregressiveSequence, CategoricalSequence, Multinomial
 from pyro_vae.components.spheres import UniformSphere, VonMisesFisher
 from pyro_vae.components.tables import Columns, Incomplete
 
@@ -90,6 +90,7 @@ __all__ = [
     "AutoregressiveCategorical",
     "AutoregressiveCodes",
     "AutoregressiveNormal",
+    "AutoregressiveSequence",
     "BatchNormalizedNormal",
     "Bernoulli",
     "Binomial",

@@ -5,7 +5,7 @@ from pyro_vae.distributions.autoregressive import (
     AutoregressiveCategorical,
     AutoregressiveStep,
 )
-from pyro_vae.distributions.categories import Categorical, CategoricalSequence, Multinomial
+from pyro_vae.distributions.categories import Categorical, Multinomial
 from pyro_vae.distributions.codes import CodePoint, CodeVectors, UniformCodeVectors
 from pyro_vae.distributions.constraining import (
     below_diagonal,
@@ -34,6 +34,7 @@ from pyro_vae.distributions.relaxed import (
     StraightThroughBernoulli,
     StraightThroughCategorical,
 )
+from pyro_vae.distributions.sequences import AutoregressiveSequence, CategoricalSequence
 from pyro_vae.distributions.spheres import HypersphericalUniform, VonMisesFisher
 from pyro_vae.distributions.unit import ContinuousBernoulli, LogitNormal
 from pyro_vae.distributions.units import InUnits, in_units, kinds_of_units
@@ -41,6 +42,7 @@ from pyro_vae.distributions.units import InUnits, in_units, kinds_of_units
 __all__ = [
     "AutoregressiveBernoulli",
     "AutoregressiveCategorical",
+    "AutoregressiveSequence",
     "AutoregressiveStep",
     "AverageOfConditionals",
     "Categorical",

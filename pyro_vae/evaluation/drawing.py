@@ -18,8 +18,8 @@ class Drawing(Messenger):
     """Draw data at a temperature, greedily, or from a nucleus; no probability changes.
 
     ``Drawing(temperature=0.7)(vae.model)`` is a model that generates such data, for
-    ``prior_samples``, ``decode``, ``reconstruct`` and for Pyro's ``Predictive`` alike. It is for the data: latents
-    are drawn as ever, so that sites named otherwise are left alone.
+    ``prior_samples``, ``decode``, ``reconstruct`` and for Pyro's ``Predictive`` alike. Latents are
+    drawn as ever: sites of other names are left alone.
 
     Args:
         temperature: Below 1, data are more typical and less varied; 0 is greedy, symbol by symbol.

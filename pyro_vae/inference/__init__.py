@@ -2,7 +2,7 @@
 
 from pyro_vae.inference.aggregate import DIPVAE, BetaTCVAE, InfoVAE, OfMeans, OfSamples
 from pyro_vae.inference.auxiliary import auxiliary_loss
-from pyro_vae.inference.corrupted import Corrupted
+from pyro_vae.inference.corrupted import Corrupted, CorruptedInputs
 from pyro_vae.inference.detached import detached
 from pyro_vae.inference.enumerated import Enumerated
 from pyro_vae.inference.handlers import Frozen, Handler, KLWeight, StickingTheLanding, Temperature
@@ -55,6 +55,7 @@ __all__ = [
     "Constant",
     "Controlled",
     "Corrupted",
+    "CorruptedInputs",
     "Cosine",
     "Cyclical",
     "DReG",

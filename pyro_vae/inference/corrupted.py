@@ -1,4 +1,6 @@
-r"""A guide that sees corrupted data, while the model scores clean ones: the denoising criterion.
+r"""Noise on what an encoder, or an autoregressive decoder, sees; clean data are scored.
+
+Of a guide that sees corrupted data, the denoising criterion:
 
 .. math::
     \mathrm{E}_{\tilde x \sim c(\tilde x \mid x)}
@@ -18,12 +20,14 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.arguments import shown
-from pyro_vae.inference.program import Program
+from pyro_vae.inference.program import Program, modules_around
 
-__all__ = ["Corrupted", "check_corruption", "meet_data"]
+__all__ = ["Corrupted", "CorruptedInputs", "check_corruption", "meet_data"]
 
 
 class Corrupted:
@@ -50,10 +54,7 @@ class Corrupted:
     """
 
     def __init__(self, noise: nn.Module) -> None:
-        if not isinstance(noise, nn.Module):
-            raise TypeError(
-                f"noise={shown(noise)}: give a module from data to data, such as GaussianNoise(0.3)"
-            )
+        _check_noise(noise)
         self.noise = noise
 
     def __call__(self, guide: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,6 +66,61 @@ class Corrupted:
 
     def _run(self, guide: Callable[..., Any], x: Tensor, /, *others: Any, **named: Any) -> Any:
         return guide(self.noise(x), *others, **named)
+
+
+class CorruptedInputs(Messenger):
+    r"""Let an autoregressive decoder see the symbols before each place through a noise.
+
+    ``CorruptedInputs(MaskingNoise(0.3, value=padding))(vae.model)`` is word dropout: 30 % of what
+    the decoder is fed with is the padding symbol, which it never sees otherwise, so that it has to
+    ask z. What is scored is clean.
+
+    .. math:: \prod_t p(x_t \mid \tilde x_{<t}, z)
+
+    For a noise that hides symbols it sums to one over all x, as p(x | z) does, so that the value in
+    training is the bound of a model that hides them. ``Program.evaluating()``, and with it every
+    validation and evaluation, sees no noise.
+
+    Args:
+        noise: A module from data to data of the same shape, such as ``MaskingNoise``.
+        site: The observed site.
+
+    Raises:
+        TypeError: If the noise is no module.
+        ValueError: If the noise makes numbers between symbols; on running, if the site is no
+            autoregressive sequence.
+
+    References:
+        Generating Sentences from a Continuous Space (Bowman et al., 2016)
+    """
+
+    def __init__(self, noise: nn.Module, *, site: str = "x") -> None:
+        super().__init__()
+        _check_noise(noise)
+        if not getattr(noise, "keeps_symbols", True):
+            raise ValueError(
+                f"{type(noise).__name__} makes numbers between the symbols, which no decoder of "
+                "symbols reads; take MaskingNoise or WordDropout"
+            )
+        self.noise, self.site = noise, site
+
+    def __call__(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a model, so that its decoder sees corrupted symbols."""
+        wrapper = super().__call__(model)
+        functools.update_wrapper(wrapper, model, updated=())
+        wrapper.modules_around = (self.noise,)
+        return wrapper
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != self.site or poutine.util.site_is_subsample(msg):
+            return
+        if not hasattr(msg["fn"], "with_input_noise"):
+            raise ValueError(
+                f"site {self.site!r} is a {type(msg['fn']).__name__}, which reads nothing of the "
+                "datum, so that nothing can be hidden from it: word dropout is for "
+                "AutoregressiveSequence"
+            )
+        msg["fn"] = msg["fn"].with_input_noise(self.noise)
 
 
 def meet_data(program: Program, x: Tensor) -> None:
@@ -90,7 +146,7 @@ def check_corruption(program: Program, *args: Any, **kwargs: Any) -> None:
     Raises:
         ValueError: If a noise says so; with its reason.
     """
-    noises = [module for module in program.around if hasattr(module, "refusal")]
+    noises = [module for module in modules_around(program.guide) if hasattr(module, "refusal")]
     if not noises:
         return
     num_symbols = _num_embedded(program, args, kwargs)
@@ -120,3 +176,10 @@ def _num_embedded(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any
         stack.enter_context(pyro.validation_enabled(False))
         program.guide(*args, **kwargs)
     return min(found, default=None)
+
+
+def _check_noise(noise: Any) -> None:
+    if not isinstance(noise, nn.Module):
+        raise TypeError(
+            f"noise={shown(noise)}: give a module from data to data, such as GaussianNoise(0.3)"
+        )

@@ -78,7 +78,7 @@ class Program:
         self.model = model
         self.guide = guide
         self.modules = tuple(dict.fromkeys([*_modules(model), *_modules(guide)]))
-        self.around = tuple(dict.fromkeys([*_modules_around(model), *_modules_around(guide)]))
+        self.around = tuple(dict.fromkeys([*modules_around(model), *modules_around(guide)]))
         inside = [*self.modules, *_closure_modules(model), *_closure_modules(guide)]
         self.reachable = tuple(dict.fromkeys([*inside, *self.around]))
 
@@ -262,7 +262,8 @@ def _modules(function: Any) -> Iterator[nn.Module]:
         yield root
 
 
-def _modules_around(function: Any) -> Iterator[nn.Module]:
+def modules_around(function: Any) -> Iterator[nn.Module]:
+    """Return the modules, such as a noise, that stand around a model or a guide."""
     for layer in layers(function):
         yield from getattr(layer, "modules_around", ())
 

@@ -9,11 +9,19 @@ from pyro_vae.components.networks.dense import MLP, Dictionary, GatedMLP, Residu
 from pyro_vae.components.networks.image_grids import FullyConvolutional
 from pyro_vae.components.networks.initialisation import glorot, he, orthogonal
 from pyro_vae.components.networks.inputs import Observed, Standardize
-from pyro_vae.components.networks.recurrent import Recurrent, RecurrentDecoder
-from pyro_vae.components.networks.transformer import Transformer, TransformerDecoder
+from pyro_vae.components.networks.recurrent import CausalRecurrent, Recurrent, RecurrentDecoder
+from pyro_vae.components.networks.sequences import Causal
+from pyro_vae.components.networks.transformer import (
+    CausalTransformer,
+    Transformer,
+    TransformerDecoder,
+)
 
 __all__ = [
     "MLP",
+    "Causal",
+    "CausalRecurrent",
+    "CausalTransformer",
     "Convolutional",
     "ConvolutionalResidual",
     "Dictionary",

@@ -1,4 +1,4 @@
-"""Recurrent networks between a sequence and a vector."""
+"""Recurrent networks: between a sequence and a vector, and from each step to the next."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import at_the_door
 from pyro_vae.components.networks.layers import Initialise, Rows, Shape, check_size, finished
-from pyro_vae.components.networks.sequences import Positions, Symbols
+from pyro_vae.components.networks.sequences import Causal, Positions, Symbols
 
-__all__ = ["Recurrent", "RecurrentDecoder"]
+__all__ = ["CausalRecurrent", "Recurrent", "RecurrentDecoder"]
 
 Cell = type[nn.GRU] | type[nn.LSTM]
 
@@ -89,9 +89,8 @@ class RecurrentDecoder(nn.Module):
     """A recurrent decoder from a vector to a sequence.
 
     The vector sets the first state and is the input of every step. The steps see each other only
-    through the state, never what was drawn before: given z, they are independent. (A decoder that
-    is fed with the datum's own previous symbols needs x beside z: it is a program of its own, not a
-    network.)
+    through the state, never what was drawn before: given z, they are independent. A decoder that is
+    fed with the datum's own previous symbols is a likelihood, ``AutoregressiveSequence``.
 
     Args:
         in_shape: The shape of one vector.
@@ -144,6 +143,82 @@ class RecurrentDecoder(nn.Module):
         steps = z.unsqueeze(1).expand(-1, self.positions.length, -1)
         states, _ = self.cell(steps, start)
         return self.rows.back(self.positions.first_axis_last(self.last(states)), x)
+
+
+class CausalRecurrent(Causal):
+    """A GRU that says of each place of a sequence what its symbol is, from those before it.
+
+    The context sets the first state, and a linear map of it is added to the input of every step.
+    The first input is learned.
+
+    Args:
+        num_symbols: How many symbols there are, K.
+        length: The number of places, which changes nothing.
+        num_context: The size of the context; 0: none.
+        hidden: The width of the state.
+        num_layers: How many recurrent layers lie above each other.
+        embedding: How many numbers stand for a symbol.
+
+    Raises:
+        ValueError: If a size is no positive integer.
+
+    References:
+        Generating Sentences from a Continuous Space (Bowman et al., 2016)
+    """
+
+    roles = ()
+
+    @at_the_door
+    def __init__(
+        self,
+        num_symbols: int,
+        length: int,
+        num_context: int = 0,
+        *,
+        hidden: int = 256,
+        num_layers: int = 1,
+        embedding: int = 64,
+    ) -> None:
+        super().__init__()
+        _check(hidden, num_layers, nn.GRU)
+        for name, size in (("num_symbols", num_symbols), ("embedding", embedding)):
+            check_size(name, size)
+        self.embedding = nn.Embedding(num_symbols, embedding)
+        self.before = nn.Parameter(torch.randn(embedding))
+        self.cell = nn.GRU(embedding, hidden, num_layers=num_layers, batch_first=True)
+        self.last = nn.Linear(hidden, num_symbols)
+        self.of_context = nn.Linear(num_context, embedding, bias=False) if num_context else None
+        self.first = nn.Linear(num_context, num_layers * hidden) if num_context else None
+
+    def forward(self, symbols: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return logits of the places 0 to T, given the first T symbols, ``[rows, T + 1, K]``."""
+        state, added = self.start(len(symbols), context)
+        steps = torch.cat([self.before.expand(len(symbols), 1, -1), self.embedding(symbols)], 1)
+        states, _ = self.cell(steps + added, state)
+        return self.last(states)
+
+    @torch.no_grad()
+    def start_at(self, logits: Tensor) -> None:
+        """Start near these logits of the symbols, ``[K]``."""
+        self.last.bias.copy_(logits)
+
+    def start(self, num_rows: int, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the state before the first place, and what the context adds to every input."""
+        if self.first is None or self.of_context is None:
+            shape = (self.cell.num_layers, num_rows, self.cell.hidden_size)
+            return self.before.new_zeros(shape), self.before.new_zeros(num_rows, 1, 1)
+        state = self.first(context).tanh().unflatten(-1, (self.cell.num_layers, -1))
+        return state.movedim(0, 1).contiguous(), self.of_context(context).unsqueeze(1)
+
+    def step(
+        self, symbol: Tensor | None, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return logits of the next place, ``[rows, K]``, and the state behind it."""
+        hidden, added = state
+        given = self.before.expand(1, 1, -1) if symbol is None else self.embedding(symbol[:, None])
+        given = (given + added).expand(hidden.shape[1], -1, -1)
+        states, hidden = self.cell(given, hidden)
+        return self.last(states).squeeze(1), (hidden, added)
 
 
 def _check(hidden: int, num_layers: int, cell: Cell) -> None:

@@ -1,8 +1,9 @@
-"""Shared by networks of sequences: embeddings of symbols, and positions."""
+"""Shared by networks of sequences: the contract of causal ones, symbols, and positions."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,42 @@ from torch import Tensor, nn
 from pyro_vae.components.networks.layers import Shape, check_size
 from pyro_vae.wording import option
 
-__all__ = ["Positions", "Symbols"]
+__all__ = ["Causal", "Positions", "Symbols"]
+
+
+class Causal(nn.Module):
+    """A network that says of each symbol what it is, from those before it and a context.
+
+    A leaf is built from (number of symbols K, number of places L, size of the context), and writes
+    the same logits all at once and place by place.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    def forward(self, symbols: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return logits of the places 0 to T, given the first T symbols, ``[rows, T + 1, K]``.
+
+        Args:
+            symbols: Whole numbers, ``[rows, T]``; T is less than L.
+            context: ``[rows, num_context]``, of a network that has one.
+        """
+        raise NotImplementedError
+
+    def start_at(self, logits: Tensor) -> None:
+        """Start near these logits of the symbols, ``[K]``; unless a leaf does, nothing."""
+
+    def start(self, num_rows: int, context: Tensor | None = None) -> Any:
+        """Return the state before the first place."""
+        raise NotImplementedError
+
+    def step(self, symbol: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+        """Return logits of the next place, ``[rows, K]``, and the state behind it.
+
+        Args:
+            symbol: That of the place before, ``[rows]``; None at the first place.
+            state: That of the place before.
+        """
+        raise NotImplementedError
 
 
 class Symbols(nn.Module):

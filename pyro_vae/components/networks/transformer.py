@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,11 @@ from pyro_vae.components.networks.layers import (
     check_size,
     finished,
 )
-from pyro_vae.components.networks.sequences import Positions, Symbols
+from pyro_vae.components.networks.sequences import Causal, Positions, Symbols
 
 __all__ = ["CausalTransformer", "Transformer", "TransformerDecoder"]
+
+_Read = tuple[Tensor, Tensor]  # keys and values of the places that have been read
 
 _WIDER = 4  # the dense layers of a block, against its width
 _SMALL = 0.02  # the scale of what is learned for each place, at the start
@@ -153,15 +157,16 @@ class TransformerDecoder(nn.Module):
         return self.rows.back(self.positions.first_axis_last(steps), x)
 
 
-class CausalTransformer(nn.Module):
+class CausalTransformer(Causal):
     r"""A transformer that says of each place of a sequence what its symbol is, from those before.
 
     The input is shifted by one place, behind a first step that is learned, and no place looks at a
-    later one.
+    later one. A linear map of the context, if there is one, is added to every step.
 
     Args:
         num_symbols: How many symbols there are, K.
         length: The number of places, L.
+        num_context: The size of the context; 0: none.
         width: How many numbers stand for a step.
         num_heads: The number of attention heads, which share the width.
         num_layers: How many blocks of attention and dense layers there are.
@@ -182,6 +187,7 @@ class CausalTransformer(nn.Module):
         self,
         num_symbols: int,
         length: int,
+        num_context: int = 0,
         *,
         width: int = 64,
         num_heads: int = 4,
@@ -199,20 +205,53 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, num_symbols, bias=False)
         nn.init.normal_(self.last.weight, std=_SMALL)
+        self.of_context = nn.Linear(num_context, width, bias=False) if num_context else None
 
-    def forward(self, symbols: Tensor) -> Tensor:
-        """Return logits of the places 0 to T, given the first T symbols, ``[rows, T + 1, K]``.
-
-        Args:
-            symbols: Whole numbers, ``[rows, T]``; T is less than L.
-        """
+    def forward(self, symbols: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return logits of the places 0 to T, given the first T symbols, ``[rows, T + 1, K]``."""
         steps = self.embedding(symbols)
         h = torch.cat([self.before.expand(len(symbols), 1, -1), steps], 1)
         h = h + self.places[: h.shape[1]]
+        if self.of_context is not None:
+            h = h + self.of_context(context).unsqueeze(1)
         seen = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
         for block in self.blocks:
             h = block(h, seen)
         return self.last(self.norm(h))
+
+    def start(self, num_rows: int, context: Tensor | None = None) -> CausalState:
+        """Return the state before the first place; no place has been read."""
+        added = self.places.new_zeros(num_rows, 1, self.places.shape[1])
+        if self.of_context is not None:
+            added = self.of_context(context).unsqueeze(1)
+        return CausalState(added, [None] * len(self.blocks))
+
+    def step(self, symbol: Tensor | None, state: CausalState) -> tuple[Tensor, CausalState]:
+        """Return logits of the next place, ``[rows, K]``, and the state behind it.
+
+        Keys and values of the places before are kept, so that a step costs one place.
+        """
+        given = self.before if symbol is None else self.embedding(symbol[:, None])
+        first = state.read[0]
+        h = state.added + given + self.places[0 if first is None else first[0].shape[2]]
+        read: list[_Read | None] = []
+        for block, past in zip(self.blocks, state.read, strict=True):
+            assert isinstance(block, _Block)
+            h, now = block.step(h, past)
+            read.append(now)
+        return self.last(self.norm(h)).squeeze(1), CausalState(state.added, read)
+
+
+class CausalState(NamedTuple):
+    """What a ``CausalTransformer`` keeps of the places that it has read.
+
+    Attributes:
+        added: To every step, of the context, ``[rows, 1, width]``.
+        read: Keys and values of each block; None before the first place.
+    """
+
+    added: Tensor
+    read: list[_Read | None]
 
 
 class _Block(nn.Module):
@@ -238,11 +277,27 @@ class _Block(nn.Module):
 
         Or ``[L, L]``: what each of them sees.
         """
+        query, key, value = self._read(h)
+        return self._looked(h, query, key, value, seen)
+
+    def step(self, h: Tensor, past: _Read | None) -> tuple[Tensor, _Read]:
+        """Return the next step, ``[rows, 1, width]``, which looks at itself and at what is past."""
+        query, key, value = self._read(h)
+        if past is not None:
+            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+        return self._looked(h, query, key, value, None), (key, value)
+
+    def _read(self, h: Tensor) -> list[Tensor]:
+        """Return query, key and value of each head, ``[rows, heads, L, width / heads]``."""
         given = self.norm(h)
-        query, key, value = (
-            layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
+        layers = self.query, self.key, self.value
+        return [
+            layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in layers
+        ]
+
+    def _looked(
+        self, h: Tensor, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None
+    ) -> Tensor:
         looked = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         h = h + self.heads(looked.transpose(1, 2).flatten(2))
         return h + self.dense(h)
