@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 KNOWN = {
-    "x": ("x", "images", "image", "data", "features", "inputs"),
+    "x": ("x", "images", "image", "data", "features", "inputs", "text", "texts"),
     "labels": ("y", "labels", "label", "targets", "target"),
     "weights": ("weights", "weight"),
     "mask": ("mask",),

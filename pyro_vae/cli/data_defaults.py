@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ def settle(config: Any, data: Dataset) -> None:
     Unless a likelihood is given, binary data take a Bernoulli; the digits of scikit-learn and other
     counts a Binomial; the MNIST family is binarised anew at every visit, under a Bernoulli; other
     images are dequantised, whatever the type and the number of their levels, and real data taken as
-    they are, under a Normal.
+    they are, under a Normal. Texts are sequences of symbols, with a recurrent encoder, and decoder
+    where the likelihood takes numbers for each place, unless networks are given.
 
     A likelihood that is given decides how data are observed. Densities take integers dequantised,
     to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
@@ -66,6 +67,8 @@ def settle(config: Any, data: Dataset) -> None:
     if config.likelihood is None and has_parts:
         config.likelihood = Component(_default_likelihood(data))
     config.likelihood = _with_facts(config.likelihood, data)
+    if data.vocabulary is not None and has_parts:
+        _settle_networks_of_text(config, data)
     config.encoder = _with_symbols(config.encoder, config.likelihood)
     if "corruption" in config:
         config.corruption = _with_symbols(config.corruption, config.likelihood)
@@ -95,12 +98,25 @@ def single_numbers(support: Any) -> Any:
 
 
 def _default_likelihood(data: Dataset) -> str:
+    if data.vocabulary is not None:
+        return f"{_COMPONENTS}.CategoricalSequence"
     levels, is_table = data.levels, len(data.event_shape) < 2
     if levels == 1 or data.name in _BINARIZED:
         return f"{_COMPONENTS}.Bernoulli"
     if levels is not None and (is_table or levels < _PIXEL_LEVELS):
         return f"{_COMPONENTS}.Binomial"
     return f"{_COMPONENTS}.Normal"
+
+
+def _settle_networks_of_text(config: Any, data: Dataset) -> None:
+    """Let recurrent networks read and write symbols, unless networks are given; in place."""
+    if config.network != Component(f"{_COMPONENTS}.MLP"):
+        return
+    if config.encoder is None:
+        config.encoder = Component(f"{_COMPONENTS}.Recurrent")
+    raw_shape = _of_likelihood(config, data, lambda family: family.raw_shape)
+    if config.decoder is None and raw_shape is not None and raw_shape[1:] == data.event_shape:
+        config.decoder = Component(f"{_COMPONENTS}.RecurrentDecoder")
 
 
 def _with_facts(part: Any, data: Dataset) -> Any:
@@ -196,12 +212,19 @@ def _column(whole: bool, largest: float) -> Component:
 
 
 def _support(config: Any, data: Dataset) -> Any:
-    """Build the likelihood once to see its support; None where it states none."""
+    """Return the support of the likelihood; None where it states none."""
+    return _of_likelihood(
+        config, data, lambda family: family(torch.zeros(family.raw_shape)).support
+    )
+
+
+def _of_likelihood(config: Any, data: Dataset, ask: Callable[[Any], Any]) -> Any:
+    """Build the likelihood once to ask it something; None where it does not know."""
     build = built("--likelihood", HINTS["likelihood"], config.likelihood)
     with naming_options(config), torch.random.fork_rng(devices=[]), torch.no_grad(), Budget():
         family = build(data.event_shape)
         with contextlib.suppress(AttributeError, NotImplementedError):
-            return family(torch.zeros(family.raw_shape)).support
+            return ask(family)
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import datasets
-from pyro_vae.datasets import Dataset
+from pyro_vae.datasets import Dataset, Reading, Vocabulary
 from pyro_vae.datasets.arrays import weighted
 from pyro_vae.datasets.columns import column
 from pyro_vae.datasets.labels import few_labels
@@ -18,21 +18,46 @@ from pyro_vae.files import reason, show
 __all__ = ["load_data", "make_paths_absolute", "with_weights"]
 
 
-def load_data(given: str | Path, config: Any) -> Dataset:
+_OF_TEXT = {
+    "symbols": "symbols",
+    "max_symbols": "max_symbols",
+    "max_length": "max_length",
+    "longer": "longer",
+    "text_column": "column",
+    "label_column": "label_column",
+}
+"""Options of text, and what they are called where it is read."""
+
+
+def load_data(
+    given: str | Path, config: Any, *, vocabulary: Vocabulary | None = None, length: int = 1
+) -> Dataset:
     """Load data for a program: as tables and images for ours, of any shape as it is for others.
 
     Args:
         given: A name, or the path of a file or a folder.
         config: Of a run: ``data_root``, ``data_weights``, ``missing``, ``num_labels``, ``seed`` and
-            ``model``.
+            ``model``; how text is read: ``symbols`` and its kin.
+        vocabulary: Of a trained run, for texts.
+        length: That of its rows.
     """
     codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
     own = config.model is not None and not config.model.path.startswith("pyro_vae.models.")
     axes = datasets.as_given if own else datasets.as_images
     apart = () if config.data_weights is None else (config.data_weights,)
     root = Path(config.data_root)
-    data = datasets.load(given, root=root, missing=codes, axes=axes, apart=apart)
+    text = _reading(config)
+    if vocabulary is not None:
+        text = replace(text or Reading(), vocabulary=vocabulary, max_length=length)
+    data = datasets.load(given, root=root, missing=codes, axes=axes, apart=apart, text=text)
     return _with_few_labels(data, config)
+
+
+def _reading(config: Any) -> Reading | None:
+    """Return how text is read; None where the options say nothing of it."""
+    asked = {ours: getattr(config, name, None) for name, ours in _OF_TEXT.items()}
+    known: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    return Reading(**known) if known else None
 
 
 def _with_few_labels(data: Dataset, config: Any) -> Dataset:
@@ -51,6 +76,7 @@ def make_paths_absolute(config: Any) -> None:
     is_path = {
         "data": lambda path: path.exists() and not _is_name(config.data),
         "data_weights": Path.is_file,  # or the name of an array
+        "symbols": Path.is_file,  # or their name
         "init_from": lambda path: True,
         "refit": lambda path: True,
         "data_root": lambda path: True,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.cli.data_loading import load_data
-from pyro_vae.datasets import Data, Dataset
+from pyro_vae.datasets import Data, Dataset, Vocabulary
 from pyro_vae.datasets.data import joined
 from pyro_vae.engine import checkpoint
 from pyro_vae.files import show
@@ -53,6 +53,7 @@ class DataRecord:
         fingerprint: Of all rows, in their order.
         levels: As of a ``Dataset``.
         classes: As of a ``Dataset``.
+        vocabulary: As of a ``Dataset``.
         num_training: The number of training rows.
         few: A few training rows and their labels, which stand in for all where the values of the
             data do not matter.
@@ -75,12 +76,15 @@ class DataRecord:
     hashes: np.ndarray
     opens_alone: bool = False
     options: str = ""
+    vocabulary: Vocabulary | None = None
 
     def stand_in(self) -> Dataset:
         """Return the few rows, repeated, in the place of the data."""
         num_rows = min(self.num_training, _STARTING_ROWS)
         train = self.few[torch.arange(num_rows) % len(self.few)]
-        return Dataset(self.name, train, self.few, self.few, self.levels, self.classes)
+        return Dataset(
+            self.name, train, self.few, self.few, self.levels, self.classes, self.vocabulary
+        )
 
     def num_trained_on(self, x: Tensor) -> int:
         """Return how many rows, ``[N, *event_shape]``, were among the training rows."""
@@ -96,7 +100,9 @@ class DataRecord:
         Raises:
             FileNotFoundError: If they are nowhere.
         """
-        return load_data(self.place(folder, given), config)
+        length = self.few.x.shape[1] if self.vocabulary is not None else 1
+        place = self.place(folder, given)
+        return load_data(place, config, vocabulary=self.vocabulary, length=length)
 
     def place(self, folder: Path, given: str | None) -> str:
         """Return where the data of the run in ``folder`` are now.
@@ -177,7 +183,8 @@ class DataRecord:
                 f"--data: {data.name} holds {found}, and the run was trained on whole numbers from "
                 f"0 to {self.levels}"
             )
-        return self._renumbered(replace(data, levels=self.levels))
+        same = replace(data, levels=self.levels, vocabulary=self.vocabulary)
+        return self._renumbered(same)
 
     def _renumbered(self, data: Dataset) -> Dataset:
         if data.classes is None or self.classes is None or data.classes == self.classes:
@@ -226,7 +233,7 @@ def record_of(data: Dataset, given: str, folder: Path, options: str) -> DataReco
     hashes = np.sort(row_hashes(train.x))[:_MOST_HASHES]
     return DataRecord(
         data.name, source, data.fingerprint(), data.levels, data.classes, len(train),
-        _few(train), labels, hashes, options=options,
+        _few(train), labels, hashes, options=options, vocabulary=data.vocabulary,
     )  # fmt: skip
 
 
@@ -313,6 +320,7 @@ def write(record: DataRecord, folder: Path) -> None:
         **{name: value for name, value in vars(record).items() if name != "few"},
         "classes": None if record.classes is None else list(record.classes),
         "few": dict(record.few.fields),
+        "vocabulary": None if record.vocabulary is None else record.vocabulary.to_json(),
         "hashes": torch.from_numpy(record.hashes),
     }
     checkpoint.save(folder / _FOLDER, state, step=0)
@@ -330,10 +338,12 @@ def read(folder: Path) -> DataRecord | None:
     state = checkpoint.load(path)
     try:
         classes = None if state["classes"] is None else tuple(map(str, state["classes"]))
+        symbols = state.get("vocabulary")  # earlier versions had none
         return DataRecord(
             **{
                 **state,
                 "classes": classes,
+                "vocabulary": None if symbols is None else Vocabulary.from_json(symbols),
                 "few": Data(**state["few"]),
                 "hashes": state["hashes"].numpy(),
             }

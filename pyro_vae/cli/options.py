@@ -23,7 +23,7 @@ _AT_LEAST = {
     "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
     "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
     "num_temperatures": 2, "num_chains": 1, "num_data": 1, "labels": 1, "repeats": 2,
-    "num_labels": 1,
+    "num_labels": 1, "max_symbols": 1, "max_length": 1,
 }  # fmt: skip
 _POSITIVE = ("lr", "clip_norm")
 
@@ -53,7 +53,7 @@ def add_data(parser: Parser) -> None:
     """Add the options of the data."""
     group = parser.add_argument_group("data")
     add = parser.option
-    help_ = "name of a data set, a .npy or .npz file, or a folder of images"
+    help_ = "name of a data set, a .npy, .npz, .txt or .csv file, or a folder of images or texts"
     add(group, "--data", str, help_, "digits")
     help_ = (
         "weight of each row in training: a .npy file with one number per row, or the name of an "
@@ -67,6 +67,27 @@ def add_data(parser: Parser) -> None:
     add(group, "--num-labels", int | None, help_)
     help_ = "map from stored values to observations (default: by the data)"
     parser.role(group, "observation", help_)
+    _add_text(parser)
+
+
+def _add_text(parser: Parser) -> None:
+    group = parser.add_argument_group("text")
+    add = parser.option
+    help_ = "column of a .csv or .tsv file that holds texts"
+    add(group, "--text-column", str | None, help_, metavar="NAME")
+    help_ = "column of a .csv or .tsv file that holds their labels"
+    add(group, "--label-column", str | None, help_, metavar="NAME")
+    help_ = (
+        "what a symbol of a text is: characters, words, or the path of a tokenizer.json of the "
+        "library tokenizers (default: characters)"
+    )
+    add(group, "--symbols", str | None, help_)
+    help_ = "number of symbols to keep, by frequency (default: all characters, 10000 words)"
+    add(group, "--max-symbols", int | None, help_)
+    help_ = "symbols of a row at most (default: those of the longest)"
+    add(group, "--max-length", int | None, help_)
+    help_ = "what becomes of longer texts: refuse them, cut them, or drop them (default: refuse)"
+    add(group, "--longer", Literal["refuse", "cut", "drop"] | None, help_)
 
 
 def add_program(parser: Parser) -> None:

@@ -80,6 +80,11 @@ def run_parser(command: str, description: str) -> Parser:
     add(parser, "--data-root", str | None, help_)
     help_ = "the run's data where they are now, or other data to evaluate on"
     add(parser, "--data", str | None, help_)
+    help_ = "column of texts of a .csv or .tsv file (default: the run's own)"
+    add(parser, "--text-column", str | None, help_, metavar="NAME")
+    add(parser, "--label-column", str | None, "column of their labels", metavar="NAME")
+    help_ = "what becomes of texts longer than the run's: refuse, cut or drop (default: as in it)"
+    add(parser, "--longer", Literal["refuse", "cut", "drop"] | None, help_)
     add(parser, "--seed", int | None, "seed for random draws")
     help_ = "weights to load: the best by validation, or the last (default: as in training)"
     add(parser, "--weights", Literal["best", "last"] | None, help_)
@@ -108,7 +113,7 @@ def opened(
     training = training_parser()
     stored = training.read_file(path, given.modules)
     config_files.refuse_edited(path, "" if record is None else record.options)
-    shared = (*ROLES, "device", "data_root")
+    shared = (*ROLES, "device", "data_root", "text_column", "label_column", "longer")
     config = training.config(stored, given.only(shared))
     data = (
         load_data(config.data, config)

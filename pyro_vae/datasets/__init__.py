@@ -18,6 +18,9 @@ from pyro_vae.datasets.axes import Axes, as_given, as_images
 from pyro_vae.datasets.data import Data, Dataset, Shape
 from pyro_vae.datasets.files import load_file, load_folder
 from pyro_vae.datasets.published import NAMES, load_named
+from pyro_vae.datasets.splitters import Splitter
+from pyro_vae.datasets.text import Reading, no_texts
+from pyro_vae.datasets.vocabulary import Vocabulary
 from pyro_vae.memory import MAPPED_BYTES
 
 __all__ = [
@@ -26,7 +29,10 @@ __all__ = [
     "Axes",
     "Data",
     "Dataset",
+    "Reading",
     "Shape",
+    "Splitter",
+    "Vocabulary",
     "as_dataset",
     "as_given",
     "as_images",
@@ -42,6 +48,7 @@ def load(
     missing: Sequence[float] = (),
     axes: Axes = as_images,
     apart: Collection[str] = (),
+    text: Reading | None = None,
 ) -> Dataset:
     """Load a data set by name, or a user's own file or folder.
 
@@ -63,6 +70,9 @@ def load(
     * a folder of images of one size and mode, in sorted order, turned upright; subfolders are class
       labels, unless they are named `train`, `validation` (`valid`, `val`, `dev`) and `test`: then
       they are the splits.
+    * a `.txt` file of one text a line; a `.csv` or `.tsv` file with a header, of which `text` names
+      a column; a folder of texts, one a file, as one of images; or one of `train.txt`, `valid.txt`
+      and `test.txt`, which have a text a line. All are UTF-8.
 
     Args:
         name: one of `NAMES`, or a path. A name wins over a file of that name; write `./mnist`.
@@ -70,6 +80,7 @@ def load(
         missing: numbers in a file that stand for a missing value, such as -9999.
         axes: how the axes of a file's arrays are read; `as_given` takes rows of any shape.
         apart: arrays of a `.npz` file that are taken for something else than rows or labels.
+        text: how texts become symbols; characters unless given.
 
     Raises:
         FileNotFoundError: a path that does not exist; a data set that cannot be downloaded.
@@ -78,6 +89,8 @@ def load(
     key = str(name).lower().replace("-", "").replace("_", "")
     known = next((known for known in NAMES if known.replace("_", "") == key), None)
     if known is not None:
+        if text is not None:
+            raise no_texts(text, known)
         if missing:
             raise ValueError(f"missing={missing[0]:g}: {known} has no missing values")
         return load_named(known, Path("data") if root is None else Path(root).expanduser())
@@ -87,11 +100,11 @@ def load(
     if path.is_dir():
         if missing:
             raise ValueError(
-                f"missing={missing[0]:g}: {path} is a folder of images, which has none"
+                f"missing={missing[0]:g}: {path} is a folder, whose images and texts have none"
             )
-        return load_folder(path)
+        return load_folder(path, text)
     if path.is_file():
-        return load_file(path, missing=missing, axes=axes, apart=apart)
+        return load_file(path, missing=missing, axes=axes, apart=apart, text=text)
     if path.exists():
         raise ValueError(f"{path}: a pipe or a device, not a file; write what it gives to a file")
     if path.suffix or len(path.parts) > 1:
@@ -102,5 +115,5 @@ def load(
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(
         f"unknown data set {str(name)!r}.{hint} Known: {', '.join(NAMES)}; "
-        "or the path of a .npy or .npz file or of a folder of images"
+        "or the path of a .npy, .npz, .txt or .csv file or of a folder of images or texts"
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from pyro_vae.datasets.containers import Given, unpacked
 from pyro_vae.datasets.data import Data, Dataset
 from pyro_vae.datasets.labels import number_classes
 from pyro_vae.datasets.storage import is_mapped, stored_as, tensor
+from pyro_vae.datasets.text import Reading, no_texts, numbered, texts_of
 from pyro_vae.datasets.values import Codes, numeric
+from pyro_vae.datasets.vocabulary import Vocabulary
 
 __all__ = ["as_dataset", "from_arrays", "weighted"]
 
@@ -80,6 +83,7 @@ def from_arrays(
     seed: int = 0,
     missing: float | Sequence[float] = (),
     axes: Axes = as_images,
+    text: Reading | None = None,
 ) -> Dataset:
     """Split a user's array 80/10/10 by a permutation that depends on `seed` and N alone.
 
@@ -91,13 +95,16 @@ def from_arrays(
     NaN is a missing value, and so are masked values of numpy, None, pandas' NA, and `missing`.
     Whole numbers `>= 0` beside missing ones count as integers, which an array with NaN cannot hold.
 
+    Texts become rows `(N, L)` of the numbers of their symbols, padded with 0; `Dataset.vocabulary`
+    has the symbols.
+
     Args:
         x: `(N, D)`, `(N, H, W)` or `(N, C, H, W)` with 1, 3 or 4 channels: a numpy array, tensor,
-            nested list, sparse rows, or a table of pandas, polars or Arrow. It is neither modified
-            nor shared. `(N, H, W)` becomes `(N, 1, H, W)`. Or a container: a dictionary of fields
-            by name (x, labels, weights, mask, covariates, any other), or of train, validation and
-            test; a list `[x, y]`; a map-style data set or a `DataLoader` of torch, each of whose
-            items is read once.
+            nested list, sparse rows, or a table of pandas, polars or Arrow; or `N` texts. It is
+            neither modified nor shared. `(N, H, W)` becomes `(N, 1, H, W)`. Or a container: a
+            dictionary of fields by name (x, labels, weights, mask, covariates, any other), or of
+            train, validation and test; a list `[x, y]`; a map-style data set or a `DataLoader` of
+            torch, each of whose items is read once.
         labels: `(N,)` integers `>= 0`, whole floats, booleans or text; the classes that occur are
             numbered in order, and keep their names. -1, None, NaN and masked ones are missing.
         weights: `(N,)` numbers `>= 0`, what each row counts in training: an objective is maximised
@@ -108,9 +115,10 @@ def from_arrays(
         seed: of the permutation.
         missing: numbers that stand for a missing value, such as -9999.
         axes: how axes are read; `as_given` takes rows of any shape as they are.
+        text: how texts become symbols; characters unless given.
 
     Raises:
-        ValueError: text or objects, a wrong shape, no or too few rows, infinite values, nothing
+        ValueError: objects, a wrong shape, no or too few rows, infinite values, nothing
             but missing values, values outside `0..levels`, labels or weights that do not fit; what
             holds no rows, such as a generator.
     """
@@ -120,21 +128,61 @@ def from_arrays(
             raise ValueError(f"{name}: {field} are given, and x holds some, too; give them once")
         if values is not None:
             parts[name][field] = values
+    is_split = name not in parts
+    parts, vocabulary = _of_texts(
+        parts, name, text, lambda n: range(n) if is_split else _split(n, seed, name=name)[0]
+    )
+    if vocabulary is not None:
+        levels, axes = len(vocabulary) - 1, as_given
     fields, stored = _read(name, parts, levels, classes, Codes(missing), axes)
-    if name not in parts:
+    stored = stored._replace(vocabulary=vocabulary)
+    if is_split:
         return stored.dataset(name, [(part, None) for part in fields])
-    num_rows = len(fields[0]["x"])
-    if num_rows < 3:
-        count = "one datum" if num_rows == 1 else f"{num_rows} data"
-        raise ValueError(
-            f"{name}: {count}, but training, validation and test need a row each: give 3 or more"
-        )
-    index = _split(num_rows, seed, in_order=is_mapped(fields[0]["x"]))
+    in_order = vocabulary is None and is_mapped(fields[0]["x"])
+    index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name)
     return stored.dataset(name, [(fields[0], rows) for rows in index])
 
 
+def _of_texts(
+    parts: dict[str, Given],
+    name: str,
+    reading: Reading | None,
+    training: Callable[[int], Sequence[int]],
+) -> tuple[dict[str, Given], Vocabulary | None]:
+    """The parts with numbers in the place of texts, and the vocabulary; None if x is no text."""
+    found = {where: texts_of(given["x"], where) for where, given in parts.items()}
+    texts = {where: rows for where, rows in found.items() if rows is not None}
+    if not texts:
+        if reading is not None and reading.vocabulary is None:
+            raise no_texts(reading, name)
+        return parts, None  # of a trained run, x may be the numbers of its symbols
+    other = next((where for where in parts if where not in texts), None)
+    if other is not None:
+        raise ValueError(f"{name}: {other} holds no texts, and another part does; give all as text")
+    if reading is None and all(map(_is_number, itertools.chain(*texts.values()))):
+        raise ValueError(
+            f"{name}: numbers as text; x.astype(float) makes numbers of them, and text=Reading() "
+            "takes them as text"
+        )
+    parts = {where: {**given, "x": texts[where]} for where, given in parts.items()}
+    return numbered(parts, name, reading or Reading(), training)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def unsplit(
-    x: Any, *, name: str = "array", levels: int | None = None, axes: Axes = as_images
+    x: Any,
+    *,
+    name: str = "array",
+    levels: int | None = None,
+    axes: Axes = as_images,
+    text: Reading | None = None,
 ) -> Dataset:
     """All rows of a user's array as they are, in their order: each part has them all.
 
@@ -143,6 +191,7 @@ def unsplit(
         name: what messages call them.
         levels: the largest value that integers can take; found from the data if not given.
         axes: how axes are read.
+        text: how texts are read, with their vocabulary; where x is no text, it is not used.
 
     Raises:
         ValueError: as `from_arrays` does, but a single row will do.
@@ -150,8 +199,12 @@ def unsplit(
     parts = {f"{name} {part}".rstrip(): given for part, given in unpacked(x, name).items()}
     if name not in parts:
         raise ValueError(f"{name}: parts of a data set are given; give the rows of one")
+    vocabulary = None
+    if text is not None and texts_of(parts[name]["x"], name) is not None:
+        parts, vocabulary = numbered(parts, name, text, range)
+        axes = as_given
     fields, stored = _read(name, parts, levels, None, Codes(), axes)
-    return stored.dataset(name, [(fields[0], None)] * 3)
+    return stored._replace(vocabulary=vocabulary).dataset(name, [(fields[0], None)] * 3)
 
 
 def _warn_of_unmet(codes: Codes, name: str) -> None:
@@ -162,8 +215,17 @@ def _warn_of_unmet(codes: Codes, name: str) -> None:
         )
 
 
-def _split(num_rows: int, seed: int, *, in_order: bool) -> list[Any]:
-    """Index of the training, validation and test rows."""
+def _split(num_rows: int, seed: int, *, name: str, in_order: bool = False) -> list[Any]:
+    """Index of the training, validation and test rows.
+
+    Raises:
+        ValueError: fewer than three rows.
+    """
+    if num_rows < 3:
+        count = "one datum" if num_rows == 1 else f"{num_rows} data"
+        raise ValueError(
+            f"{name}: {count}, but training, validation and test need a row each: give 3 or more"
+        )
     held = max(1, round(num_rows / 10))
     first, second = num_rows - 2 * held, num_rows - held
     if in_order:
@@ -179,11 +241,12 @@ class _Stored(NamedTuple):
     dtype: np.dtype
     levels: int | None
     classes: tuple[str, ...] | None
+    vocabulary: Vocabulary | None = None
 
     def dataset(self, name: str, parts: Sequence[tuple[Mapping[str, np.ndarray], Any]]) -> Dataset:
         """The data set of some rows of the fields for each part; None: all of them."""
         train, validation, test = (self._data(*part) for part in parts)
-        return Dataset(name, train, validation, test, self.levels, self.classes)
+        return Dataset(name, train, validation, test, self.levels, self.classes, self.vocabulary)
 
     def _data(self, fields: Mapping[str, np.ndarray], index: Any) -> Data:
         taken = slice(None) if index is None else index

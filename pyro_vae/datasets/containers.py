@@ -64,7 +64,8 @@ def _of_rows(data: Any, where: str) -> Given:
         return _of_items([data[row] for row in range(len(data))], where)
     if isinstance(data, (list, tuple)) and len(data):
         first = data[0]
-        if len(data) in (2, 3) and num_axes(first) >= 2 and _is_column(data[1]):
+        is_rows = num_axes(first) >= 2 or _are_texts(first)
+        if len(data) in (2, 3) and is_rows and _is_column(data[1]):
             return _positional(data, where)
         if _is_item(first):
             return _of_items(data, where)
@@ -103,6 +104,10 @@ def _is_column(value: Any) -> bool:
     return value is None or (num_axes(value) == 1 and not isinstance(value, str))
 
 
+def _are_texts(value: Any) -> bool:
+    return num_axes(value) == 1 and len(value) > 0 and isinstance(value[0], str)
+
+
 def _is_map_style(data: Any) -> bool:
     if isinstance(data, Rows):
         return True
@@ -118,7 +123,12 @@ def _is_item(value: Any) -> bool:
     if isinstance(value, Mapping) or is_picture(value):
         return True
     pair = isinstance(value, tuple) and len(value) == 2
-    return pair and (is_picture(value[0]) or num_axes(value[0]) >= 1)
+    return pair and (_is_datum(value[0]) or is_picture(value[0]))
+
+
+def _is_datum(value: Any) -> bool:
+    """Whether it is an array or a text, rather than a number alone."""
+    return num_axes(value) >= 1 or isinstance(value, str)
 
 
 def _of_loader(loader: DataLoader[Any], where: str) -> Any:
@@ -147,7 +157,7 @@ def _of_items(items: Sequence[Any], where: str) -> Given:
     first = items[0]
     if isinstance(first, Mapping):
         return _of_mapping({key: [item[key] for item in items] for key in first}, where)[""]
-    is_record = isinstance(first, (tuple, list)) and num_axes(first[0]) >= 1
+    is_record = isinstance(first, (tuple, list)) and _is_datum(first[0])
     columns = [list(column) for column in zip(*items, strict=True)] if is_record else [items]
     return _positional(columns, where)
 

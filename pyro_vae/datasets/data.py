@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.datasets.values import chunks
+from pyro_vae.datasets.vocabulary import Vocabulary
 from pyro_vae.fields import KNOWN
 from pyro_vae.memory import room
 
@@ -160,6 +161,7 @@ class Dataset:
             None for real-valued data.
         classes: what the classes are called, by number, whichever part they occur in; None for
             data without labels.
+        vocabulary: of the symbols whose numbers x holds, where the data are text; else None.
     """
 
     name: str
@@ -168,10 +170,12 @@ class Dataset:
     test: Data
     levels: int | None
     classes: tuple[str, ...] | None = None
+    vocabulary: Vocabulary | None = None
 
     def __repr__(self) -> str:
         parts = "".join(f"\n  {name}: {part!r}" for name, part in self.parts.items())
         known = "" if self.classes is None else f", {len(self.classes)} classes"
+        known += "" if self.vocabulary is None else f", {self.vocabulary!r}"
         return f"Dataset({self.name!r}, levels={self.levels}{known}){parts}"
 
     @property
@@ -186,12 +190,14 @@ class Dataset:
 
     def map(self, function: Callable[[Data], Data]) -> Dataset:
         """The same data set with each part replaced by what a function makes of it."""
-        parts = {name: function(part) for name, part in self.parts.items()}
-        return Dataset(self.name, **parts, levels=self.levels, classes=self.classes)
+        changed: Any = {name: function(part) for name, part in self.parts.items()}
+        return replace(self, **changed)
 
     def fingerprint(self) -> str:
-        """SHA-256 over name, dtype, shape and bytes of all fields, and classes' names."""
+        """SHA-256 over name, dtype, shape and bytes of all fields, classes' names and symbols."""
         digest = hashlib.sha256()
+        if self.vocabulary is not None:
+            digest.update(self.vocabulary.to_json().encode())
         if self.classes != tuple(map(str, range(len(self.classes or ())))):
             digest.update(repr(self.classes).encode())
         for part in self.parts.values():

@@ -18,7 +18,17 @@ from pyro_vae.datasets.images import read_images, visible
 from pyro_vae.datasets.names import parts_by_name, split_names
 from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
+from pyro_vae.datasets.text import Reading, no_texts
+from pyro_vae.datasets.text_files import (
+    TABLES,
+    TEXTS,
+    holds_texts,
+    read_folder,
+    read_lines,
+    read_table,
+)
 from pyro_vae.fields import KNOWN, meant
+from pyro_vae.files import show
 
 __all__ = ["load_file", "load_folder"]
 
@@ -29,20 +39,26 @@ def load_file(
     missing: Sequence[float] = (),
     axes: Axes = as_images,
     apart: Collection[str] = (),
+    text: Reading | None = None,
 ) -> Dataset:
-    """Load a `.npy` or `.npz` file; see `load` for what each may hold."""
+    """Load a `.npy`, `.npz`, `.txt`, `.csv` or `.tsv` file; see `load` for what each may hold."""
     suffix = path.suffix.lower()
+    if suffix in (*TEXTS, *TABLES):
+        reading = text or Reading()
+        by_column = suffix in TABLES
+        given = read_table(path, reading) if by_column else read_lines(path)
+        return from_arrays(given, name=path.name, text=reading)
     if suffix not in (".npy", ".npz"):
         raise ValueError(
-            f"{path}: expected a .npy or .npz file or a folder of images; "
-            "numpy.save writes the first from any array"
+            f"{path}: expected a .npy or .npz file of numbers, a .txt, .csv or .tsv file of text, "
+            "or a folder of images or texts; numpy.save writes the first from any array"
         )
     arrays = _arrays(path, suffix)
     parts = {"": arrays} if suffix == ".npy" else _npz_fields(path, arrays, apart)
     if axes is as_images:
         pixels = as_pixels({part: fields["x"] for part, fields in parts.items()})
         parts = {part: {**fields, "x": pixels[part]} for part, fields in parts.items()}
-    found = from_arrays(parts.get("", parts), name=path.name, missing=missing, axes=axes)
+    found = from_arrays(parts.get("", parts), name=path.name, missing=missing, axes=axes, text=text)
     if "" not in parts:
         warn_of_shared_rows(found)
     return found
@@ -153,11 +169,15 @@ def _warn_of_others(
         )
 
 
-def load_folder(folder: Path) -> Dataset:
-    """Load a folder of images, with its subfolders as labels or as splits."""
+def load_folder(folder: Path, text: Reading | None = None) -> Dataset:
+    """Load a folder of images or texts, with its subfolders as labels or as splits."""
     place = folder
     while len(inside := visible(place)) == 1 and inside[0].is_dir():
         place = inside[0]  # such as an archive makes: pets/pets/cat
+    if holds_texts(place):
+        return _of_texts(place, folder.resolve().name, text or Reading())
+    if text is not None:
+        raise no_texts(text, show(folder))
     folders = [path.name for path in inside if path.is_dir()]
     parts = split_names(folders, str(place))
     if parts is None:
@@ -171,6 +191,14 @@ def load_folder(folder: Path) -> Dataset:
     splits = {part: _of_images(place / name) for part, name in parts.items()}
     found = from_arrays(splits, name=folder.resolve().name)
     warn_of_shared_rows(found)
+    return found
+
+
+def _of_texts(folder: Path, name: str, reading: Reading) -> Dataset:
+    parts = read_folder(folder)
+    found = from_arrays(parts.get("", parts), name=name, text=reading)
+    if "" not in parts:
+        warn_of_shared_rows(found)
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pyro_vae import memory
 
-__all__ = ["pixels", "read_images", "visible"]
+__all__ = ["is_image", "pixels", "read_images", "visible", "walk"]
 
 _SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp",
@@ -69,7 +69,7 @@ def read_images(folder: Path) -> tuple[np.ndarray, list[str] | None]:
 
 def _names(folder: Path) -> list[str]:
     """The images below a folder, by their paths from it, sorted."""
-    found = sorted(_walk(folder))
+    found = sorted(walk(folder))
     left_out = Counter(Path(name).suffix.lower() for name in found)
     unread = {suffix: count for suffix, count in left_out.items() if suffix in _NOT_READ}
     names = [name for name in found if Path(name).suffix.lower() in _SUFFIXES]
@@ -88,7 +88,12 @@ def _names(folder: Path) -> list[str]:
     return names
 
 
-def _walk(folder: Path) -> list[str]:
+def is_image(name: str) -> bool:
+    """Tell whether a file is an image by its name, of a kind that is read or not."""
+    return Path(name).suffix.lower() in _SUFFIXES | _NOT_READ
+
+
+def walk(folder: Path) -> list[str]:
     """All files below a folder that are not hidden, also through links, which may lead back."""
     found: list[str] = []
 

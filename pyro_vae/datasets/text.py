@@ -1,0 +1,231 @@
+"""Texts as rows of symbols: split, numbered by a vocabulary of the training rows, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from pyro_vae.datasets.containers import Given
+from pyro_vae.datasets.splitters import Splitter, splitter
+from pyro_vae.datasets.values import is_missing
+from pyro_vae.datasets.vocabulary import Vocabulary, shown
+from pyro_vae.memory import refuse_beyond
+from pyro_vae.wording import option, warn
+
+__all__ = ["Reading", "no_texts", "numbered", "texts_of"]
+
+_MANY_UNKNOWN = 0.1  # of the symbols
+_FAR_LONGER = 4  # than all but a few rows
+_FEW = 0.02
+_AS_LIST = ("tolist", "to_list", "to_pylist")
+
+Symbols = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How text becomes rows of symbols.
+
+    The vocabulary is that of the training rows. All rows are padded to one length.
+
+    Args:
+        symbols: What a symbol is: "characters"; "words", by frequency, those that occur once being
+            unknown; the path of a ``tokenizer.json`` of the library ``tokenizers``; or a
+            ``Splitter``.
+        max_symbols: How many symbols are kept, the most frequent ones; by default all characters,
+            and 10,000 words.
+        max_length: The length of all rows in symbols; by default that of the longest.
+        longer: What becomes of longer rows: they are refused, cut, or left out.
+        column: The column of a ``.csv`` or ``.tsv`` file that holds the texts.
+        label_column: The one that holds their labels; none unless given.
+        vocabulary: In place of one of the training rows, such as that of a run.
+
+    Raises:
+        ValueError: If a number is less than one.
+    """
+
+    symbols: str | Path | Splitter = "characters"
+    max_symbols: int | None = None
+    max_length: int | None = None
+    longer: Literal["refuse", "cut", "drop"] = "refuse"
+    column: str | None = None
+    label_column: str | None = None
+    vocabulary: Vocabulary | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_symbols", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{option(name, value)}: give 1 or more")
+        if self.longer not in ("refuse", "cut", "drop"):
+            raise ValueError(f"{option('longer', self.longer)}: it is refuse, cut or drop")
+
+    def splitter(self) -> Splitter:
+        """Return what splits text into symbols."""
+        return splitter(self.symbols) if self.vocabulary is None else self.vocabulary.splitter
+
+
+def no_texts(reading: Reading, name: str) -> ValueError:
+    """Return the error of data that hold no texts where a reading of texts is given."""
+    if reading.vocabulary is not None:
+        return ValueError(f"{name} holds no texts, and the run was trained on texts")
+    asked = next((f.name for f in fields(Reading) if getattr(reading, f.name) != f.default), "text")
+    given = option("text_column" if asked == "column" else asked, python=f"text={reading}")
+    return ValueError(f"{given}: {name} holds no texts; leave it out")
+
+
+def texts_of(values: Any, where: str) -> list[str] | None:
+    """Return rows that are texts as a list; None if they are none.
+
+    Raises:
+        ValueError: If some rows are text, and others are not.
+    """
+    rows = values if isinstance(values, (list, tuple)) else _column(values)
+    first = None if rows is None else next((row for row in rows if not is_missing(row)), None)
+    if rows is None or not isinstance(first, (str, bytes)):
+        return None
+    wrong = next((n for n, row in enumerate(rows) if not isinstance(row, str)), None)
+    if wrong is not None:
+        kind = "missing" if is_missing(rows[wrong]) else f"a {type(rows[wrong]).__name__}"
+        cure = "decode it" if isinstance(rows[wrong], bytes) else "leave it out"
+        raise ValueError(f"{where}: row {wrong} is {kind}, the first is text; {cure}")
+    return [str(row) for row in rows]
+
+
+def _column(values: Any) -> list[Any] | None:
+    """Return a column of text or objects as a list, of numpy, pandas, polars or Arrow."""
+    kind = getattr(getattr(values, "dtype", None), "kind", "O")
+    if getattr(values, "ndim", 1) != 1 or kind not in "OUST" or isinstance(values, Tensor):
+        return None
+    method = next((name for name in _AS_LIST if hasattr(values, name)), None)
+    found = None if method is None else getattr(values, method)()
+    return found if isinstance(found, list) else None
+
+
+def numbered(
+    parts: Mapping[str, Given],
+    name: str,
+    reading: Reading,
+    training: Callable[[int], Sequence[int]],
+) -> tuple[dict[str, Given], Vocabulary]:
+    """Return parts with the numbers of their texts' symbols as x, and the vocabulary.
+
+    Args:
+        parts: By what messages call them, those for training first; x is a list of texts.
+        name: What messages call all of them.
+        reading: How they are read.
+        training: Which of so many rows of the first part are for training.
+
+    Raises:
+        ValueError: If a text is too long, or holds what no vocabulary has.
+    """
+    split = {where: _split(given["x"], where, reading.splitter()) for where, given in parts.items()}
+    if not any(chain.from_iterable(split.values())):
+        raise ValueError(f"{name}: all texts are empty; give some that are not")
+    kind = reading.splitter().kind
+    length = _length([*chain.from_iterable(split.values())], name, kind, reading)
+    parts = dict(parts)
+    for where, rows in split.items():
+        parts[where], split[where] = _shortened(parts[where], rows, length, reading.longer)
+        if not split[where]:
+            raise ValueError(f"{where}: no text has {length} {kind} or fewer; raise the length")
+    first = next(iter(split.values()))
+    vocabulary = reading.vocabulary or _of_training(
+        [first[row] for row in training(len(first))], name, reading
+    )
+    _tell_of_unknown([*chain.from_iterable(split.values())], name, vocabulary)
+    size = sum(map(len, split.values())) * length * vocabulary.dtype.itemsize
+    cure = f"{option('max_length')} with {option('longer', 'cut')} makes shorter ones"
+    refuse_beyond(size, f"{name}: all rows with {length:,} {kind} each", cure)
+    numbers = {where: vocabulary.numbered(rows, length) for where, rows in split.items()}
+    return {where: {**given, "x": numbers[where]} for where, given in parts.items()}, vocabulary
+
+
+def _split(texts: Sequence[str], where: str, splitter: Splitter) -> Symbols:
+    found = []
+    for row, text in enumerate(texts):
+        try:
+            found.append(splitter.split(text))
+        except ValueError as error:
+            raise ValueError(f"{where}: row {row}: {error}") from None
+    return found
+
+
+def _length(rows: Symbols, name: str, kind: str, reading: Reading) -> int:
+    """Return the length of all rows; refuses longer ones where they are to be refused."""
+    lengths = np.array([len(row) for row in rows])
+    most, longest = reading.max_length, int(lengths.max())
+    if most is None:
+        _tell_of_long(lengths, name, kind)
+        return longest
+    num_longer = int((lengths > most).sum())
+    if num_longer and reading.longer == "refuse":
+        cut, drop = (option("longer", way, python=f"longer={way!r}") for way in ("cut", "drop"))
+        raise ValueError(
+            f"{name}: {num_longer:,} of {len(rows):,} texts are longer than {most:,} {kind}, the "
+            f"longest has {longest:,}: {cut} cuts them, {drop} leaves them out"
+        )
+    return most
+
+
+def _tell_of_long(lengths: np.ndarray, name: str, kind: str) -> None:
+    usual, longest = int(np.quantile(lengths, 1 - _FEW)), int(lengths.max())
+    if longest > _FAR_LONGER * max(usual, 10):
+        cut = option("longer", "cut", python="longer='cut'")
+        warn(
+            f"{name}: all rows are padded to {longest:,} {kind}, though {1 - _FEW:.0%} have "
+            f"{usual:,} or fewer: {option('max_length', usual)} with {cut} is faster"
+        )
+
+
+def _shortened(given: Given, rows: Symbols, length: int, longer: str) -> tuple[Given, Symbols]:
+    """Return fields and symbols with longer rows cut or left out."""
+    if longer == "cut":
+        return given, [row[:length] for row in rows]
+    kept = [place for place, row in enumerate(rows) if len(row) <= length]
+    if len(kept) == len(rows):
+        return given, rows
+    found = {name: values if values is None else _rows(values, kept)
+             for name, values in given.items()}  # fmt: skip
+    return found, [rows[place] for place in kept]
+
+
+def _rows(values: Any, kept: list[int]) -> Any:
+    if isinstance(values, (list, tuple)):
+        return [values[place] for place in kept]
+    return np.asarray(values)[kept]
+
+
+def _of_training(rows: Symbols, name: str, reading: Reading) -> Vocabulary:
+    try:
+        return Vocabulary.of(rows, reading.splitter(), most=reading.max_symbols)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _tell_of_unknown(rows: Symbols, name: str, vocabulary: Vocabulary) -> None:
+    """Warn of symbols that training never meets, and of many unknown ones; refuse the unreadable.
+
+    Raises:
+        ValueError: If there are such symbols, and nothing stands for them.
+    """
+    strange = vocabulary.outside(rows)
+    if not strange:
+        return
+    kind, known = vocabulary.splitter.kind, len(vocabulary) - 1
+    num_rows = sum(any(symbol in strange for symbol in row) for row in rows)
+    held = f"{name}: {num_rows:,} of {len(rows):,} texts hold {shown(strange)}"
+    if vocabulary.unknown is None:
+        raise ValueError(f"{held}, not among the {known:,} {kind} of the training rows")
+    unknown = vocabulary.symbols[vocabulary.unknown]
+    share = strange.total() / sum(map(len, rows))
+    if vocabulary.is_whole:
+        warn(f"{held}, which no training row has: read as {unknown!r}, which is never trained")
+    elif share > _MANY_UNKNOWN:
+        warn(f"{held}: {share:.0%} of all {kind} are not among the {known:,} known: {unknown!r}")
