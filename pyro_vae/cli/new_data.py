@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.cli.parser import Parser
+from pyro_vae.cli.sample_files import as_lines
+from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, place_of, run_parser
 from pyro_vae.cli.trained_run import TrainedRun, in_order
 from pyro_vae.datasets import Data
@@ -41,9 +43,21 @@ def reconstruct(arguments: list[str]) -> None:
         "reconstructions",
     )  # fmt: skip
     parser.flag(parser, "--draw", "draw latents and rows in place of means")
-    run, rows, options = _opened(parser, arguments)
+    run, rows, options = _opened(parser, arguments, suffixes=(*_SUFFIXES, ".txt"))
     found = run.reconstructed(rows, stochastic=options.draw, seed=options.seed or 0)
-    _write(found, options, "reconstructions", of="x")
+    as_numbers = options.out is not None and options.out.suffix in (".npy", ".npz")
+    if run.vocabulary is None or as_numbers:
+        _write(found, options, "reconstructions", of="x")
+    else:
+        _write_texts(texts_of_rows(found, run.vocabulary), options)
+
+
+def _write_texts(texts: list[str], options: Namespace) -> None:
+    out = options.out or options.place / "reconstructions.txt"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    as_table = out.suffix == ".csv"
+    replace_file(out, _table(["row", "x"], enumerate(texts)) if as_table else as_lines(texts))
+    print(on_one_line(f"wrote {out}: {len(texts)} texts"))
 
 
 def score(arguments: list[str]) -> None:
@@ -65,7 +79,9 @@ def score(arguments: list[str]) -> None:
     order = found.log_p.argsort()[: options.show].tolist()
     for row in order:
         error = float(columns["standard_error"][row])
-        print(f"row {row}: log p(x) {float(found.log_p[row]):,.2f} +- {error:.2f} nats")
+        said = f"row {row}: log p(x) {float(found.log_p[row]):,.2f} +- {error:.2f} nats"
+        text = "" if run.vocabulary is None else f": {run.vocabulary.decode(rows.x[[row]])[0]}"
+        print(on_one_line(f"{said}{text}"))
 
 
 def _parser(command: str, description: str, what: str) -> Parser:
@@ -75,11 +91,13 @@ def _parser(command: str, description: str, what: str) -> Parser:
     return parser
 
 
-def _opened(parser: Parser, arguments: list[str]) -> tuple[TrainedRun, Data, Namespace]:
+def _opened(
+    parser: Parser, arguments: list[str], *, suffixes: tuple[str, ...] = _SUFFIXES
+) -> tuple[TrainedRun, Data, Namespace]:
     """Return the run, the rows of ``--data`` or its own, in their order, and the options."""
     given = parser.config(parser.read_line(arguments))
-    if given.out is not None and given.out.suffix not in _SUFFIXES:
-        raise ValueError(f"--out {given.out}: end the file in {', '.join(_SUFFIXES)}")
+    if given.out is not None and given.out.suffix not in suffixes:
+        raise ValueError(f"--out {given.out}: end the file in {', '.join(suffixes)}")
     run, done, options, _ = opened(parser, arguments, compares=False)
     options.place = place_of(run, options.run)
     return TrainedRun(run, done, options.run), in_order(run.data), options
@@ -128,9 +146,11 @@ def _as_csv(found: Any, of: str) -> bytes:
         width = values[0].numel() if len(values) else 0
         names += [name] if values.dim() == 1 else [f"{name}.{n}" for n in range(width)]
     rows = torch.cat([values.reshape(len(values), -1).double() for values in tables.values()], 1)
+    lines = ([number, *(f"{v:.9g}" for v in row)] for number, row in enumerate(rows.tolist()))
+    return _table(["row", *names], lines)
+
+
+def _table(header: list[str], rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", *names])
-    for number, row in enumerate(rows.tolist()):
-        writer.writerow([number, *(f"{value:.9g}" for value in row)])
-    return text.getvalue().encode()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -5,16 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from pyro_vae.datasets import Data
+from pyro_vae.distributions.drawing import Drawn
 from pyro_vae.inference import Probe, Program
 from pyro_vae.inference.sites import observed_places, view_of
 from pyro_vae.inference.support import family_name
 
-__all__ = ["likelihoods", "observed_support"]
+__all__ = ["drawn_by_symbol", "likelihoods", "observed_support"]
 
 
 def likelihoods(program: Program, few: Data) -> dict[str, str]:
     """Return the name of the distribution of each observed site."""
     return {name: family_name(site["fn"]) for name, site in _sites(program, few).items()}
+
+
+def drawn_by_symbol(program: Program, few: Data) -> tuple[str, ...]:
+    """Return the observed sites that can be drawn symbol by symbol, by a rule."""
+    return tuple(name for name, site in _sites(program, few).items() if _is_drawn(site["fn"]))
+
+
+def _is_drawn(fn: Any) -> bool:
+    return isinstance(fn, Drawn) or (hasattr(fn, "base_dist") and _is_drawn(fn.base_dist))
 
 
 def observed_support(program: Program, few: Data) -> Any:

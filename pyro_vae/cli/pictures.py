@@ -82,8 +82,9 @@ def _pictures(run: Run, done: Fit) -> Iterator[_Picture]:
         for name in images:
             yield from _of_images(program, name, ending(name), activity)
         if len(images) < len(sites):
-            numbers = [name for name in sites if name not in images]
-            yield from _of_numbers(program, numbers, ending("other" if images else ""))
+            numbers = [name for name in sites if name not in images and not sites[name].is_text]
+            if numbers:
+                yield from _of_numbers(program, numbers, ending("other" if images else ""))
         yield from _of_classes(run, program, {name: sites[name] for name in images})
     yield from _units(activity)
     yield from _codes(program)
@@ -102,11 +103,13 @@ class _Site(NamedTuple):
         values: As they are drawn, ``[N, *shape]``.
         is_image: Whether that is the shape of an image.
         limits: The ends of the scale of colours: the smallest and the largest value.
+        is_text: Whether they are the numbers of a text's symbols, which tell nothing as colours.
     """
 
     values: Tensor
     is_image: bool
     limits: tuple[float, float]
+    is_text: bool = False
 
     def shaped(self, values: Tensor, lead: int) -> Tensor:
         """Return values of the site in the shape that is drawn, behind ``lead`` dimensions."""
@@ -121,6 +124,7 @@ class _Program:
         self.test = run.test_rows()
         self.probe = Probe(run.bound, *run.arguments(self.test[:3]))
         self.quantized = quantized_sites(self.probe)
+        self.of_texts = run.data.vocabulary is not None
 
     def few(self, count: int) -> Data:
         """Return the first test data."""
@@ -138,7 +142,8 @@ class _Program:
             values = values.unsqueeze(1) if values.dim() == 3 else values  # of one channel
             seen = values[values.isfinite()]
             is_image = values.dim() == 4 and values.shape[1] in (1, 3, 4)
-            found[name] = _Site(values, is_image, _limits(seen))
+            is_text = same and self.of_texts
+            found[name] = _Site(values, is_image, _limits(seen), is_text)
         return found
 
     @cached_property

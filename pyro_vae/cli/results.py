@@ -23,6 +23,7 @@ from pyro_vae.cli.config_files import CONFIG
 from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.runs import Run, diverged
+from pyro_vae.cli.sentences import sentences
 from pyro_vae.datasets import Data
 from pyro_vae.engine.course import divergence, is_rising, overfitting
 from pyro_vae.engine.data import Dequantize, in_chunks
@@ -33,6 +34,7 @@ from pyro_vae.fitting import Fit
 from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
 from pyro_vae.report.results_table import table
+from pyro_vae.report.texts import TextTable, as_lines
 from pyro_vae.terminal import on_one_line
 from pyro_vae.wording import option
 
@@ -41,6 +43,7 @@ __all__ = ["evaluate", "provenance", "report", "store"]
 _UNFITTED = "samples of the prior are no samples of the data until it is fitted to the codes"
 _SEEN_ROWS = 10_000
 _COMPARED_ROWS = 1_000  # each with each
+_NUM_PRINTED = 3
 
 
 def report(
@@ -59,12 +62,15 @@ def report(
         results |= refitting.numbers(out, done.weights)
     print(table(results))
     print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
+    texts = sentences(run)
+    for texts_of_kind in texts[:2]:
+        print("", *as_lines(texts_of_kind, num_rows=_NUM_PRINTED), sep="\n", flush=True)
     try:
         if run.on_other_data:
             own_folder(out)
         store(results, out)
         drawn = pictures.draw(run, done, out / "pictures")
-        _write_page(run, done, results, drawn, out, config)
+        _write_page(run, done, results, drawn, texts, out, config)
     except OSError as error:
         if not any((folder / CONFIG).exists() for folder in (out, out.parent)):
             raise FileNotFoundError(
@@ -149,6 +155,7 @@ def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -
         "test_distortion_nats": bound.distortion_nats.value,
         **_by_site(bound),
         "bits_per_dim": bits_per_dim,
+        **_by_symbol(run, rows, bound, estimate),
         **_units(activity),
         **_information_record(information),
         **(_codes(program, rows) if quantized else {}),
@@ -160,6 +167,31 @@ def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -
             ),
         ],
     }  # fmt: skip
+
+
+def _by_symbol(
+    run: Run,
+    rows: Data,
+    bound: evaluation.Bound,
+    estimate: evaluation.ImportanceEstimate | None,
+) -> dict[str, Any]:
+    """Return the numbers of texts by symbol: all nats by all symbols that are scored.
+
+    Those are the symbols of each text and its end; a text as long as a row has none.
+    """
+    if run.data.vocabulary is None:
+        return {}
+    num_symbols = float(((rows.x != run.data.vocabulary.padding).sum(1) + 1).clamp(
+        max=rows.x.shape[1]).float().mean())  # fmt: skip
+    nats = -bound.elbo_nats.value / num_symbols
+    found = {"symbols_per_datum": num_symbols, "nats_per_symbol": nats, "perplexity": _exp(nats)}
+    if estimate is not None:
+        found["sampled_perplexity"] = _exp(-estimate.mean.value / num_symbols)
+    return found
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
 
 
 def _codes(program: Probe, rows: Data) -> dict[str, Any]:
@@ -303,6 +335,7 @@ def _write_page(
     done: Fit,
     results: dict[str, Any],
     drawn: list[tuple[str, Path | str]],
+    texts: list[TextTable],
     out: Path,
     config: str,
 ) -> None:
@@ -313,6 +346,7 @@ def _write_page(
         results=results,
         history=done.history,
         pictures=drawn,
+        texts=texts,
         config=_without_folders(config),
         provenance=provenance(run, f"pyro-vae train --config {out / 'config.yaml'}"),
     )

@@ -18,6 +18,7 @@ from pyro_vae.cli.components import Component
 from pyro_vae.cli.costs import MOST_OPERATIONS, naming_options
 from pyro_vae.cli.data_loading import with_weights
 from pyro_vae.cli.data_record import DataRecord
+from pyro_vae.cli.observed_sites import drawn_by_symbol
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.components import MaskingNoise
@@ -30,6 +31,7 @@ from pyro_vae.engine.observations import Observation
 from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
+from pyro_vae.evaluation import Drawing
 from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Corrupted, CorruptedInputs, Probe, Program
 from pyro_vae.inference.advice import range_of
@@ -82,6 +84,14 @@ class Run:
         """The program on the fields of the data, which says those that it takes."""
         program = Program(self.program.model, self.program.guide)
         return program.on(self.data.train.names)
+
+    @cached_property
+    def typical_model(self) -> Callable[..., Any]:
+        """The model to ask for means; of texts, which have none, it draws the likeliest symbols."""
+        if self.data.vocabulary is None:
+            return self.program.model
+        sites = drawn_by_symbol(self.bound, self.test_rows()[:3])
+        return Drawing(temperature=0.0, sites=sites)(self.program.model)
 
     @cached_property
     def guesses_classes(self) -> bool:

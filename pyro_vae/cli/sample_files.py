@@ -1,4 +1,4 @@
-"""Samples of a run as files: one array, or one for each observed site, and pictures of images."""
+"""Samples of a run as files: arrays by observed site, texts, and pictures of images."""
 
 from __future__ import annotations
 
@@ -14,22 +14,41 @@ from pyro_vae.cli.pictures import ending
 from pyro_vae.files import replace_file
 from pyro_vae.report import plots
 
-__all__ = ["check_suffix", "write"]
+__all__ = ["as_lines", "check_suffix", "write", "write_texts"]
 
 _DRAWN = 64
+_SHOWN = 10
 
 
-def check_suffix(out: Path | None) -> None:
+def check_suffix(out: Path | None, *, of_texts: bool) -> None:
     """Refuse a file of another kind before anything is drawn.
 
+    Args:
+        out: The file.
+        of_texts: Whether the samples are texts.
+
     Raises:
-        ValueError: If it ends in neither .npy nor .npz.
+        ValueError: If it ends in neither .npy nor .npz, nor in .txt where they are texts.
     """
-    if out is not None and out.suffix not in (".npy", ".npz"):
+    if out is not None and out.suffix not in (".npy", ".npz", *([".txt"] if of_texts else [])):
+        as_texts = ", or in .txt, one text a line" if of_texts else ""
         raise ValueError(
             f"--out {out}: samples are written as a .npy file; end it in .npy, or in .npz where "
-            "the program observes several sites"
+            f"the program observes several sites{as_texts}"
         )
+
+
+def write_texts(texts: list[str], out: Path) -> Iterator[str]:
+    """Write texts, one a line; yield the first ones, and a line on the file."""
+    replace_file(out, as_lines(texts))
+    yield from texts[:_SHOWN]
+    yield f"wrote {out}: {len(texts)} texts"
+
+
+def as_lines(texts: list[str]) -> bytes:
+    r"""Return texts one a line, in UTF-8; line ends inside them are written out, as ``\n``."""
+    lines = [text.replace("\n", "\\n").replace("\r", "\\r") for text in texts]
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
 def write(found: Any, out: Path | None, folder: Path) -> Iterator[str]:

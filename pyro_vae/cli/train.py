@@ -149,8 +149,12 @@ def _announce(run: runs.Run, out: Path) -> None:
     classes = f" in {len(data.classes)} classes" if data.classes else ""
     missing = sum(int((~part.labelled).sum()) for part in data.parts.values() if data.classes)
     classes += f" ({missing:,} rows without a label)" if missing else ""
+    shape = str(data.event_shape)
+    if data.vocabulary is not None:
+        kind = data.vocabulary.splitter.kind
+        shape = f"texts of up to {data.event_shape[0]} of {len(data.vocabulary) - 1:,} {kind}"
     said = (
-        f"{data.name}: {sizes} (train / validation / test){classes}, {data.event_shape}, "
+        f"{data.name}: {sizes} (train / validation / test){classes}, {shape}, "
         f"{run.observation}, {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}"
     )
     print(on_one_line(said), file=sys.stderr)

@@ -14,7 +14,8 @@ from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.names import ROLES
 from pyro_vae.cli.options import check_ranges, training_parser
 from pyro_vae.cli.parser import Parser
-from pyro_vae.cli.sample_files import check_suffix, write
+from pyro_vae.cli.sample_files import check_suffix, write, write_texts
+from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.evaluation import samples
 from pyro_vae.files import expanded, own_folder
 from pyro_vae.fitting import Fit
@@ -43,18 +44,25 @@ def sample(arguments: list[str]) -> None:
     parser = run_parser("sample", "Draw x from the model of a trained run: z ~ p(z), x ~ p(x | z).")
     add = parser.option
     add(parser, "--num", int, "number of draws", 64)
-    parser.flag(parser, "--mean", "write E[x | z] in place of draws")
+    help_ = "write E[x | z] in place of draws, or of texts the likeliest symbols"
+    parser.flag(parser, "--mean", help_)
     help_ = "class to draw, by name or number, or several: 3,7 (default: all in turn)"
     add(parser, "--label", str | None, help_)
-    help_ = "output file: .npy, or .npz for several sites (default: RUN/samples.*)"
+    help_ = "output file: .npy, .npz for several sites, .txt for texts (default: RUN/samples.*)"
     add(parser, "--out", Path | None, help_)
     run, _, options, _ = opened(parser, arguments, needs_data=False)
-    check_suffix(options.out)
+    vocabulary, out = run.data.vocabulary, options.out
+    check_suffix(out, of_texts=vocabulary is not None)
     x = samples.prior_samples(
-        run.program.model, run.rows_like(options.label), options.num,
-        stochastic=not options.mean, seed=options.seed or 0,
+        run.typical_model if options.mean else run.program.model, run.rows_like(options.label),
+        options.num, stochastic=not options.mean, seed=options.seed or 0,
     )  # fmt: skip
-    for line in write(x, options.out, options.run):
+    if vocabulary is not None and (out is None or out.suffix == ".txt"):
+        texts = texts_of_rows(x, vocabulary)
+        lines = write_texts(texts, out or options.run / "samples.txt")
+    else:
+        lines = write(x, out, options.run)
+    for line in lines:
         print(on_one_line(line))
 
 

@@ -14,6 +14,7 @@ import pyro_vae.evaluation as evaluation
 from pyro_vae import datasets
 from pyro_vae.arguments import at_the_door
 from pyro_vae.cli.runs import Run
+from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, run_parser
 from pyro_vae.datasets import Data, Dataset
 from pyro_vae.datasets.arrays import unsplit
@@ -68,12 +69,15 @@ class TrainedRun:
         results: What its report says, by name; empty if it was not evaluated.
         event_shape: The shape of one row.
         classes: The names of the classes; None without labels.
+        vocabulary: Of a run of texts. Rows are then texts, or the numbers of their symbols, and
+            what is generated is texts; None of other runs.
     """
 
     def __init__(self, run: Run, done: Fit, folder: Path) -> None:
         self._run, self.folder, self.history = run, folder, done.history
         self.program = run.program.eval()
         self.event_shape, self.classes = run.data.event_shape, run.data.classes
+        self.vocabulary = run.data.vocabulary
         path = folder / "results.json"
         self.results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
@@ -98,21 +102,25 @@ class TrainedRun:
         """
         return self.encoded(self.rows(x, **fields))
 
-    def reconstruct(self, x: Any, *, stochastic: bool = False, seed: int = 0, **f: Any) -> ByRow:
+    def reconstruct(
+        self, x: Any, *, stochastic: bool = False, seed: int = 0, **f: Any
+    ) -> ByRow | list[str]:
         """Return the rows as the program sees them through their latents, ``[N, *event_shape]``.
 
         Args:
             x: Rows, ``[N, *event_shape]``.
-            stochastic: Draw latents and rows instead of taking means.
+            stochastic: Draw latents and rows instead of taking means, or of texts the likeliest
+                symbols.
             seed: Of the draws.
             f: As of ``encode``.
 
         Raises:
             ValueError: As ``encode`` does.
         """
-        return self.reconstructed(self.rows(x, **f), stochastic=stochastic, seed=seed)
+        found = self.reconstructed(self.rows(x, **f), stochastic=stochastic, seed=seed)
+        return self._as_given(found)
 
-    def decode(self, z: Any, **fields: Any) -> ByRow:
+    def decode(self, z: Any, **fields: Any) -> ByRow | list[str]:
         """Return E[x | z] for latents, ``[N, *event_shape]``, as the program observes them.
 
         Args:
@@ -122,7 +130,8 @@ class TrainedRun:
         given = z if isinstance(z, Mapping) else {self._probe().layout.latents[0]: z}
         values = {name: torch.as_tensor(v).to(self._run.device) for name, v in given.items()}
         like = self._like(len(next(iter(values.values()))), fields)
-        return _on_cpu(evaluation.decode(self.program.model, values, like))
+        found = _on_cpu(evaluation.decode(self._run.typical_model, values, like))
+        return self._as_given(found)
 
     def log_prob(
         self, x: Any, *, num_samples: int = 1000, seed: int = 0, **fields: Any
@@ -142,29 +151,36 @@ class TrainedRun:
 
     def sample(
         self, num: int, *, label: str | None = None, stochastic: bool = True, seed: int = 0
-    ) -> ByRow:
+    ) -> ByRow | list[str]:
         """Draw rows from the model, z ~ p(z) and x ~ p(x | z), ``[num, *event_shape]``.
 
         Args:
             num: How many.
             label: The class to draw, by name or number, of a program that is given labels; all in
                 turn unless given.
-            stochastic: Draw x; otherwise it is E[x | z].
+            stochastic: Draw x; otherwise it is E[x | z], or of texts the likeliest symbols.
             seed: Of the draws.
         """
         like = self._run.rows_like(label)
-        drawn = evaluation.prior_samples(
-            self.program.model, like, num, stochastic=stochastic, seed=seed
-        )
-        return _on_cpu(drawn)
+        model = self.program.model if stochastic else self._run.typical_model
+        drawn = evaluation.prior_samples(model, like, num, stochastic=stochastic, seed=seed)
+        return self._as_given(_on_cpu(drawn))
+
+    def _as_given(self, found: ByRow) -> ByRow | list[str]:
+        """Return generated rows as those that are given: as texts where the run is of texts."""
+        return found if self.vocabulary is None else texts_of_rows(found, self.vocabulary)
 
     # Rows ------------------------------------------------------------------------------------
 
     def rows(self, x: Any, **fields: Any) -> Data:
         """Return rows as the run's program reads them: checked, in their order, not observed."""
         record, own = self._run.record, self._run.data
+        text = None
+        if self.vocabulary is not None:
+            length = self.event_shape[0]
+            text = datasets.Reading(vocabulary=self.vocabulary, max_length=length)
         whole = unsplit(
-            {"x": x, **fields}, name="x", levels=own.levels,
+            {"x": x, **fields}, name="x", levels=own.levels, text=text,
             axes=datasets.as_images if len(self.event_shape) == 3 else datasets.as_given,
         )  # fmt: skip
         return (whole if record is None else record.converted(whole)).test
@@ -181,7 +197,8 @@ class TrainedRun:
 
     def reconstructed(self, rows: Data, *, stochastic: bool, seed: int) -> ByRow:
         """Return rows through their latents; see ``reconstruct``."""
-        model, guide = self.program.model, self.program.guide
+        guide = self.program.guide
+        model = self.program.model if stochastic else self._run.typical_model
         return self._by_chunks(
             rows,
             lambda few: evaluation.reconstruct(model, guide, few, stochastic=stochastic, seed=seed),

@@ -75,6 +75,28 @@ NUMBERS = {
         lambda value: f"{value:.3f}",
         "-ELBO on the test data in bits per integer of a datum, as stored; lower is better.",
     ),
+    "nats_per_symbol": Number(
+        "nats per symbol",
+        lambda value: f"{value:.3f}",
+        "-ELBO of all test texts over their number of symbols, the end of each being one; lower is "
+        "better.",
+    ),
+    "perplexity": Number(
+        "perplexity per symbol, at most",
+        lambda value: f"{value:,.2f}",
+        "The exponential of the nats per symbol; an upper bound of the perplexity, as the ELBO is "
+        "a lower one of log p(x). It compares only with that of the same symbols.",
+    ),
+    "sampled_perplexity": Number(
+        "perplexity per symbol by importance sampling",
+        lambda value: f"{value:,.2f}",
+        "The same of the test log-likelihood, which is nearer to log p(x).",
+    ),
+    "symbols_per_datum": Number(
+        "symbols per text, its end among them",
+        lambda value: f"{value:,.1f}",
+        "On average over the test data: what nats per symbol are divided by.",
+    ),
     "test_reconstruction_nats": Number(
         "test reconstruction, log p(x | z) (nats per datum)",
         nats,

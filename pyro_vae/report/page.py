@@ -17,6 +17,7 @@ from pyro_vae.files import reason, replace_file
 from pyro_vae.report.curves import curves
 from pyro_vae.report.plots import png
 from pyro_vae.report.results_table import Row, flat, one_line, rows_of
+from pyro_vae.report.texts import TextTable, as_html, cleaned
 
 __all__ = ["write_report"]
 
@@ -30,6 +31,7 @@ def write_report(
     pictures: Sequence[tuple[str, Path | str]],
     config: str,
     provenance: Mapping[str, Any],
+    texts: Sequence[TextTable] = (),
 ) -> None:
     """Write the report of a run as one HTML file, which appears complete or not at all.
 
@@ -48,6 +50,7 @@ def write_report(
             sentence stands in the place of the file.
         config: The configuration of the run, as text.
         provenance: What is needed to repeat the run: ``command``, and versions, hardware, seed.
+        texts: Tables of texts, shown before the pictures.
 
     Raises:
         OSError: If the file cannot be written.
@@ -64,6 +67,7 @@ def write_report(
         style=STYLE,
         results="\n".join(map(_result, rows_of(results))),
         verdict="\n".join(f"<p>{_text(line)}</p>" for line in _verdict(results)),
+        texts="\n".join(["<h2>Texts</h2>", *map(as_html, texts)] if texts else []),
         figures="\n".join(["<h2>Pictures</h2>", *figures] if figures else []),
         command=f"<h2>Repeat this run</h2>\n<pre>{_text(command, lines=True)}</pre>"
         if command
@@ -89,7 +93,7 @@ def _verdict(results: Mapping[str, Any]) -> list[Any]:
 def _text(value: Any, *, lines: bool = False) -> str:
     """Escape text for HTML, without the control characters that no page may hold."""
     text = str(value) if lines else one_line("-" if value is None else value)
-    return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text))
+    return escape(cleaned(text))
 
 
 def _result(row: Row) -> str:
@@ -139,6 +143,7 @@ small { display: block; color: var(--soft); font-weight: 400; }
 figure { margin: 1.2rem 0; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px;
   background: #fff; }
+.texts th, .texts td { text-align: start; padding-right: 1rem; white-space: pre-wrap; }
 figcaption, .missing { color: var(--soft); font-size: .9rem; margin-top: .4rem; }
 pre { padding: .8rem; border-radius: 6px; background: var(--card); white-space: pre-wrap;
   font: 13px/1.45 ui-monospace, monospace; }
@@ -167,6 +172,7 @@ PAGE = """<!DOCTYPE html>
 </table>
 <p><small>&plusmn; is one standard error.</small></p>
 {verdict}
+{texts}
 {figures}
 {command}
 <h2>Provenance</h2>

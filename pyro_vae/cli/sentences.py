@@ -1,0 +1,95 @@
+"""What a run of texts makes of them: reconstructions, samples, and the way between two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+import pyro_vae.evaluation as evaluation
+from pyro_vae.cli.attempts import optional
+from pyro_vae.cli.runs import Run
+from pyro_vae.datasets import Vocabulary
+from pyro_vae.report.texts import TextTable
+
+__all__ = ["sentences", "texts_of_rows"]
+
+_NUM_COMPARED = 8
+_NUM_SAMPLES = 16
+_NUM_PAIRS = 2
+_NUM_STEPS = 7
+
+
+def sentences(run: Run) -> list[TextTable]:
+    """Return a run's texts as tables; none of a run of other data."""
+    vocabulary = run.data.vocabulary
+    if vocabulary is None:
+        return []
+    found = [
+        optional("the reconstructed texts", lambda: _reconstructions(run, vocabulary)),
+        optional("the sampled texts", lambda: _samples(run, vocabulary)),
+        optional("the texts between two", lambda: _between(run, vocabulary)),
+    ]
+    return [table for table in found if table is not None]
+
+
+def texts_of_rows(found: Any, vocabulary: Vocabulary) -> list[str]:
+    """Return the texts of rows that a program generates, by site or of its one site.
+
+    Raises:
+        ValueError: If none of its sites generates the numbers of symbols.
+    """
+    by_site = found if isinstance(found, Mapping) else {"": found}
+    for values in by_site.values():
+        if _are_numbers(values, vocabulary):
+            return vocabulary.decode(values.cpu())
+    raise ValueError(
+        "no site of the program generates whole numbers of symbols: take a likelihood of "
+        "sequences, such as CategoricalSequence"
+    )
+
+
+def _are_numbers(values: Tensor, vocabulary: Vocabulary) -> bool:
+    whole = bool((values == values.round()).all())
+    return whole and float(values.min()) >= 0 and float(values.max()) < len(vocabulary)
+
+
+def _reconstructions(run: Run, vocabulary: Vocabulary) -> TextTable:
+    rows, program = run.test_rows()[:_NUM_COMPARED], run.program
+    likeliest = evaluation.reconstruct(run.typical_model, program.guide, rows)
+    drawn = evaluation.reconstruct(program.model, program.guide, rows, stochastic=True)
+    columns = [vocabulary.decode(rows.x.cpu())]
+    columns += [texts_of_rows(found, vocabulary) for found in (likeliest, drawn)]
+    caption = "Test data, and their reconstructions: the likeliest symbols, and a draw"
+    return TextTable(caption, ("data", "likeliest", "draw"), [*zip(*columns, strict=True)])
+
+
+def _samples(run: Run, vocabulary: Vocabulary) -> TextTable:
+    found = evaluation.prior_samples(
+        run.program.model, run.rows_like(None), _NUM_SAMPLES, stochastic=True
+    )
+    texts = texts_of_rows(found, vocabulary)
+    caption = "Drawn from the model: z from the prior, x from p(x | z)"
+    return TextTable(caption, ("sample",), [(text,) for text in texts])
+
+
+def _between(run: Run, vocabulary: Vocabulary) -> TextTable:
+    rows = run.test_rows()
+    pairs = min(_NUM_PAIRS, len(rows))
+    found = evaluation.interpolate(
+        run.typical_model, run.program.guide, rows[:pairs], rows[-pairs:], num_steps=_NUM_STEPS
+    )
+    by_site = found if isinstance(found, Mapping) else {"": found}
+    flat = {name: values.flatten(0, 1) for name, values in by_site.items()}
+    texts = texts_of_rows(flat, vocabulary)
+    caption = "Between the posterior means of two test data: the likeliest symbols"
+    return TextTable(caption, tuple(_names(pairs)), [*zip(*_in_pairs(texts), strict=True)])
+
+
+def _in_pairs(texts: list[str]) -> list[list[str]]:
+    return [texts[begin : begin + _NUM_STEPS] for begin in range(0, len(texts), _NUM_STEPS)]
+
+
+def _names(pairs: int) -> Iterator[str]:
+    return (f"pair {number}" for number in range(1, pairs + 1))
