@@ -831,7 +831,7 @@ def nested(folder):
 
 
 BAD_FOLDERS = [
-    (empty, "no images in it"),
+    (empty, "no text in it: 1 empty texts"),
     (sizes, "b.png is 6x4 with 1 channel of uint8 but a.png is 5x4"),
     (modes, "b.png is 5x4 with 3 channels of uint8"),
     (palette, "a.png: image mode P; convert it"),

@@ -23,7 +23,7 @@ from pyro_vae.cli.config_files import CONFIG
 from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.runs import Run, diverged
-from pyro_vae.cli.sentences import sentences
+from pyro_vae.cli.sentences import in_the_terminal, sentences
 from pyro_vae.datasets import Data
 from pyro_vae.engine.course import divergence, is_rising, overfitting
 from pyro_vae.engine.data import Dequantize, in_chunks
@@ -34,7 +34,7 @@ from pyro_vae.fitting import Fit
 from pyro_vae.inference import Probe, Program
 from pyro_vae.report import page
 from pyro_vae.report.results_table import table
-from pyro_vae.report.texts import TextTable, as_lines
+from pyro_vae.report.texts import TextTable
 from pyro_vae.terminal import on_one_line
 from pyro_vae.wording import option
 
@@ -64,7 +64,7 @@ def report(
     print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
     texts = sentences(run)
     for texts_of_kind in texts[:2]:
-        print("", *as_lines(texts_of_kind, num_rows=_NUM_PRINTED), sep="\n", flush=True)
+        print("", *in_the_terminal(texts_of_kind, num_rows=_NUM_PRINTED), sep="\n", flush=True)
     try:
         if run.on_other_data:
             own_folder(out)

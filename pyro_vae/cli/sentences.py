@@ -12,13 +12,15 @@ from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.runs import Run
 from pyro_vae.datasets import Vocabulary
 from pyro_vae.report.texts import TextTable
+from pyro_vae.terminal import on_one_line
 
-__all__ = ["sentences", "texts_of_rows"]
+__all__ = ["in_the_terminal", "sentences", "texts_of_rows"]
 
 _NUM_COMPARED = 8
 _NUM_SAMPLES = 16
 _NUM_PAIRS = 2
 _NUM_STEPS = 7
+_WIDTH = 100
 
 
 def sentences(run: Run) -> list[TextTable]:
@@ -48,6 +50,22 @@ def texts_of_rows(found: Any, vocabulary: Vocabulary) -> list[str]:
         "no site of the program generates whole numbers of symbols: take a likelihood of "
         "sequences, such as CategoricalSequence"
     )
+
+
+def in_the_terminal(table: TextTable, *, num_rows: int) -> Iterator[str]:
+    """Yield the first rows for the terminal: a line for each text, which is cut where it is long.
+
+    Args:
+        table: The texts.
+        num_rows: How many rows.
+    """
+    yield f"{table.caption}:"
+    width = max(map(len, table.columns))
+    for row in table.rows[:num_rows]:
+        for name, text in zip(table.columns, row, strict=True):
+            line = on_one_line(text)
+            cut = f"{line[: _WIDTH - 3]}..." if len(line) > _WIDTH else line
+            yield f"  {name:<{width}}  {cut}".rstrip()
 
 
 def _are_numbers(values: Tensor, vocabulary: Vocabulary) -> bool:

@@ -84,7 +84,9 @@ def _names(folder: Path) -> list[str]:
             stacklevel=6,
         )
     if not names:
-        raise ValueError(f"{folder}: no images in it; expected PNG, JPEG or other image files")
+        raise ValueError(
+            f"{folder}: no images or texts in it; expected PNG, JPEG or other image files, or .txt files"
+        )
     return names
 
 

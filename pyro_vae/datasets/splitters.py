@@ -22,7 +22,7 @@ class Splitter:
     What is split and put together again is the same symbols: ``split(join(split(t))) == split(t)``.
 
     Attributes:
-        name: What ``--symbols`` and a stored vocabulary call it.
+        name: What a command line and a stored vocabulary call it.
         kind: What its symbols are, in the plural, for people.
         unknown: What stands for a symbol that a vocabulary has not, as text; None where such text
             is refused.
@@ -200,7 +200,7 @@ class Tokenizer(Splitter):
 NAMED: dict[str, Callable[[], Splitter]] = {
     splitter.name: splitter for splitter in (Characters, Words)
 }
-"""What ``--symbols`` names; anything else is the file of a tokenizer."""
+"""By name; anything else is the file of a tokenizer."""
 
 
 def splitter(given: str | Path | Splitter) -> Splitter:

@@ -155,7 +155,7 @@ class Vocabulary:
             splitter = splitter_of(held["splitter"], held["definition"])
             symbols = tuple(map(str, held["symbols"]))
             return cls(symbols, splitter, held["unknown"], bool(held["is_whole"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is no vocabulary ({error!r})") from None
 
 

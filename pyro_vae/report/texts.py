@@ -1,17 +1,13 @@
-"""Texts as tables: for the terminal, where each is one line, and for the HTML page."""
+"""Tables of texts, for the HTML page."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from pyro_vae.terminal import on_one_line
-
-__all__ = ["TextTable", "as_html", "as_lines", "cleaned"]
-
-_WIDTH = 100
+__all__ = ["TextTable", "as_html", "cleaned"]
 
 
 class TextTable(NamedTuple):
@@ -26,22 +22,6 @@ class TextTable(NamedTuple):
     caption: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[str]]
-
-
-def as_lines(table: TextTable, *, num_rows: int) -> Iterator[str]:
-    """Yield the first rows for the terminal: a line for each text, which is cut where it is long.
-
-    Args:
-        table: The texts.
-        num_rows: How many rows.
-    """
-    yield f"{table.caption}:"
-    width = max(map(len, table.columns))
-    for row in table.rows[:num_rows]:
-        for name, text in zip(table.columns, row, strict=True):
-            line = on_one_line(text)
-            cut = f"{line[: _WIDTH - 3]}..." if len(line) > _WIDTH else line
-            yield f"  {name:<{width}}  {cut}".rstrip()
 
 
 def as_html(table: TextTable) -> str:
