@@ -40,6 +40,7 @@ FLAGS = (
     "--kl-warmup", "--beta", "--free-bits",
     "--precision", "--prior", "--refit", "--resume", "--schedule", "--seed", "--tensorboard",
     "--turns", "--weights", "--word-dropout",
+    "--label-column", "--longer", "--max-length", "--max-symbols", "--symbols", "--text-column",
 )  # fmt: skip
 COMMANDS = ("train", "evaluate", "sample", "plot", "refit", "finetune", "compare", "list")
 FILES = {

@@ -94,6 +94,11 @@ def test_an_existing_script_changes_one_import():
     assert names["svi"].step(names["x"]) != names["loss"]
 
 
+def test_texts_are_given_as_they_are():
+    texts = [f"the {a} sat." for a in ("cat", "dog", "owl") for _ in range(4)]
+    exec(block("text=Reading"), {"datasets": pyro_vae.datasets, "texts": texts})
+
+
 def test_an_encoder_goes_on_as_a_classifier():
     vae = VAE.assemble((3,), (2,), likelihood=Normal, network=MLP)
     names: dict = {"torch": torch, "vae": vae, "x": torch.randn(12, 3)}
@@ -174,12 +179,19 @@ def test_every_swap_of_the_table_trains(options, tmp_path, monkeypatch):
     assert main(["train", *SMALL, "--data", "real.npy", *options, "--out", "run"]) == 0
 
 
+CATS = ("cat", "dog", "owl", "hen", "cow", "fox")
+
+
 def own_files(folder: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(folder / "measurements.npy", rng.normal(size=(40, 3)))
     np.savez(folder / "counts.npz", x=rng.poisson(3.0, (40, 3)))
     words = rng.integers(1, 9, (40, 6)) * (np.arange(6) < rng.integers(1, 7, (40, 1)))
     np.save(folder / "sentences.npy", words)
+    texts = [f"the {a} sat on the {b}." for a in CATS for b in CATS]
+    (folder / "corpus.txt").write_text("\n".join(texts))
+    cells = [f"{n},{text},{n % 5}" for n, text in enumerate(texts)]
+    (folder / "reviews.csv").write_text("\n".join(["id,review,stars", *cells]))
     (folder / "folder_of_images").mkdir()
     for i in range(30):
         pixels = rng.integers(0, 256, (6, 6)).astype("u1")

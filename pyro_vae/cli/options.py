@@ -73,20 +73,17 @@ def add_data(parser: Parser) -> None:
 def _add_text(parser: Parser) -> None:
     group = parser.add_argument_group("text")
     add = parser.option
-    help_ = "column of a .csv or .tsv file that holds texts"
-    add(group, "--text-column", str | None, help_, metavar="NAME")
-    help_ = "column of a .csv or .tsv file that holds their labels"
-    add(group, "--label-column", str | None, help_, metavar="NAME")
-    help_ = (
-        "what a symbol of a text is: characters, words, or the path of a tokenizer.json of the "
-        "library tokenizers (default: characters)"
+    add(
+        group, "--text-column", str | None, "column of a .csv file that holds texts", metavar="NAME"
     )
-    add(group, "--symbols", str | None, help_)
-    help_ = "number of symbols to keep, by frequency (default: all characters, 10000 words)"
-    add(group, "--max-symbols", int | None, help_)
-    help_ = "symbols of a row at most (default: those of the longest)"
-    add(group, "--max-length", int | None, help_)
-    help_ = "what becomes of longer texts: refuse them, cut them, or drop them (default: refuse)"
+    add(group, "--label-column", str | None, "column that holds their labels", metavar="NAME")
+    help_ = "characters, words, or the path of a tokenizer.json (default: characters)"
+    add(group, "--symbols", str | None, help_, metavar="S")
+    help_ = "symbols to keep, by frequency (default: all characters, 10,000 words)"
+    add(group, "--max-symbols", int | None, help_, metavar="N")
+    help_ = "symbols of a text at most (default: of the longest)"
+    add(group, "--max-length", int | None, help_, metavar="N")
+    help_ = "what becomes of longer texts (default: refuse)"
     add(group, "--longer", Literal["refuse", "cut", "drop"] | None, help_)
 
 

@@ -85,7 +85,8 @@ def _names(folder: Path) -> list[str]:
         )
     if not names:
         raise ValueError(
-            f"{folder}: no images or texts in it; expected PNG, JPEG or other image files, or .txt files"
+            f"{folder}: no images or texts in it; expected PNG, JPEG or other image files, or "
+            ".txt files"
         )
     return names
 
