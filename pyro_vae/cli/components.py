@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pyro_vae.cli.classes import (
     Argument,
     arguments_of,
@@ -20,7 +22,6 @@ from pyro_vae.cli.classes import (
     num_supplied,
 )
 from pyro_vae.cli.user_files import public_path
-from pyro_vae.components import Family
 
 __all__ = [
     "Component",
@@ -29,7 +30,7 @@ __all__ = [
     "check_given",
     "components_in",
     "default_of",
-    "family_of_program",
+    "part_of_program",
 ]
 
 
@@ -56,19 +57,20 @@ class Component:
         return {**{k: v for k, v in defaults.items() if v is not None}, **self.arguments}
 
 
-def family_of_program(program: Component | None, role: str, otherwise: str) -> Component:
-    """Return the family that a program's ``assemble`` takes for a role unless given, or another.
+def part_of_program(program: Component | None, role: str, otherwise: str) -> Component | None:
+    """Return the part that a program's ``assemble`` takes for a role unless given, or another.
 
     Args:
         program: The class of the program; None: not named.
-        role: "prior" or "posterior".
-        otherwise: The import path of the family where the program says nothing.
+        role: Such as "prior" or "decoder".
+        otherwise: The import path of the part where the program says nothing; none if empty.
     """
     assemble = None if program is None else vars(imported(program.path)).get("assemble")
     taken = {} if assemble is None else inspect.signature(assemble.__func__).parameters
     default = taken[role].default if role in taken else None
-    is_family = inspect.isclass(default) and issubclass(default, Family)
-    return Component(public_path(default) if is_family else otherwise)
+    is_part = inspect.isclass(default) and issubclass(default, nn.Module)
+    path = public_path(default) if is_part else otherwise
+    return Component(path) if path else None
 
 
 def as_stored(value: Any) -> Any:

@@ -45,7 +45,16 @@ _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 _MAY_CHANGE = {"config", "data", "data_root", "device", "num_samples", "out", "resume", "weights"}
 _MAY_BE_EDITED = _MAY_CHANGE - {"data"}  # --data says where they are now
 # What may change on the way: the run is resumed, and says that its bits differ.
-_CHANGES_BITS = {"epochs", "lr", "schedule", "patience", "clip_norm", "engine", "precision"}
+_CHANGES_BITS = {
+    "epochs",
+    "lr",
+    "momentum",
+    "schedule",
+    "patience",
+    "clip_norm",
+    "engine",
+    "precision",
+}
 
 
 # Reading ------------------------------------------------------------------------------------------

@@ -18,7 +18,16 @@ MOST_OPERATIONS = 20_000
 """Operations on tensors that building a program may take; a hundred layers take a thousand."""
 
 _FAR_LARGER = 1000
-_NO_SIZES = ("seed", "epochs", "num_samples", "patience", "clip_norm", "lr", "num_labels")
+_NO_SIZES = (
+    "seed",
+    "epochs",
+    "num_samples",
+    "patience",
+    "clip_norm",
+    "lr",
+    "momentum",
+    "num_labels",
+)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program, default_program, unused_options
 from pyro_vae.cli.shorthand import settle_objective
+from pyro_vae.cli.user_files import public_path
 from pyro_vae.components.automatic import Automatic, class_path
 from pyro_vae.datasets import Dataset
 from pyro_vae.engine.data import in_chunks, observe_once
@@ -33,6 +34,7 @@ from pyro_vae.inference import Program
 __all__ = ["settle", "single_numbers"]
 
 _TRAINING_STEPS = 12_000
+_LR, _MOMENTUM = 1e-3, 0.9  # of Adam
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _COMPONENTS = "pyro_vae.components"
 _MOST_CATEGORIES = 20
@@ -45,11 +47,12 @@ _OF_PROGRAM = {"prior", "likelihood", "posterior"}
 def settle(config: Any, data: Dataset) -> None:
     """Set the options that the data decide, where the command line left them open; in place.
 
-    Unless a likelihood is given, binary data take a Bernoulli; the digits of scikit-learn and other
-    counts a Binomial; the MNIST family is binarised anew at every visit, under a Bernoulli; other
-    images are dequantised, whatever the type and the number of their levels, and real data taken as
-    they are, under a Normal. Texts are sequences of symbols, with a recurrent encoder, and decoder
-    where the likelihood takes numbers for each place, unless networks are given.
+    Unless a likelihood is given, it is the program's own where that has one. Otherwise binary data
+    take a Bernoulli; the digits of scikit-learn and other counts a Binomial; the MNIST family is
+    binarised anew at every visit, under a Bernoulli; other images are dequantised, whatever the
+    type and the number of their levels, and real data taken as they are, under a Normal. Texts are
+    sequences of symbols, with a recurrent encoder, and decoder where the likelihood takes numbers
+    for each place, unless networks are given.
 
     A likelihood that is given decides how data are observed. Densities take integers dequantised,
     to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
@@ -65,7 +68,9 @@ def settle(config: Any, data: Dataset) -> None:
     settle_objective(config)
     has_parts = not unused_options(config) >= _OF_PROGRAM
     if config.likelihood is None and has_parts:
-        config.likelihood = Component(_default_likelihood(data))
+        own = _settings(config).get("likelihood")
+        path = _default_likelihood(data) if own is None else public_path(own)
+        config.likelihood = Component(path)
     config.likelihood = _with_facts(config.likelihood, data)
     if data.vocabulary is not None and has_parts:
         _settle_networks_of_text(config, data)
@@ -75,11 +80,26 @@ def settle(config: Any, data: Dataset) -> None:
     if config.observation is None:
         support = _support(config, data) if has_parts else _own_support(config, data)
         config.observation = Component(f"pyro_vae.engine.{_observation(support, data)}")
+    _settle_steps(config)
     if config.batch_size is None:
         config.batch_size = min(BATCH_SIZE, len(data.train))
     if config.epochs is None:
         batches = math.ceil(len(data.train) / config.batch_size)
         config.epochs = min(100, max(30, _TRAINING_STEPS // batches))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Return the settings that the program's class states."""
+    found = vars(imported(config.model.path)).get("settings")
+    return found if isinstance(found, dict) else {}
+
+
+def _settle_steps(config: Any) -> None:
+    """Set learning rate, momentum and batch size as the program states, where it does; in place."""
+    own = _settings(config)
+    for name, otherwise in (("lr", _LR), ("momentum", _MOMENTUM), ("batch_size", None)):
+        if getattr(config, name, otherwise) is None:
+            setattr(config, name, own.get(name, otherwise))
 
 
 def single_numbers(support: Any) -> Any:

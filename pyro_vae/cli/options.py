@@ -94,13 +94,14 @@ def add_program(parser: Parser) -> None:
     parser.role(group, "model", help_)
     path = "pyro_vae.components.StandardNormal"
     parser.role_of_program(group, "prior", "prior p(z)", path)
-    parser.role(group, "likelihood", "likelihood p(x | z) (default: by the data)")
+    help_ = "likelihood p(x | z) (default: the program's own, or by the data)"
+    parser.role(group, "likelihood", help_)
     path = "pyro_vae.components.DiagonalNormal"
     parser.role_of_program(group, "posterior", "posterior q(z | x)", path)
     parser.role(group, "network", "network of encoder and decoder", "pyro_vae.components.MLP")
     for role, density in (("encoder", "q(z | x)"), ("decoder", "p(x | z)")):
-        help_ = f"network of {density} alone, in place of --network"
-        parser.role(group, role, help_, names=False)
+        help_ = f"network of {density} alone, in place of --network (default: the program's own)"
+        parser.role_of_program(group, role, help_, names=False)
     help_ = (
         "number of latents, or of each layer from the data up, such as 64,32,16; images: "
         "CHANNELSxHEIGHTxWIDTH (default: the program's own, such as 40)"
@@ -122,11 +123,13 @@ def _add_training(parser: Parser) -> None:
     help_ = "KL per layer, in nats, that is free of cost (free bits)"
     add(group, "--free-bits", float | None, help_, metavar="NATS")
     add(group, "--epochs", int | None, "number of passes over the data (default: by their size)")
-    help_ = "number of data per step (default: 128, or all of them if fewer)"
+    help_ = "data per step (default: the program's own, or 128, or all of them if fewer)"
     add(group, "--batch-size", int | None, help_)
     help_ = "part of each batch whose rows have a label, such as 0.5 (default: as it comes)"
     add(group, "--labelled-share", float | None, help_, metavar="FRACTION")
-    add(group, "--lr", float, "Adam's learning rate", 1e-3)
+    add(group, "--lr", float | None, "Adam's learning rate (default: the program's own, or 0.001)")
+    help_ = "Adam's beta1, how much of past gradients stays (default: the program's own, or 0.9)"
+    add(group, "--momentum", float | None, help_)
     help_ = "factor on the learning rate over the run"
     parser.role(group, "schedule", help_, "pyro_vae.inference.Cosine")
     help_ = "which parameters each step moves, the guide's or the model's (default: all)"
@@ -224,10 +227,12 @@ def check_ranges(options: Any) -> None:
     for name, value in vars(options).items():
         option = f"--{name.replace('_', '-')}"
         least = _AT_LEAST.get(name)
-        if value is None or (least is None and name not in _POSITIVE):
+        if value is None or (least is None and name not in (*_POSITIVE, "momentum")):
             continue
-        if least is None and not value > 0:
+        if least is None and name in _POSITIVE and not value > 0:
             raise ValueError(f"{option} {value}: give a number above 0")
+        if name == "momentum" and not 0 <= value < 1:
+            raise ValueError(f"--momentum {value}: give a number from 0 on, below 1")
         if least is not None and value < least:
             raise ValueError(f"{option} {value}: give {least} or more")
         if least is not None and name != "seed" and value > LARGEST_COUNT:

@@ -18,7 +18,7 @@ from pyro_vae.cli.components import (
     as_stored,
     built,
     components_in,
-    family_of_program,
+    part_of_program,
 )
 from pyro_vae.cli.names import ROLES, nearest, offered
 from pyro_vae.cli.user_files import importing_only, load_file
@@ -102,10 +102,13 @@ class Parser(argparse.ArgumentParser):
         help_ += "" if default is None or default is False else f" (default: {default})"
         self._add(group, name, partial(read, name, hint), default, help_, metavar=metavar or None)
 
-    def role_of_program(self, group: Any, role: str, help_: str, otherwise: str) -> None:
-        """Add the option of a role for which each program has a family of its own, or another."""
+    def role_of_program(
+        self, group: Any, role: str, help_: str, otherwise: str = "", *, names: bool = True
+    ) -> None:
+        """Add the option of a role for which each program has a part of its own, or another."""
         name = otherwise.rpartition(".")[2]
-        self.role(group, role, f"{help_} (default: the program's own, or {name})")
+        default = f" (default: the program's own, or {name})" if name else ""
+        self.role(group, role, f"{help_}{default}", names=names)
         self._of_program[role] = otherwise
 
     def role(
@@ -223,7 +226,7 @@ class Parser(argparse.ArgumentParser):
 
     def _take_of_program(self, values: dict[str, Any], role: str) -> None:
         if role in self._of_program and values[role] is None:
-            values[role] = family_of_program(values["model"], role, self._of_program[role])
+            values[role] = part_of_program(values["model"], role, self._of_program[role])
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the values of all options from a command line and the files that it names."""

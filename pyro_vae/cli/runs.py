@@ -239,7 +239,8 @@ def settings_of(run: Run, *, out: Path, resume: bool) -> Settings:
     config = run.config
     return Settings(
         objective=run.objects.objective,
-        optim=_adam(config.lr), schedule=run.objects.schedule, observation=run.observation,
+        optim=_adam(config.lr, config.momentum), schedule=run.objects.schedule,
+        observation=run.observation,
         epochs=config.epochs, batch_size=config.batch_size,
         labelled_share=config.labelled_share, clip_norm=config.clip_norm,
         patience=config.patience, engine=config.engine, precision=config.precision,
@@ -249,10 +250,10 @@ def settings_of(run: Run, *, out: Path, resume: bool) -> Settings:
     )  # fmt: skip
 
 
-def _adam(learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
+def _adam(learning_rate: float, momentum: float = 0.9) -> Callable[..., torch.optim.Optimizer]:
     if not (0 < learning_rate < math.inf):
         raise ValueError(f"--lr {learning_rate}: the learning rate is positive and finite")
-    return lambda parameters: adam(parameters, lr=learning_rate)
+    return lambda parameters: adam(parameters, lr=learning_rate, momentum=momentum)
 
 
 def load(run: Run, folder: Path, *, weights: str) -> Fit:

@@ -165,6 +165,7 @@ class Conditional(PyroModule):
 
     The network's output size comes from the family, so swapping a family never means editing a
     network. Without a ``network`` the offset :math:`b` alone is learned, and no context is taken.
+    A network with a method ``start_at(raw)`` has an offset of its own, and :math:`b` is zero.
 
     ``assemble`` and ``fit`` initialise it from the data: q(z | x) by ``adapt_inputs``, p(x | z) by
     ``adapt_outputs``. Until then it takes contexts and raw numbers as they are.
@@ -221,6 +222,9 @@ class Conditional(PyroModule):
             self.network = built(
                 "network", network, nn.Module, self.context_shape, family.raw_shape
             )
+            if hasattr(self.network, "start_at"):  # it has an offset of its own
+                del self.offset
+                self.register_buffer("offset", torch.zeros(family.raw_shape), persistent=False)
             # Symbols are names, which have no mean.
             symbols = getattr(self.network, "reads_symbols", False)
             self.inputs = nn.Identity() if symbols else Standardize.unknown(self.context_shape)
@@ -262,9 +266,12 @@ class Conditional(PyroModule):
 
     def _start_at(self, seen: Tensor) -> None:
         raw = self.family.raw_from(seen)
-        if raw is not None:
-            # Of numbers that a family's formula for its start has no room for.
-            self.offset.copy_(torch.where(raw.isfinite(), raw, self.offset))
+        if raw is None:
+            return
+        # Of numbers that a family's formula for its start has no room for.
+        start = torch.where(raw.isfinite(), raw, self.offset)
+        own: Any = getattr(self.network, "start_at", self.offset.copy_)
+        own(start)
 
     def adapt_inputs(self, x: Tensor) -> None:
         """Standardise contexts from now on as ``x``, ``[N, *context_shape]``; symbols stay."""

@@ -36,9 +36,9 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _OTHER_KERNELS = ("fused", "foreach", "capturable", "differentiable")
 
 
-def adam(parameters: Iterable[Any], lr: float = 1e-3) -> torch.optim.Adam:
-    """Return Adam over parameters or groups of them."""
-    return torch.optim.Adam(parameters, lr=lr)
+def adam(parameters: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9) -> torch.optim.Adam:
+    """Return Adam over parameters or groups of them; momentum is its beta1."""
+    return torch.optim.Adam(parameters, lr=lr, betas=(momentum, 0.999))
 
 
 def rate_factors(modules: Iterable[nn.Module]) -> dict[int, float]:

@@ -36,6 +36,7 @@ __all__ = [
     "Bound",
     "ImportanceEstimate",
     "elbo",
+    "elbo_of_each",
     "importance_estimate",
     "importance_sampling",
     "log_likelihood",
@@ -211,18 +212,39 @@ def elbo(
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
         Fixing a Broken ELBO (Alemi et al., 2018), for rate and distortion
     """
-    args = (x, *fields)
+    parts = _parts(probe, (x, *fields), num_particles, seed, batch_size)
+    return _bound(parts, probe.layout, x)
+
+
+@takes_program
+def elbo_of_each(
+    probe: Probe,
+    x: Tensor,
+    *fields: Tensor,
+    num_particles: int = 1,
+    seed: int = 0,
+    batch_size: int = 1000,
+) -> Tensor:
+    """Return the bound of each datum in nats, ``[N]``; see ``elbo``."""
+    parts = _parts(probe, (x, *fields), num_particles, seed, batch_size)
+    return -_loss(parts, probe.layout)[0]
+
+
+def _parts(
+    probe: Probe, args: tuple[Tensor, ...], num_particles: int, seed: int, batch_size: int
+) -> dict[str, Tensor]:
+    """Return rate and distortion of each datum by site, ``[N]``."""
     check_counts(num_particles=num_particles, batch_size=batch_size)
     check_support(probe, *args)
     program, layout = probe.program, probe.layout
     pairs = pairs_at_once(program, layout, *args)
-    rows, particles = _chunk_shape(layout, len(x), num_particles, batch_size, pairs)
+    rows, particles = _chunk_shape(layout, len(args[0]), num_particles, batch_size, pairs)
     parts: dict[str, list[Tensor]] = {}
     with program.evaluating(seed=seed):
         for batch in batches(args, rows):
             for name, mean in _mean_parts(program, layout, batch, num_particles, particles).items():
                 parts.setdefault(name, []).append(mean)
-    return _bound({name: torch.cat(means) for name, means in parts.items()}, layout, x)
+    return {name: torch.cat(means) for name, means in parts.items()}
 
 
 def _chunk_shape(
@@ -340,20 +362,29 @@ def _mean_parts(
 
 
 def _bound(parts: dict[str, Tensor], layout: Layout, x: Tensor) -> Bound:
-    distortion = parts.pop("")
-    by_site = {name: Estimate.of(parts.pop(name)) for name in layout.observed}
-    rate = torch.stack([torch.zeros_like(distortion), *parts.values()]).sum(0)
-    per_datum = -(rate + distortion)
-    _refuse_nan(per_datum)
+    loss, rate = _loss(parts, layout)
     return Bound(
-        elbo_nats=Estimate.of(per_datum),
+        elbo_nats=Estimate.of(-loss),
         rate_nats=Estimate.of(rate),
-        distortion_nats=Estimate.of(distortion),
-        kl_nats={name: Estimate.of(part) for name, part in parts.items()},
-        site_distortion_nats=by_site,
+        distortion_nats=Estimate.of(parts[""]),
+        kl_nats={name: Estimate.of(parts[name]) for name in _of_latents(parts, layout)},
+        site_distortion_nats={name: Estimate.of(parts[name]) for name in layout.observed},
         num_data=len(x),
         num_dims=x[0].numel(),
     )
+
+
+def _loss(parts: dict[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Return -ELBO and the rate of each datum, ``[N]``."""
+    rates = [parts[name] for name in _of_latents(parts, layout)]
+    rate = torch.stack([torch.zeros_like(parts[""]), *rates]).sum(0)
+    loss = rate + parts[""]
+    _refuse_nan(loss)
+    return loss, rate
+
+
+def _of_latents(parts: dict[str, Tensor], layout: Layout) -> list[str]:
+    return [name for name in parts if name and name not in layout.observed]
 
 
 def _refuse_nan(per_datum: Tensor) -> None:

@@ -9,18 +9,21 @@ from pyro_vae.models.quantized import VQVAE
 from pyro_vae.models.semi_amortized import SemiAmortizedVAE
 from pyro_vae.models.semi_supervised import M2
 from pyro_vae.models.topdown import TopDownVAE
+from pyro_vae.models.topics import NVLDA, ProdLDA
 from pyro_vae.models.unamortized import UnamortizedVAE
 from pyro_vae.models.vae import VAE
 
 __all__ = [
     "GMVAE",
     "M2",
+    "NVLDA",
     "VAE",
     "VQVAE",
     "Autoencoder",
     "ConditionalVAE",
     "HierarchicalVAE",
     "LadderVAE",
+    "ProdLDA",
     "SemiAmortizedVAE",
     "TopDownVAE",
     "UnamortizedVAE",

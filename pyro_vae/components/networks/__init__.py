@@ -6,6 +6,11 @@ sizes. The last layer has no bias: the offset of the conditional that owns the n
 
 from pyro_vae.components.networks.convolutional import Convolutional, ConvolutionalResidual
 from pyro_vae.components.networks.dense import MLP, Dictionary, GatedMLP, Residual, SkipMLP
+from pyro_vae.components.networks.documents import (
+    DocumentEncoder,
+    ProductOfExperts,
+    TopicMixture,
+)
 from pyro_vae.components.networks.image_grids import FullyConvolutional
 from pyro_vae.components.networks.initialisation import glorot, he, orthogonal
 from pyro_vae.components.networks.inputs import Observed, Standardize
@@ -25,14 +30,17 @@ __all__ = [
     "Convolutional",
     "ConvolutionalResidual",
     "Dictionary",
+    "DocumentEncoder",
     "FullyConvolutional",
     "GatedMLP",
     "Observed",
+    "ProductOfExperts",
     "Recurrent",
     "RecurrentDecoder",
     "Residual",
     "SkipMLP",
     "Standardize",
+    "TopicMixture",
     "Transformer",
     "TransformerDecoder",
     "glorot",
