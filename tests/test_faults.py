@@ -263,7 +263,7 @@ DATA = {
     "truncated.npy": "truncated.npy",
     "no_array.npy": "no_array.npy",
     "no_zip.npz": "no_zip.npz",
-    "no_images": "no_images: no images in it; expected PNG",
+    "no_images": "no_images: no images or texts in it; expected PNG",
     "sizes": r"sizes: 5\.png is 5x4 .* but 4\.png is 4x4 .*bring all images to one size",
     "mnits": "unknown data set 'mnits'. Did you mean mnist",
     "nosuch.npy": "nosuch.npy: no such file or folder",

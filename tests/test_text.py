@@ -458,8 +458,15 @@ def test_a_run_goes_on_with_its_own_texts_alone(folder, tmp_path, capsys):
     assert pyro_vae.load(run).vocabulary == pyro_vae.load(folder / "run").vocabulary
 
 
+def test_one_text_is_enough_for_a_trained_run(folder, tmp_path):
+    new, run = _written(tmp_path / "one.txt", b"a cat sat."), str(folder / "run")
+    assert main(["encode", run, "--data", str(new), "--out", str(tmp_path / "z.npy")]) == 0
+    expected = pyro_vae.load(run).encode(["a cat sat."])
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "z.npy")), expected)
+
+
 def test_the_report_shows_texts_as_they_are():
-    page = as_html(TextTable("a & b", ("x",), [("<script>",), ("two\nlines",), ("\x1b[1m",)]))
+    page = as_html(TextTable("a & b", ("x",), [("<script>",), ("two\nlines",), ("\x1b[1m",)], 3))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "two\nlines" in page

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_vae.cli.data_loading import load_data
 from pyro_vae.datasets import Data, Dataset, Vocabulary
-from pyro_vae.datasets.data import joined
+from pyro_vae.datasets.data import in_order
 from pyro_vae.engine import checkpoint
 from pyro_vae.files import show
 from pyro_vae.inference.probe import Probe
@@ -357,5 +357,5 @@ def read(folder: Path) -> DataRecord | None:
 
 def all_as_test(data: Dataset) -> Dataset:
     """Return data of which all rows are for testing; none of their labels trains a probe."""
-    test = joined([*data.parts.values()])
+    test = in_order(data)
     return replace(data, train=data.train.replace(labels=None), test=test)

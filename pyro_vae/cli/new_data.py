@@ -17,8 +17,9 @@ from pyro_vae.cli.parser import Parser
 from pyro_vae.cli.sample_files import as_lines
 from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, place_of, run_parser
-from pyro_vae.cli.trained_run import TrainedRun, in_order
+from pyro_vae.cli.trained_run import TrainedRun
 from pyro_vae.datasets import Data
+from pyro_vae.datasets.data import in_order
 from pyro_vae.evaluation import ImportanceEstimate
 from pyro_vae.files import replace_file
 from pyro_vae.terminal import on_one_line

@@ -43,7 +43,6 @@ __all__ = ["evaluate", "provenance", "report", "store"]
 _UNFITTED = "samples of the prior are no samples of the data until it is fitted to the codes"
 _SEEN_ROWS = 10_000
 _COMPARED_ROWS = 1_000  # each with each
-_NUM_PRINTED = 3
 
 
 def report(
@@ -63,8 +62,8 @@ def report(
     print(table(results))
     print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
     texts = sentences(run)
-    for texts_of_kind in texts[:2]:
-        print("", *in_the_terminal(texts_of_kind, num_rows=_NUM_PRINTED), sep="\n", flush=True)
+    for found in (found for found in texts if found.num_printed):
+        print("", *in_the_terminal(found), sep="\n", flush=True)
     try:
         if run.on_other_data:
             own_folder(out)

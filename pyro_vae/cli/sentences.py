@@ -29,11 +29,11 @@ def sentences(run: Run) -> list[TextTable]:
     if vocabulary is None:
         return []
     found = [
-        optional("the reconstructed texts", lambda: _reconstructions(run, vocabulary)),
-        optional("the sampled texts", lambda: _samples(run, vocabulary)),
+        optional("the reconstructed texts", lambda: [_reconstructions(run, vocabulary)]),
+        optional("the sampled texts", lambda: [_samples(run, vocabulary)]),
         optional("the texts between two", lambda: _between(run, vocabulary)),
     ]
-    return [table for table in found if table is not None]
+    return [table for tables in found for table in tables or []]
 
 
 def texts_of_rows(found: Any, vocabulary: Vocabulary) -> list[str]:
@@ -52,16 +52,11 @@ def texts_of_rows(found: Any, vocabulary: Vocabulary) -> list[str]:
     )
 
 
-def in_the_terminal(table: TextTable, *, num_rows: int) -> Iterator[str]:
-    """Yield the first rows for the terminal: a line for each text, which is cut where it is long.
-
-    Args:
-        table: The texts.
-        num_rows: How many rows.
-    """
+def in_the_terminal(table: TextTable) -> Iterator[str]:
+    """Yield a few rows for the terminal: a line for each text, which is cut where it is long."""
     yield f"{table.caption}:"
     width = max(map(len, table.columns))
-    for row in table.rows[:num_rows]:
+    for row in table.rows[: table.num_printed]:
         for name, text in zip(table.columns, row, strict=True):
             line = on_one_line(text)
             cut = f"{line[: _WIDTH - 3]}..." if len(line) > _WIDTH else line
@@ -80,7 +75,7 @@ def _reconstructions(run: Run, vocabulary: Vocabulary) -> TextTable:
     columns = [vocabulary.decode(rows.x.cpu())]
     columns += [texts_of_rows(found, vocabulary) for found in (likeliest, drawn)]
     caption = "Test data, and their reconstructions: the likeliest symbols, and a draw"
-    return TextTable(caption, ("data", "likeliest", "draw"), [*zip(*columns, strict=True)])
+    return TextTable(caption, ("data", "likeliest", "draw"), [*zip(*columns, strict=True)], 3)
 
 
 def _samples(run: Run, vocabulary: Vocabulary) -> TextTable:
@@ -89,10 +84,10 @@ def _samples(run: Run, vocabulary: Vocabulary) -> TextTable:
     )
     texts = texts_of_rows(found, vocabulary)
     caption = "Drawn from the model: z from the prior, x from p(x | z)"
-    return TextTable(caption, ("sample",), [(text,) for text in texts])
+    return TextTable(caption, ("sample",), [(text,) for text in texts], 5)
 
 
-def _between(run: Run, vocabulary: Vocabulary) -> TextTable:
+def _between(run: Run, vocabulary: Vocabulary) -> list[TextTable]:
     rows = run.test_rows()
     pairs = min(_NUM_PAIRS, len(rows))
     found = evaluation.interpolate(
@@ -100,14 +95,9 @@ def _between(run: Run, vocabulary: Vocabulary) -> TextTable:
     )
     by_site = found if isinstance(found, Mapping) else {"": found}
     flat = {name: values.flatten(0, 1) for name, values in by_site.items()}
-    texts = texts_of_rows(flat, vocabulary)
+    texts = [(text,) for text in texts_of_rows(flat, vocabulary)]
     caption = "Between the posterior means of two test data: the likeliest symbols"
-    return TextTable(caption, tuple(_names(pairs)), [*zip(*_in_pairs(texts), strict=True)])
-
-
-def _in_pairs(texts: list[str]) -> list[list[str]]:
-    return [texts[begin : begin + _NUM_STEPS] for begin in range(0, len(texts), _NUM_STEPS)]
-
-
-def _names(pairs: int) -> Iterator[str]:
-    return (f"pair {number}" for number in range(1, pairs + 1))
+    return [
+        TextTable(caption, ("text",), texts[begin : begin + _NUM_STEPS], 0 if begin else _NUM_STEPS)
+        for begin in range(0, len(texts), _NUM_STEPS)
+    ]

@@ -16,13 +16,13 @@ from pyro_vae.arguments import at_the_door
 from pyro_vae.cli.runs import Run
 from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, run_parser
-from pyro_vae.datasets import Data, Dataset
+from pyro_vae.datasets import Data
 from pyro_vae.datasets.arrays import unsplit
 from pyro_vae.engine.data import OBSERVATION_SEED, observe_once
 from pyro_vae.fitting import Fit
 from pyro_vae.inference import Probe
 
-__all__ = ["TrainedRun", "in_order", "load"]
+__all__ = ["TrainedRun", "load"]
 
 _CHUNK = 10_000
 ByRow = Tensor | dict[str, Tensor]
@@ -231,15 +231,6 @@ class TrainedRun:
         given = self.rows(like.x.cpu(), **fields)
         kept = {n: v.to(self._run.device) for n, v in given.fields.items() if n != "x"}
         return like.replace(**kept)
-
-
-def in_order(data: Dataset) -> Data:
-    """Return all rows of a data set that was split, in the order of their file."""
-    parts = list(data.parts.values())
-    if any(part.rows is None for part in parts):
-        return datasets.data.joined(parts)
-    order = torch.cat([torch.as_tensor(part.rows) for part in parts]).argsort()
-    return datasets.data.joined(parts)[order]
 
 
 def _chunks(rows: Data) -> Iterator[Data]:

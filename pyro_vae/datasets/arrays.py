@@ -139,7 +139,8 @@ def from_arrays(
     if is_split:
         return stored.dataset(name, [(part, None) for part in fields])
     in_order = vocabulary is None and is_mapped(fields[0]["x"])
-    index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name)
+    few = text is not None and text.vocabulary is not None
+    index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name, few=few)
     return stored.dataset(name, [(fields[0], rows) for rows in index])
 
 
@@ -215,12 +216,16 @@ def _warn_of_unmet(codes: Codes, name: str) -> None:
         )
 
 
-def _split(num_rows: int, seed: int, *, name: str, in_order: bool = False) -> list[Any]:
-    """Index of the training, validation and test rows.
+def _split(
+    num_rows: int, seed: int, *, name: str, in_order: bool = False, few: bool = False
+) -> list[Any]:
+    """Index of the training, validation and test rows; where few will do, each part has them all.
 
     Raises:
         ValueError: fewer than three rows.
     """
+    if num_rows < 3 and few:
+        return [torch.arange(num_rows)] * 3
     if num_rows < 3:
         count = "one datum" if num_rows == 1 else f"{num_rows} data"
         raise ValueError(

@@ -17,7 +17,7 @@ from pyro_vae.datasets.vocabulary import Vocabulary
 from pyro_vae.fields import KNOWN
 from pyro_vae.memory import room
 
-__all__ = ["Data", "Dataset", "Shape", "in_default_type", "joined"]
+__all__ = ["Data", "Dataset", "Shape", "in_default_type", "in_order", "joined"]
 
 Shape = tuple[int, ...]
 
@@ -131,6 +131,15 @@ def joined(parts: Sequence[Data]) -> Data:
     """All rows of several data, with the fields that all have; many lie in a temporary file."""
     shared = [name for name in parts[0].fields if all(name in part.fields for part in parts)]
     return Data(**{name: _joined([part.fields[name] for part in parts]) for name in shared})
+
+
+def in_order(data: Dataset) -> Data:
+    """All rows of a data set that was split, once each, in the order of their array or file."""
+    parts = [*data.parts.values()]
+    if any(part.rows is None for part in parts):
+        return joined(parts)
+    _, first = np.unique(np.concatenate([np.asarray(p.rows) for p in parts]), return_index=True)
+    return joined(parts)[torch.from_numpy(first)]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

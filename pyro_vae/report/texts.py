@@ -17,11 +17,13 @@ class TextTable(NamedTuple):
         caption: What they are.
         columns: The name of each column.
         rows: Of as many texts each.
+        num_printed: How many of the rows are for the terminal.
     """
 
     caption: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[str]]
+    num_printed: int
 
 
 def as_html(table: TextTable) -> str:
