@@ -15,6 +15,10 @@ import torch
 import pyro_vae
 from pyro_vae import datasets
 from pyro_vae.cli import main
+from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.data_loading import load_data
+from pyro_vae.cli.options import training_parser
+from pyro_vae.cli.parser import as_dict, as_text, components_built
 from pyro_vae.datasets import Reading, Vocabulary, from_arrays, load
 from pyro_vae.datasets.splitters import Characters, Splitter, Tokenizer, Words, splitter
 from pyro_vae.report.texts import TextTable, as_html
@@ -456,6 +460,25 @@ def test_a_run_goes_on_with_its_own_texts_alone(folder, tmp_path, capsys):
     assert "corpus.txt holds other data than" in capsys.readouterr().err
     assert main(["train", "--resume", run, "--epochs", "2", "--data", str(there)]) == 0
     assert pyro_vae.load(run).vocabulary == pyro_vae.load(folder / "run").vocabulary
+
+
+@pytest.mark.parametrize("name", ["CategoricalSequence", "AutoregressiveSequence"])
+def test_what_a_run_of_texts_stores_is_built_again(name, tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
+    words = ["train", "--data", str(tmp_path / "corpus.txt"), "--likelihood", name]
+    parser = training_parser()
+    config = parser.parse(words[1:])
+    data = load_data(config.data, config)
+    settle(config, data)
+    (tmp_path / "config.yaml").write_text(as_text(as_dict(config)))
+    stored = parser.config(parser.read_file(tmp_path / "config.yaml", set()))
+    family = components_built(stored).likelihood(data.event_shape)
+    assert (family.num_categories, family.padding) == (len(data.vocabulary), 0)
+    assert stored.encoder.all_arguments()["num_symbols"] == len(data.vocabulary)
+    assert (stored.decoder is None) == (name == "AutoregressiveSequence")
+    if name == "AutoregressiveSequence":
+        assert main([*words, "--likelihood.network.num_context", "3"]) == 2
+        assert "num_context 3: it is set by what takes" in capsys.readouterr().err
 
 
 def test_one_text_is_enough_for_a_trained_run(folder, tmp_path):

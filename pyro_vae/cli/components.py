@@ -99,7 +99,7 @@ def built(option: str, hint: Any, value: Any) -> Any:
     class, which waits for the shapes that it is called with.
 
     Raises:
-        ValueError: If an argument is missing, or the class refuses one.
+        ValueError: If an argument is missing, is supplied in another way, or the class refuses it.
     """
     if isinstance(value, (list, tuple)):
         return type(value)(built(option, inner_of(hint), each) for each in value)
@@ -108,12 +108,25 @@ def built(option: str, hint: Any, value: Any) -> Any:
     known = arguments_of(value.path)
     supplied = [*inspect.signature(imported(value.path)).parameters][: num_supplied(hint)]
     check_given(option, known, {*value.arguments, *supplied})
+    _refuse_supplied(option, known, value.arguments, supplied)
     arguments = {
         name: built(f"{option}.{name}", known[name].hint if name in known else Any, each)
         for name, each in value.arguments.items()
+        if name not in supplied
     }
     made = partial(imported(value.path), **arguments)
     return made if is_builder(hint) else made()
+
+
+def _refuse_supplied(
+    option: str, known: Mapping[str, Argument], given: Mapping[str, Any], supplied: Collection[str]
+) -> None:
+    """Refuse values of arguments that are supplied by position; a file holds their defaults."""
+    for name in given.keys() & {*supplied}:
+        if name not in known or given[name] != known[name].default:
+            raise ValueError(
+                f"{option}.{name} {given[name]}: it is set by what takes {option}; leave it out"
+            )
 
 
 def check_given(option: str, known: Mapping[str, Argument], given: Collection[str]) -> None:

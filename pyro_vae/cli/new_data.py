@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.cli.parser import Parser
-from pyro_vae.cli.sample_files import as_lines
+from pyro_vae.cli.sample_files import as_lines, num_texts
 from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, place_of, run_parser
 from pyro_vae.cli.trained_run import TrainedRun
@@ -58,7 +58,7 @@ def _write_texts(texts: list[str], options: Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     as_table = out.suffix == ".csv"
     replace_file(out, _table(["row", "x"], enumerate(texts)) if as_table else as_lines(texts))
-    print(on_one_line(f"wrote {out}: {len(texts)} texts"))
+    print(on_one_line(f"wrote {out}: {num_texts(texts)}"))
 
 
 def score(arguments: list[str]) -> None:

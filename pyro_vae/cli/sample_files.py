@@ -14,7 +14,7 @@ from pyro_vae.cli.pictures import ending
 from pyro_vae.files import replace_file
 from pyro_vae.report import plots
 
-__all__ = ["as_lines", "check_suffix", "write", "write_texts"]
+__all__ = ["as_lines", "check_suffix", "num_texts", "write", "write_texts"]
 
 _DRAWN = 64
 _SHOWN = 10
@@ -42,7 +42,12 @@ def write_texts(texts: list[str], out: Path) -> Iterator[str]:
     """Write texts, one a line; yield the first ones, and a line on the file."""
     replace_file(out, as_lines(texts))
     yield from texts[:_SHOWN]
-    yield f"wrote {out}: {len(texts)} texts"
+    yield f"wrote {out}: {num_texts(texts)}"
+
+
+def num_texts(texts: list[str]) -> str:
+    """Return how many texts there are, in words."""
+    return f"{len(texts):,} text{'s' * (len(texts) != 1)}"
 
 
 def as_lines(texts: list[str]) -> bytes:
