@@ -5,6 +5,7 @@ The table is made from what the parts state of themselves, so a new part is in i
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ KINDS: dict[str, tuple[list[float], list[float] | None]] = {
     "bits": ([0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 2.0, 0.0]),
     "counts": ([0.0, 3.0, 5.0, 2.0], [0.0, 3.0, -5.0, 2.0]),
     "levels and categories": ([0.0, 3.0, 5.0, 2.0], [0.5, 3.0, 5.0, 2.0]),
+    "images of levels": ([0.0, 3.0, 5.0, 2.0], [0.5, 3.0, 5.0, 2.0]),
     "numbers between 0 and 1": ([0.2, 0.9, 0.5, 0.1], [0.2, 1.9, 0.5, 0.1]),
     "words and sequences": ([2.0, 1.0, 3.0, 0.0], [2.0, 1.5, 3.0, 0.0]),
     "tables": (NUMBERS, None),
@@ -38,9 +40,13 @@ KINDS: dict[str, tuple[list[float], list[float] | None]] = {
 }
 
 
-def built(name: str, shape: tuple[int, ...] = (4,)) -> Family:
-    torch.manual_seed(0)
-    return FAMILIES[name](shape)
+def built(name: str) -> Family:
+    """Build a family over four numbers: in a row, or an image where it takes no other."""
+    for shape in ((4,), (1, 2, 2)):
+        torch.manual_seed(0)
+        with contextlib.suppress(ValueError):
+            return FAMILIES[name](shape)
+    raise ValueError(f"{name} takes no such shape")
 
 
 def drawn(distribution: Any) -> Tensor:
@@ -51,12 +57,15 @@ def drawn(distribution: Any) -> Tensor:
     ("kind", "name"), [(kind, name) for kind, parts in by_data().items() for name in parts]
 )
 def test_a_likelihood_takes_data_of_the_kind_that_it_states(kind, name):
-    inside, outside = KINDS[kind]
     distribution = Conditional(built(name))()
-    assert bool(distribution.support.check(torch.tensor(inside)).all())
-    assert bool(distribution.log_prob(torch.tensor(inside)).isfinite().all())
+    inside, outside = (
+        None if each is None else torch.tensor(each).reshape(distribution.event_shape)
+        for each in KINDS[kind]
+    )
+    assert bool(distribution.support.check(inside).all())
+    assert bool(distribution.log_prob(inside).isfinite().all())
     if outside is not None:
-        assert not bool(distribution.support.check(torch.tensor(outside)).all())
+        assert not bool(distribution.support.check(outside).all())
 
 
 @every_family

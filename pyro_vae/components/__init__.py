@@ -60,6 +60,7 @@ from pyro_vae.components.noises import (
     SaltAndPepperNoise,
     WordDropout,
 )
+from pyro_vae.components.pixelcnn import LogisticLevels, PixelCNN, SoftmaxLevels
 from pyro_vae.components.points import Point, RatePoint, SparsePoint, TopKPoint
 from pyro_vae.components.posteriors import (
     DiagonalNormal,
@@ -125,6 +126,7 @@ __all__ = [
     "InverseAutoregressive",
     "LaplaceDirichlet",
     "LearnedCodebook",
+    "LogisticLevels",
     "LogitNormal",
     "LowRankNormal",
     "MaskedAutoregressive",
@@ -140,6 +142,7 @@ __all__ = [
     "OptimalScale",
     "PerDatum",
     "PerDimensionScale",
+    "PixelCNN",
     "Planar",
     "Point",
     "ProductOfExperts",
@@ -152,6 +155,7 @@ __all__ = [
     "SaltAndPepperNoise",
     "SharedScale",
     "SkipMLP",
+    "SoftmaxLevels",
     "SparsePoint",
     "StandardNormal",
     "Standardize",

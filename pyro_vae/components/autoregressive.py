@@ -102,10 +102,6 @@ class AutoregressiveCategorical(Family):
     roles = ("prior",)
     data = "levels and categories"
     example: ClassVar = {"num_categories": 3, "width": 4, "num_heads": 2, "num_layers": 1}
-    near: ClassVar = {
-        "PixelCNN": "AutoregressiveCategorical is an autoregressive prior of codes on a grid, by "
-        "a transformer",
-    }
 
     @at_the_door
     def __init__(

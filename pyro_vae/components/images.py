@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import exp
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +32,8 @@ __all__ = [
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "LogitNormal",
+    "check_levels",
+    "in_levels",
     "log_frequencies",
 ]
 
@@ -211,12 +212,12 @@ class DiscretizedLogistic(Family):
     @at_the_door
     def __init__(self, event_shape: Shape, *, levels: int = 255) -> None:
         super().__init__(event_shape, raw_shape=(2, *event_shape))
-        _check_levels(levels)
+        check_levels(levels)
         self.levels = levels
 
     def forward(self, raw: Tensor) -> Distribution:
         """Return the probabilities of ``raw``, ``[*batch, 2, *event_shape]``."""
-        loc, scale = _in_levels(*unbound(self, raw), levels=self.levels)
+        loc, scale = in_levels(*unbound(self, raw), levels=self.levels)
         logistic = distributions.DiscretizedLogistic(loc, scale, self.levels)
         return logistic.to_event(len(self.event_shape))
 
@@ -258,15 +259,12 @@ class DiscretizedLogisticMixture(Family):
 
     roles = ("likelihood",)
     data = "levels and categories"
-    near: ClassVar = {
-        "PixelCNN++": "its likelihood, without its network, is DiscretizedLogisticMixture"
-    }
 
     @at_the_door
     def __init__(self, event_shape: Shape, *, num_components: int = 10, levels: int = 255) -> None:
         if num_components < 1:
             raise ValueError(f"num_components={num_components}: a mixture has 1 or more")
-        _check_levels(levels)
+        check_levels(levels)
         coupled = len(event_shape) > 2 and event_shape[0] > 1
         channels, pixels = (
             (event_shape[0], tuple(event_shape[1:])) if coupled else (1, tuple(event_shape))
@@ -282,7 +280,7 @@ class DiscretizedLogisticMixture(Family):
         axis = -len(self.raw_shape)
         parts = raw.unflatten(axis, (self.num_components, -1)).split(self._sizes, axis)
         logits, raw_loc, raw_scale, raw_coupling = parts
-        loc, scale = _in_levels(raw_loc, raw_scale, levels=self.levels)
+        loc, scale = in_levels(raw_loc, raw_scale, levels=self.levels)
         if self._coupled:
             return distributions.CoupledLogisticMixture(
                 logits.squeeze(axis), loc, scale, raw_coupling.tanh(), self.levels,
@@ -321,11 +319,13 @@ def _logit(probability: Tensor, *, typical: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(probability, low), high).logit()
 
 
-def _check_levels(levels: int) -> None:
+def check_levels(levels: int) -> None:
+    """Refuse a largest value below one."""
     if levels < 1:
         raise ValueError(f"levels={levels}: the largest value is 1 or more")
 
 
-def _in_levels(raw_loc: Tensor, raw_scale: Tensor, *, levels: int) -> tuple[Tensor, Tensor]:
+def in_levels(raw_loc: Tensor, raw_scale: Tensor, *, levels: int) -> tuple[Tensor, Tensor]:
+    """Return location and scale in levels, of raw numbers in half ranges."""
     half = levels / 2
     return half * (raw_loc + 1), half * positive(raw_scale, floor=_SMALLEST_SCALE)

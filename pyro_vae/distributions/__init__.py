@@ -28,6 +28,7 @@ from pyro_vae.distributions.normals import (
     NormalChain,
     Point,
 )
+from pyro_vae.distributions.pixels import AutoregressivePixels
 from pyro_vae.distributions.relaxed import (
     RelaxedBernoulli,
     RelaxedOneHotCategorical,
@@ -42,6 +43,7 @@ from pyro_vae.distributions.units import InUnits, in_units, kinds_of_units
 __all__ = [
     "AutoregressiveBernoulli",
     "AutoregressiveCategorical",
+    "AutoregressivePixels",
     "AutoregressiveSequence",
     "AutoregressiveStep",
     "AverageOfConditionals",

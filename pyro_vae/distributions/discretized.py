@@ -209,6 +209,28 @@ class CoupledLogisticMixture(dist.TorchDistribution):
                 channels.append(_rounded(moved, part, self.levels))
             return torch.stack(channels, self._channel_axis)
 
+    def channel_log_probs(self, before: Tensor) -> Tensor:
+        """Return log P of each level of the next channel, ``[..., levels + 1, *pixels]``.
+
+        Args:
+            before: The channels before it, ``[..., 0 to C - 1, *pixels]``; they say how likely
+                each component is.
+        """
+        axis = self._channel_axis
+        channels = list(before.unsqueeze(-1 - self._event_axes).unbind(axis))
+        log_weights = self.logits.log_softmax(axis)
+        for c, value in enumerate(channels):
+            loc = self._loc(c, channels, self.loc, self.coupling)
+            log_weights = log_weights + _log_prob(
+                value, loc, self.scale.select(axis, c), self.levels
+            )
+        c = len(channels)
+        loc = self._loc(c, channels, self.loc, self.coupling).unsqueeze(axis - 1)
+        scale = self.scale.select(axis, c).unsqueeze(axis - 1)
+        level = torch.arange(self.levels + 1, dtype=loc.dtype, device=loc.device)
+        parts = _log_prob(level.reshape(-1, *[1] * self._event_axes), loc, scale, self.levels)
+        return (parts + log_weights.log_softmax(axis).unsqueeze(axis - 1)).logsumexp(axis)
+
     def _loc(self, c: int, channels: list[Tensor], loc: Tensor, coupling: Tensor) -> Tensor:
         """Return the locations of channel c, given the channels before it."""
         first = c * (c - 1) // 2
