@@ -50,7 +50,7 @@ EXACTLY = {
 }
 NEARLY = {
     ("prior", "MADE"): "MaskedAutoregressive",
-    ("likelihood", "PixelCNN++"): "DiscretizedLogisticMixture",
+    ("likelihood", "PixelCNN++"): "LogisticLevels",
     ("likelihood", "mse"): "Normal",
     ("encoder", "LSTM"): "Recurrent",
     ("decoder", "LSTM"): "RecurrentDecoder",

@@ -100,7 +100,7 @@ def without_memory(fn, rule):
     images = torch.zeros(len(context), levels.num_channels, *context.shape[-2:]).double()
     for row, column in itertools.product(*map(range, context.shape[-2:])):
         for channel in range(levels.num_channels):
-            raw = network(2 * images / levels.levels - 1, context)[..., row, column]
+            raw = network(2 * images / levels.largest - 1, context)[..., row, column]
             logits = rule(levels.logits(raw, images[:, :channel, row, column]))
             images[:, channel, row, column] = (
                 torch.distributions.Categorical(logits=logits).sample().double()

@@ -31,7 +31,7 @@ class PixelLevels:
 
     Args:
         num_channels: C.
-        levels: The largest value, n.
+        largest: The largest value, n.
 
     Attributes:
         num_raw: How many numbers a pixel has, P.
@@ -41,8 +41,8 @@ class PixelLevels:
     num_raw: int
     in_order: bool
 
-    def __init__(self, num_channels: int, levels: int) -> None:
-        self.num_channels, self.levels = num_channels, levels
+    def __init__(self, num_channels: int, largest: int) -> None:
+        self.num_channels, self.largest = num_channels, largest
 
     def log_prob(self, raw: Tensor, value: Tensor) -> Tensor:
         """Return the log-probability of images, ``[rows]``.
@@ -74,7 +74,7 @@ class SoftmaxLevels(PixelLevels):
 
     Args:
         num_channels: C.
-        levels: The largest value, n.
+        largest: The largest value, n.
 
     References:
         Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner & Kavukcuoglu, 2016)
@@ -82,22 +82,22 @@ class SoftmaxLevels(PixelLevels):
 
     in_order = True
 
-    def __init__(self, num_channels: int, levels: int) -> None:
-        super().__init__(num_channels, levels)
-        self.num_raw = num_channels * (levels + 1)
+    def __init__(self, num_channels: int, largest: int) -> None:
+        super().__init__(num_channels, largest)
+        self.num_raw = num_channels * (largest + 1)
 
     def log_prob(self, raw: Tensor, value: Tensor) -> Tensor:
         """Return the log-probability of images, ``[rows]``."""
-        logits = raw.unflatten(1, (self.num_channels, self.levels + 1)).transpose(1, 2)
+        logits = raw.unflatten(1, (self.num_channels, self.largest + 1)).transpose(1, 2)
         return -cross_entropy(logits, value.long(), reduction="none").flatten(1).sum(1)
 
     def logits(self, raw: Tensor, before: Tensor) -> Tensor:
         """Return the logits of the next channel's levels at a pixel, ``[rows, n + 1]``."""
-        return raw.unflatten(1, (self.num_channels, self.levels + 1))[:, before.shape[1]]
+        return raw.unflatten(1, (self.num_channels, self.largest + 1))[:, before.shape[1]]
 
     def raw_from(self, pixels: Tensor) -> Tensor | None:
         """Return the logarithms of how often each level occurs in each channel."""
-        found = log_frequencies(pixels, self.levels + 1)
+        found = log_frequencies(pixels, self.largest + 1)
         return None if found is None else found.T.flatten()
 
 
@@ -110,7 +110,7 @@ class LogisticLevels(PixelLevels):
 
     Args:
         num_channels: C.
-        levels: The largest value, n.
+        largest: The largest value, n.
         num_components: The number of components, K.
 
     Raises:
@@ -124,8 +124,8 @@ class LogisticLevels(PixelLevels):
     in_order = False
 
     @at_the_door
-    def __init__(self, num_channels: int, levels: int, *, num_components: int = 10) -> None:
-        super().__init__(num_channels, levels)
+    def __init__(self, num_channels: int, largest: int, *, num_components: int = 10) -> None:
+        super().__init__(num_channels, largest)
         if num_components < 1:
             raise ValueError(f"num_components={num_components}: a mixture has 1 or more")
         self.num_components = num_components
@@ -144,16 +144,16 @@ class LogisticLevels(PixelLevels):
     def raw_from(self, pixels: Tensor) -> Tensor | None:
         """Return locations spread about the mean, and scales of a tenth of the range."""
         family = DiscretizedLogisticMixture(
-            (self.num_channels, 1, 1), num_components=self.num_components, levels=self.levels
+            (self.num_channels, 1, 1), num_components=self.num_components, levels=self.largest
         )
         return family.raw_from(pixels[:, :, None, None]).flatten()
 
     def _mixture(self, raw: Tensor) -> distributions.CoupledLogisticMixture:
         parts = raw.unflatten(1, (self.num_components, -1)).split(self._sizes, 2)
         logits, raw_loc, raw_scale, raw_coupling = parts
-        loc, scale = in_levels(raw_loc, raw_scale, levels=self.levels)
+        loc, scale = in_levels(raw_loc, raw_scale, levels=self.largest)
         return distributions.CoupledLogisticMixture(
-            logits.squeeze(2), loc, scale, raw_coupling.tanh(), self.levels, validate_args=False
+            logits.squeeze(2), loc, scale, raw_coupling.tanh(), self.largest, validate_args=False
         )
 
 

@@ -18,7 +18,7 @@ class Levels(Protocol):
     """What P numbers of each pixel say of the levels 0..n of its C channels."""
 
     num_channels: int
-    levels: int
+    largest: int
     in_order: bool
     """Whether those of a channel depend on the channels before it at the same pixel."""
 
@@ -72,7 +72,7 @@ class AutoregressivePixels(Drawn, TorchDistribution):
     @constraints.dependent_property(is_discrete=True)
     def support(self) -> Any:
         """The values that it may take."""
-        largest = self._levels.levels
+        largest = self._levels.largest
         numbers = constraints.boolean if largest == 1 else constraints.integer_interval(0, largest)
         return constraints.independent(numbers, self.event_dim)
 
@@ -91,7 +91,7 @@ class AutoregressivePixels(Drawn, TorchDistribution):
         batch = value.shape[: value.dim() - self.event_dim]
         shape = torch.broadcast_shapes(batch, self.batch_shape)
         images = self._images(value.to(self._context.dtype).expand(*shape, *self.event_shape))
-        known = images.nan_to_num(0.0).round().clamp(0, self._levels.levels)
+        known = images.nan_to_num(0.0).round().clamp(0, self._levels.largest)
         raw = self._network(self._scaled(known), self._contexts(shape))
         log_p = self._levels.log_prob(raw, known)
         inside = (known == images).flatten(1).all(1)
@@ -136,4 +136,4 @@ class AutoregressivePixels(Drawn, TorchDistribution):
 
     def _scaled(self, value: Tensor) -> Tensor:
         """Return levels as numbers between -1 and 1, as the network takes them."""
-        return 2 * value / self._levels.levels - 1
+        return 2 * value / self._levels.largest - 1
