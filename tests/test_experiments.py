@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
+import bowman2016_sentences
 import burda2016_iwae
 import clusters
 import cremer2018_gaps
@@ -54,7 +55,14 @@ from pyro_vae.components import MLP, Incomplete, Normal
 from pyro_vae.datasets import published
 from pyro_vae.inference import ELBO
 
-WITHOUT_DATA = (rainforth2018_tighter, roeder2017_stl, tucker2019_dreg, tables, clusters)
+WITHOUT_DATA = (
+    rainforth2018_tighter,
+    roeder2017_stl,
+    tucker2019_dreg,
+    tables,
+    clusters,
+    bowman2016_sentences,
+)
 WITH_DATA = (
     burda2016_iwae,
     mnih2016_vimco,

@@ -379,7 +379,8 @@ def test_a_tokenizer_is_read_from_its_file(tmp_path, monkeypatch):
 # A run --------------------------------------------------------------------------------------------
 
 SMALL = [
-    "--encoder", "Recurrent(hidden=4,embedding=3)", "--decoder", "RecurrentDecoder(hidden=4)",
+    "--encoder", "Recurrent(hidden=4,embedding=3)", "--decoder", "MLP(hidden=[4])",
+    "--likelihood", "AutoregressiveSequence(num_context=3,network=CausalRecurrent(hidden=4))",
     "--latent", "2", "--epochs", "2", "--batch-size", "8", "--num-samples", "3", "--device", "cpu",
     "--engine", "eager",
 ]  # fmt: skip

@@ -119,7 +119,7 @@ def single_numbers(support: Any) -> Any:
 
 def _default_likelihood(data: Dataset) -> str:
     if data.vocabulary is not None:
-        return f"{_COMPONENTS}.CategoricalSequence"
+        return f"{_COMPONENTS}.AutoregressiveSequence"
     levels, is_table = data.levels, len(data.event_shape) < 2
     if levels == 1 or data.name in _BINARIZED:
         return f"{_COMPONENTS}.Bernoulli"

@@ -67,10 +67,12 @@ def verdict(
 
 def _advice(is_rising: bool) -> str:
     free_bits, rising = part("objective", "FreeBits"), option("kl_warmup", 0.3, python=_RISING)
+    dropout = option("word_dropout", 0.3, python="CorruptedInputs")
     first = f"more epochs ({option('epochs')}: validation still improves), " if is_rising else ""
     return (
         f"to make the model use them, try {first}free bits ({free_bits}), a KL weight that rises "
-        f"from zero ({rising}), a less powerful decoder or one that sees z in every layer, or "
+        f"from zero ({rising}), a less powerful decoder (one that reads its own symbols: "
+        f"{dropout}) or one that sees z in every layer, or "
         f"leave unused layers out ({option('latent', python='latent_shapes')})"
     )
 

@@ -129,7 +129,9 @@ class Positions:
         if len(out_shape) < 2:
             raise ValueError(
                 f"{type(network).__name__} writes a sequence, (numbers per step, length, ...); got "
-                f"{out_shape}: use it as a decoder, and MLP as an encoder"
+                f"{out_shape}: it is a decoder for likelihoods such as CategoricalSequence; "
+                "encoders, and decoders that give AutoregressiveSequence its context, are such as "
+                "MLP"
             )
         self.length = out_shape[1]
         self.size = out_shape[0] * math.prod(out_shape[2:])
