@@ -26,6 +26,7 @@ import importlib.util
 import random
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -185,7 +186,10 @@ def data(sentences: list[str], scale: Scale) -> datasets.Dataset:
         "train": sentences[2 * held :][: scale.num_train],
     }
     reading = Reading("words", max_symbols=scale.num_words, max_length=_LONGEST)
-    return datasets.from_arrays(parts, name="docstrings", text=reading)
+    with warnings.catch_warnings():
+        # Rare words are one word here, on purpose.
+        warnings.filterwarnings("ignore", message=".*are not among the")
+        return datasets.from_arrays(parts, name="docstrings", text=reading)
 
 
 def program(texts: datasets.Dataset, scale: Scale) -> VAE:
