@@ -229,9 +229,14 @@ def test_a_download_puts_whole_files_in_place_and_is_not_repeated(tmp_path, monk
     # On the file system of the root, so that moving into place is atomic.
     assert Path(calls[0]).parent == tmp_path / "data"
     found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert found == sorted(f"data/KMNIST/raw/{stem}" for stem in IDX)
+    assert found == sorted(f"data/KMNIST/raw/{name}" for name in (*IDX, "SHA256SUMS"))
     # What others left is swept away, except of a process that still runs.
     assert [p.name for p in (tmp_path / "data").glob(".download-*")] == [alive.name]
+    # One bit of what was unpacked of an archive with a published sum is noticed.
+    path = tmp_path / "data/KMNIST/raw" / IDX[2]
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ValueError, match="not the published file: SHA-256"):
+        load("kmnist", root=tmp_path / "data")
 
 
 def test_files_that_were_not_published_are_told(tmp_path):

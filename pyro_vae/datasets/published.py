@@ -17,6 +17,7 @@ from pyro_vae.datasets.data import Dataset
 from pyro_vae.datasets.downloads import download
 from pyro_vae.datasets.files import reason_of
 from pyro_vae.datasets.labels import number_classes
+from pyro_vae.files import replace_file
 
 __all__ = ["NAMES", "load_named"]
 
@@ -102,6 +103,7 @@ def _load_idx(name: str, root: Path, files: _Idx) -> Dataset:
             wanted,
             lambda tv, at: getattr(tv, files.folder)(at, download=True, **options),
         )
+        _note_hashes(folder, stems)
     read = [_read_idx(folder, stem) for stem in stems]
     train, classes, test, test_classes = (array for array, _ in read)
     if name == "emnist":
@@ -117,13 +119,38 @@ def _idx_path(folder: Path, stem: str) -> Path | None:
 
 
 def _check_published(name: str, folder: Path, stems: list[str], digests: list[str]) -> None:
-    """Refuse files that are not, bit for bit, those that were published, where these are known."""
-    for stem, digest, published in zip(stems, digests, _PUBLISHED.get(name, ()), strict=False):
+    """Refuse files that are not, bit for bit, those that were published, where these are known.
+
+    Of others, those that were unpacked of an archive with the published MD5 sum.
+    """
+    known = dict(zip(stems, _PUBLISHED.get(name, ()), strict=False)) or _noted_hashes(folder)
+    for stem, digest in zip(stems, digests, strict=True):
+        published = known.get(stem, digest)
         if digest != published:
             path = _idx_path(folder, stem)
             assert path is not None
             what = f"not the published file: SHA-256 {digest[:12]}..., not {published[:12]}..."
             raise ValueError(_delete(path, what))
+
+
+_HASHES = "SHA256SUMS"  # of what torchvision has just unpacked, in the form of sha256sum
+
+
+def _note_hashes(folder: Path, stems: list[str]) -> None:
+    """Write down the hashes of files that were unpacked of archives with published MD5 sums."""
+    lines = {**_noted_hashes(folder), **{stem: _read_idx(folder, stem)[1] for stem in stems}}
+    text = "".join(f"{digest}  {stem}\n" for stem, digest in lines.items())
+    replace_file(folder / _HASHES, text.encode())
+
+
+def _noted_hashes(folder: Path) -> dict[str, str]:
+    """Return the hashes of files by name; none where there is no such list, or no readable one."""
+    try:
+        lines = (folder / _HASHES).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    pairs = (line.split() for line in lines)
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
 
 
 def _read_idx(folder: Path, stem: str) -> tuple[np.ndarray, str]:
