@@ -94,6 +94,7 @@ def test_what_is_encoded_is_decoded(name, kind):
     assert rows.shape == (len(texts), length)
     assert vocabulary.decode(rows) == texts
     assert vocabulary.decode(torch.from_numpy(rows).float()) == texts
+    assert vocabulary.decode([[2, 0, 3], [0, 2, 2]]) == [made.join(vocabulary.symbols[2:3]), ""]
     ends = (rows == 0).argmax(1)  # one place is left in each
     assert all(
         (row[end:] == 0).all() and (row[:end] > 0).all()
@@ -344,6 +345,21 @@ def test_bad_files_are_one_line(tmp_path, case):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         load(_written(tmp_path / name, content))
     assert "\n" not in str(caught.value)
+
+
+def test_what_texts_have_not_is_refused(tmp_path):
+    path = _written(tmp_path / "a.txt", "\n".join(CORPUS).encode())
+    for folder in (path, path.parent):
+        with pytest.raises(ValueError, match=r"label_column=y: .* is no table; leave it out"):
+            load(folder, text=Reading(label_column="y"))
+    with pytest.raises(ValueError, match=r"missing=-9: .* holds texts, which have none"):
+        load(path, missing=[-9])
+    with pytest.raises(ValueError, match="longer=cut: max_length says longer than what"):
+        Reading(longer="cut")
+    for name, said in (("digits", "digits holds no texts"), (str(tmp_path / "x.npy"), "no texts")):
+        np.save(tmp_path / "x.npy", np.ones((5, 2)))
+        with pytest.raises(ValueError, match=f"symbols: .*{said}|symbols.*{said}|text=.*{said}"):
+            load(name, text=Reading("words"))
 
 
 TABLES = {

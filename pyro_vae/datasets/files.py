@@ -19,14 +19,7 @@ from pyro_vae.datasets.names import parts_by_name, split_names
 from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
 from pyro_vae.datasets.text import Reading, no_texts
-from pyro_vae.datasets.text_files import (
-    TABLES,
-    TEXTS,
-    holds_texts,
-    read_folder,
-    read_lines,
-    read_table,
-)
+from pyro_vae.datasets.text_files import TABLES, TEXTS, holds_texts, read_file, read_folder
 from pyro_vae.fields import KNOWN, meant
 from pyro_vae.files import show
 
@@ -44,10 +37,10 @@ def load_file(
     """Load a `.npy`, `.npz`, `.txt`, `.csv` or `.tsv` file; see `load` for what each may hold."""
     suffix = path.suffix.lower()
     if suffix in (*TEXTS, *TABLES):
+        if missing:
+            raise ValueError(f"missing={missing[0]:g}: {path} holds texts, which have none")
         reading = text or Reading()
-        by_column = suffix in TABLES
-        given = read_table(path, reading) if by_column else read_lines(path)
-        return from_arrays(given, name=path.name, text=reading)
+        return from_arrays(read_file(path, reading), name=path.name, text=reading)
     if suffix not in (".npy", ".npz"):
         raise ValueError(
             f"{path}: expected a .npy or .npz file of numbers, a .txt, .csv or .tsv file of text, "
@@ -195,7 +188,7 @@ def load_folder(folder: Path, text: Reading | None = None) -> Dataset:
 
 
 def _of_texts(folder: Path, name: str, reading: Reading) -> Dataset:
-    parts = read_folder(folder)
+    parts = read_folder(folder, reading)
     found = from_arrays(parts.get("", parts), name=name, text=reading)
     if "" not in parts:
         warn_of_shared_rows(found)

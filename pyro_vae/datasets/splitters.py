@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.files import show
-
 __all__ = ["NAMED", "Characters", "Splitter", "Tokenizer", "Words", "splitter", "splitter_of"]
 
 
@@ -223,7 +221,7 @@ def splitter(given: str | Path | Splitter) -> Splitter:
     try:
         return Tokenizer(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{show(path)}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def splitter_of(name: str, definition: str | None) -> Splitter:

@@ -63,6 +63,10 @@ class Reading:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{option(name, value)}: give 1 or more")
+        if self.longer != "refuse" and self.max_length is None:
+            raise ValueError(
+                f"{option('longer', self.longer)}: {option('max_length')} says longer than what"
+            )
         if self.longer not in ("refuse", "cut", "drop"):
             raise ValueError(f"{option('longer', self.longer)}: it is refuse, cut or drop")
 

@@ -13,16 +13,38 @@ from pyro_vae.datasets.containers import Given
 from pyro_vae.datasets.images import is_image, visible, walk
 from pyro_vae.datasets.names import split_names
 from pyro_vae.datasets.text import Reading
-from pyro_vae.files import show
 from pyro_vae.wording import option, warn
 
-__all__ = ["TABLES", "TEXTS", "holds_texts", "read_folder", "read_lines", "read_table"]
+__all__ = ["TABLES", "TEXTS", "holds_texts", "read_file", "read_folder"]
 
 TEXTS = (".txt", ".text")
 TABLES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 _ENDS = re.compile("\r\n|\n|\r")
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+
+
+def read_file(path: Path, reading: Reading) -> Given:
+    """Read the texts of a file, lines or a column of a table.
+
+    Raises:
+        ValueError: If it is no such file; if a column is named, and it is no table.
+    """
+    if path.suffix.lower() in TABLES:
+        return read_table(path, reading)
+    refuse_columns(path, reading)
+    return read_lines(path)
+
+
+def refuse_columns(path: Path, reading: Reading) -> None:
+    """Refuse columns of what is no table.
+
+    Raises:
+        ValueError: If one is named.
+    """
+    for name, asked in (("text_column", reading.column), ("label_column", reading.label_column)):
+        if asked is not None:
+            raise ValueError(f"{option(name, asked)}: {path} is no table; leave it out")
 
 
 def read_lines(path: Path) -> Given:
@@ -45,11 +67,11 @@ def read(path: Path) -> str:
     content = path.read_bytes()
     mark = next((kind for mark, kind in _MARKS.items() if content.startswith(mark)), None)
     if mark is not None:
-        raise ValueError(f"{show(path)}: text in {mark}; save it as UTF-8")
+        raise ValueError(f"{path}: text in {mark}; save it as UTF-8")
     if (place := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, place) + 1
         raise ValueError(
-            f"{show(path)}: no text: line {line} holds a zero byte, at byte {place}; give plain "
+            f"{path}: no text: line {line} holds a zero byte, at byte {place}; give plain "
             "text in UTF-8"
         )
     try:
@@ -59,7 +81,7 @@ def read(path: Path) -> str:
         place = error.start + 3 * content.startswith(codecs.BOM_UTF8)
         line = content.count(b"\n", 0, place) + 1
         raise ValueError(
-            f"{show(path)}: no UTF-8: line {line}, byte {place} of the file is "
+            f"{path}: no UTF-8: line {line}, byte {place} of the file is "
             f"0x{content[place]:02x}; save it as UTF-8, such as by iconv -f latin1 -t utf-8"
         ) from None
 
@@ -68,9 +90,9 @@ def _without_empty(texts: list[str], kept: list, path: Path, what: str) -> list:
     """Return the members of a list whose texts are not empty; warns of how many are."""
     found = [value for text, value in zip(texts, kept, strict=True) if text.strip()]
     if not found:
-        raise ValueError(f"{show(path)}: no text in it: {_counted(len(texts), what)}; give some")
+        raise ValueError(f"{path}: no text in it: {_counted(len(texts), what)}; give some")
     if (num_empty := len(texts) - len(found)) > 0:
-        warn(f"{show(path)}: {num_empty:,} empty {what} of {len(texts):,} are left out")
+        warn(f"{path}: {num_empty:,} empty {what} of {len(texts):,} are left out")
     return found
 
 
@@ -93,14 +115,14 @@ def read_table(path: Path, reading: Reading) -> Given:
     if column is None:
         listed = ", ".join(header[:20]) or "no header"
         raise ValueError(
-            f"{show(path)}: a table; {option('text_column', python='text=Reading(column=...)')} "
+            f"{path}: a table; {option('text_column', python='text=Reading(column=...)')} "
             f"names the column of its texts, one of {listed}; tables of numbers are read from "
             ".npy and .npz files"
         )
     wrong = next((line for line, cells in rows[1:] if len(cells) != len(header)), None)
     if wrong is not None:
         raise ValueError(
-            f"{show(path)}: the row that ends in line {wrong} has another number of cells than the "
+            f"{path}: the row that ends in line {wrong} has another number of cells than the "
             f"{len(header)} of the header; put text with commas into double quotes"
         )
     texts = _of_column(path, header, rows, column, "text_column")
@@ -124,7 +146,7 @@ def _cells(path: Path) -> list[tuple[int, list[str]]]:
         return [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as error:
         raise ValueError(
-            f"{show(path)}: no table of cells and commas at line {reader.line_num} ({error}); "
+            f"{path}: no table of cells and commas at line {reader.line_num} ({error}); "
             "write it with Python's csv, pandas or a spreadsheet"
         ) from None
     finally:
@@ -137,7 +159,7 @@ def _of_column(
     if header.count(name) != 1:
         held = "two columns" if name in header else "no column"
         raise ValueError(
-            f"{option(asked, name)}: {show(path)} has {held} of that name: it has "
+            f"{option(asked, name)}: {path} has {held} of that name: it has "
             f"{', '.join(header[:20])}"
         )
     place = header.index(name)
@@ -157,15 +179,17 @@ def _is_text(name: str) -> bool:
     return Path(name).suffix.lower() in (*TEXTS, "")
 
 
-def read_folder(folder: Path) -> dict[str, Given]:
+def read_folder(folder: Path, reading: Reading) -> dict[str, Given]:
     """Read a folder of documents, one a file, by split; of "" where it is not split.
 
     Subfolders are labels, or splits with or without labels in them. The files ``train.txt``,
     ``valid.txt`` and ``test.txt`` alone are splits, too, of one text a line.
 
     Raises:
-        ValueError: If there are documents both beside and inside subfolders, or a file is no text.
+        ValueError: If there are documents both beside and inside subfolders, or a file is no text;
+            if a column is named.
     """
+    refuse_columns(folder, reading)
     inside = visible(folder)
     files = {_stem(path): path for path in inside if path.is_file() and _is_text(path.name)}
     folders = {path.name: path for path in inside if path.is_dir()}
@@ -189,7 +213,7 @@ def _split(
 ) -> dict[str, Given]:
     others = sorted(set(found) - set(parts.values()))
     if others:
-        warn(f"{show(folder)}: {', '.join(others)} beside {', '.join(parts.values())} is left out")
+        warn(f"{folder}: {', '.join(others)} beside {', '.join(parts.values())} is left out")
     return {part: read_part(found[name]) for part, name in parts.items()}
 
 
@@ -198,14 +222,14 @@ def _documents(folder: Path) -> Given:
     names = sorted(name for name in walk(folder) if _is_text(name))
     others = sorted({Path(name).suffix for name in walk(folder) if not _is_text(name)})
     if not names:
-        raise ValueError(f"{show(folder)}: no texts in it; expected files such as a.txt")
+        raise ValueError(f"{folder}: no texts in it; expected files such as a.txt")
     if others:
-        warn(f"{show(folder)}: files that end in {', '.join(others)} are left out")
+        warn(f"{folder}: files that end in {', '.join(others)} are left out")
     labels = [name.split("/")[0] if "/" in name else None for name in names]
     if any(labels) and not all(labels):
         first = next(filter(None, labels))
         raise ValueError(
-            f"{show(folder)}: texts both beside and inside subfolders ({first}, ...); subfolders "
+            f"{folder}: texts both beside and inside subfolders ({first}, ...); subfolders "
             "are class labels: put every text into one, or none"
         )
     texts = [_ENDS.sub("\n", read(folder / name)).strip("\n") for name in names]
