@@ -34,13 +34,14 @@ FLAGS = (
     "--device",
     "--encoder", "--engine", "--epochs",
     "--help", "--init-from",
-    "--labelled-share", "--latent", "--likelihood", "--lr", "--missing", "--model", "--momentum",
+    "--labelled-share", "--latent", "--likelihood", "--lr", "--min-documents", "--missing",
+    "--model", "--momentum",
     "--network",
     "--num-labels", "--num-samples",
     "--objective", "--observation", "--out", "--patience", "--posterior", "--print_config",
     "--kl-warmup", "--beta", "--free-bits",
     "--precision", "--prior", "--refit", "--resume", "--schedule", "--seed", "--tensorboard",
-    "--turns", "--weights", "--word-dropout",
+    "--stop-words", "--turns", "--vocabulary", "--weights", "--word-dropout",
     "--label-column", "--longer", "--max-length", "--max-symbols", "--symbols", "--text-column",
 )  # fmt: skip
 COMMANDS = ("train", "evaluate", "sample", "plot", "refit", "finetune", "compare", "list")

@@ -34,7 +34,7 @@ from pyro_vae.inference import Program
 __all__ = ["settle", "single_numbers"]
 
 _TRAINING_STEPS = 12_000
-_LR, _MOMENTUM = 1e-3, 0.9  # of Adam
+_STEPS = {"lr": 1e-3, "momentum": 0.9, "batch_size": None, "epochs": None}
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _COMPONENTS = "pyro_vae.components"
 _MOST_CATEGORIES = 20
@@ -52,7 +52,7 @@ def settle(config: Any, data: Dataset) -> None:
     binarised anew at every visit, under a Bernoulli; other images are dequantised, whatever the
     type and the number of their levels, and real data taken as they are, under a Normal. Texts are
     sequences of symbols, with a recurrent encoder, and decoder where the likelihood takes numbers
-    for each place, unless networks are given.
+    for each place, unless networks are given; bags of words take a Multinomial.
 
     A likelihood that is given decides how data are observed. Densities take integers dequantised,
     to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
@@ -95,9 +95,9 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _settle_steps(config: Any) -> None:
-    """Set learning rate, momentum and batch size as the program states, where it does; in place."""
+    """Set learning rate, momentum, batch size and epochs as the program states; in place."""
     own = _settings(config)
-    for name, otherwise in (("lr", _LR), ("momentum", _MOMENTUM), ("batch_size", None)):
+    for name, otherwise in _STEPS.items():
         if getattr(config, name, otherwise) is None:
             setattr(config, name, own.get(name, otherwise))
 
@@ -120,6 +120,8 @@ def single_numbers(support: Any) -> Any:
 def _default_likelihood(data: Dataset) -> str:
     if data.vocabulary is not None:
         return f"{_COMPONENTS}.AutoregressiveSequence"
+    if data.words is not None:
+        return f"{_COMPONENTS}.Multinomial"
     levels, is_table = data.levels, len(data.event_shape) < 2
     if levels == 1 or data.name in _BINARIZED:
         return f"{_COMPONENTS}.Bernoulli"

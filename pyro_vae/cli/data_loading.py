@@ -25,12 +25,19 @@ _OF_TEXT = {
     "longer": "longer",
     "text_column": "column",
     "label_column": "label_column",
+    "min_documents": "min_documents",
+    "stop_words": "stop_words",
 }
 """Options of text, and what they are called where it is read."""
 
 
 def load_data(
-    given: str | Path, config: Any, *, vocabulary: Vocabulary | None = None, length: int = 1
+    given: str | Path,
+    config: Any,
+    *,
+    vocabulary: Vocabulary | None = None,
+    length: int = 1,
+    words: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Load data for a program: as tables and images for ours, of any shape as it is for others.
 
@@ -40,6 +47,7 @@ def load_data(
             ``model``; how text is read: ``symbols`` and its kin.
         vocabulary: Of a trained run, for texts.
         length: That of its rows.
+        words: Those that a trained run counts in texts.
     """
     codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
     own = config.model is not None and not config.model.path.startswith("pyro_vae.models.")
@@ -49,7 +57,11 @@ def load_data(
     text = _reading(config)
     if vocabulary is not None:
         text = replace(text or Reading(), vocabulary=vocabulary, max_length=length)
-    data = datasets.load(given, root=root, missing=codes, axes=axes, apart=apart, text=text)
+    named = getattr(config, "vocabulary", None)
+    data = datasets.load(
+        given, root=root, missing=codes, axes=axes, apart=apart, text=text,
+        words=words or (None if named is None else Path(named).expanduser()),
+    )  # fmt: skip
     return _with_few_labels(data, config)
 
 
@@ -77,6 +89,7 @@ def make_paths_absolute(config: Any) -> None:
         "data": lambda path: path.exists() and not _is_name(config.data),
         "data_weights": Path.is_file,  # or the name of an array
         "symbols": Path.is_file,  # or their name
+        "vocabulary": lambda path: True,
         "init_from": lambda path: True,
         "refit": lambda path: True,
         "data_root": lambda path: True,

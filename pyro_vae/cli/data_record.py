@@ -54,6 +54,7 @@ class DataRecord:
         levels: As of a ``Dataset``.
         classes: As of a ``Dataset``.
         vocabulary: As of a ``Dataset``.
+        words: As of a ``Dataset``.
         num_training: The number of training rows.
         few: A few training rows and their labels, which stand in for all where the values of the
             data do not matter.
@@ -77,14 +78,16 @@ class DataRecord:
     opens_alone: bool = False
     options: str = ""
     vocabulary: Vocabulary | None = None
+    words: tuple[str, ...] | None = None
 
     def stand_in(self) -> Dataset:
         """Return the few rows, repeated, in the place of the data."""
         num_rows = min(self.num_training, _STARTING_ROWS)
         train = self.few[torch.arange(num_rows) % len(self.few)]
         return Dataset(
-            self.name, train, self.few, self.few, self.levels, self.classes, self.vocabulary
-        )
+            self.name, train, self.few, self.few, self.levels, self.classes, self.vocabulary,
+            self.words,
+        )  # fmt: skip
 
     def num_trained_on(self, x: Tensor) -> int:
         """Return how many rows, ``[N, *event_shape]``, were among the training rows."""
@@ -102,7 +105,9 @@ class DataRecord:
         """
         length = self.few.x.shape[1] if self.vocabulary is not None else 1
         place = self.place(folder, given)
-        return load_data(place, config, vocabulary=self.vocabulary, length=length)
+        # Columns of a file of counts are held against the run's, and not called by its words.
+        words = self.words if getattr(config, "symbols", None) == "bag" else None
+        return load_data(place, config, vocabulary=self.vocabulary, length=length, words=words)
 
     def place(self, folder: Path, given: str | None) -> str:
         """Return where the data of the run in ``folder`` are now.
@@ -177,14 +182,27 @@ class DataRecord:
                 f"--data: {data.name} holds data of the shape {data.event_shape}, and the run was "
                 f"trained on data of the shape {shape}"
             )
-        if self.levels is not None and (data.levels is None or data.levels > self.levels):
+        is_bag = self.words is not None  # of which a count has no upper end
+        levels = data.levels if is_bag else self.levels
+        if self.levels is not None and (data.levels is None or data.levels > (levels or 0)):
             found = "real numbers" if data.levels is None else f"values up to {data.levels}"
             raise ValueError(
                 f"--data: {data.name} holds {found}, and the run was trained on whole numbers from "
                 f"0 to {self.levels}"
             )
-        same = replace(data, levels=self.levels, vocabulary=self.vocabulary)
+        self._check_words(data)
+        same = replace(data, levels=levels, vocabulary=self.vocabulary, words=self.words)
         return self._renumbered(same)
+
+    def _check_words(self, data: Dataset) -> None:
+        ours, theirs = self.words or (), data.words or ()
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        other = next((n for n, (one, two) in pairs if one != two), None)
+        if other is not None:
+            raise ValueError(
+                f"--data: column {other} of {data.name} counts {theirs[other]!r}, and that of the "
+                f"run {ours[other]!r}: count the run's words, in their order"
+            )
 
     def _renumbered(self, data: Dataset) -> Dataset:
         if data.classes is None or self.classes is None or data.classes == self.classes:
@@ -233,7 +251,7 @@ def record_of(data: Dataset, given: str, folder: Path, options: str) -> DataReco
     hashes = np.sort(row_hashes(train.x))[:_MOST_HASHES]
     return DataRecord(
         data.name, source, data.fingerprint(), data.levels, data.classes, len(train),
-        _few(train), labels, hashes, options=options, vocabulary=data.vocabulary,
+        _few(train), labels, hashes, options=options, vocabulary=data.vocabulary, words=data.words,
     )  # fmt: skip
 
 
@@ -321,6 +339,7 @@ def write(record: DataRecord, folder: Path) -> None:
         "classes": None if record.classes is None else list(record.classes),
         "few": dict(record.few.fields),
         "vocabulary": None if record.vocabulary is None else record.vocabulary.to_json(),
+        "words": None if record.words is None else list(record.words),
         "hashes": torch.from_numpy(record.hashes),
     }
     checkpoint.save(folder / _FOLDER, state, step=0)
@@ -338,12 +357,13 @@ def read(folder: Path) -> DataRecord | None:
     state = checkpoint.load(path)
     try:
         classes = None if state["classes"] is None else tuple(map(str, state["classes"]))
-        symbols = state.get("vocabulary")  # earlier versions had none
+        symbols, words = state.get("vocabulary"), state.get("words")  # earlier versions had none
         return DataRecord(
             **{
                 **state,
                 "classes": classes,
                 "vocabulary": None if symbols is None else Vocabulary.from_json(symbols),
+                "words": None if words is None else tuple(words),
                 "few": Data(**state["few"]),
                 "hashes": state["hashes"].numpy(),
             }

@@ -23,7 +23,7 @@ _AT_LEAST = {
     "epochs": 0, "batch_size": 1, "patience": 1, "num_samples": 1, "num": 1, "seed": 0,
     "warm_up_epochs": 0, "num_rows": 1, "num_repeats": 20,
     "num_temperatures": 2, "num_chains": 1, "num_data": 1, "labels": 1, "repeats": 2,
-    "num_labels": 1, "max_symbols": 1, "max_length": 1,
+    "num_labels": 1, "max_symbols": 1, "max_length": 1, "min_documents": 1,
 }  # fmt: skip
 _POSITIVE = ("lr", "clip_norm")
 
@@ -77,14 +77,20 @@ def _add_text(parser: Parser) -> None:
         group, "--text-column", str | None, "column of a .csv file that holds texts", metavar="NAME"
     )
     add(group, "--label-column", str | None, "column that holds their labels", metavar="NAME")
-    help_ = "characters, words, or the path of a tokenizer.json (default: characters)"
+    help_ = "characters, words, bag (counts of words), or a tokenizer.json (default: characters)"
     add(group, "--symbols", str | None, help_, metavar="S")
     help_ = "symbols to keep, by frequency (default: all characters, 10,000 words)"
     add(group, "--max-symbols", int | None, help_, metavar="N")
     help_ = "symbols of a text at most (default: of the longest)"
     add(group, "--max-length", int | None, help_, metavar="N")
-    help_ = "what becomes of longer texts (default: refuse)"
+    help_ = "what becomes of longer texts"
     add(group, "--longer", Literal["refuse", "cut", "drop"] | None, help_)
+    help_ = "of a bag: in how many documents a word has to be"
+    add(group, "--min-documents", int | None, help_, metavar="N")
+    help_ = "of a bag: leaves out words such as 'the'"
+    add(group, "--stop-words", Literal["english"] | None, help_, metavar="english")
+    help_ = "file of the words that columns of bags count"
+    add(group, "--vocabulary", Path | None, help_, metavar="FILE")
 
 
 def add_program(parser: Parser) -> None:
@@ -100,7 +106,7 @@ def add_program(parser: Parser) -> None:
     parser.role_of_program(group, "posterior", "posterior q(z | x)", path)
     parser.role(group, "network", "network of encoder and decoder", "pyro_vae.components.MLP")
     for role, density in (("encoder", "q(z | x)"), ("decoder", "p(x | z)")):
-        help_ = f"network of {density} alone, in place of --network (default: the program's own)"
+        help_ = f"network of {density} alone, in place of --network"
         parser.role_of_program(group, role, help_, names=False)
     help_ = (
         "number of latents, or of each layer from the data up, such as 64,32,16; images: "
@@ -123,13 +129,12 @@ def _add_training(parser: Parser) -> None:
     help_ = "KL per layer, in nats, that is free of cost (free bits)"
     add(group, "--free-bits", float | None, help_, metavar="NATS")
     add(group, "--epochs", int | None, "number of passes over the data (default: by their size)")
-    help_ = "data per step (default: the program's own, or 128, or all of them if fewer)"
-    add(group, "--batch-size", int | None, help_)
+    help_ = "data per step (default: 128, or the program's own)"
+    add(group, "--batch-size", int | None, help_, metavar="N")
     help_ = "part of each batch whose rows have a label, such as 0.5 (default: as it comes)"
     add(group, "--labelled-share", float | None, help_, metavar="FRACTION")
-    add(group, "--lr", float | None, "Adam's learning rate (default: the program's own, or 0.001)")
-    help_ = "Adam's beta1, how much of past gradients stays (default: the program's own, or 0.9)"
-    add(group, "--momentum", float | None, help_)
+    add(group, "--lr", float | None, "Adam's learning rate (default: 0.001, or own)")
+    add(group, "--momentum", float | None, "Adam's beta1 (default: 0.9, or own)", metavar="M")
     help_ = "factor on the learning rate over the run"
     parser.role(group, "schedule", help_, "pyro_vae.inference.Cosine")
     help_ = "which parameters each step moves, the guide's or the model's (default: all)"
@@ -147,7 +152,8 @@ def _add_training(parser: Parser) -> None:
 def _add_run(parser: Parser) -> None:
     group = parser.add_argument_group("run")
     add = parser.option
-    add(group, "--num-samples", int, "number of importance samples per datum for log p(x)", 1000)
+    help_ = "importance samples per datum for log p(x)"
+    add(group, "--num-samples", int, help_, 1000, "N")
     help_ = "weights to evaluate: those with the best validation ELBO, or the last"
     add(group, "--weights", Literal["best", "last"], help_, "best")
     engines = Literal["auto", "eager", "recorded", "compiled"]

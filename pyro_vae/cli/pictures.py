@@ -15,6 +15,7 @@ import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.attempts import Failure, attempted, optional
 from pyro_vae.cli.class_pictures import analogies_of, confusion_of, samples_of
 from pyro_vae.cli.runs import Run
+from pyro_vae.cli.topics import drawn_map
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import UnitActivity
 from pyro_vae.evaluation.code_usage import quantized_sites
@@ -88,6 +89,8 @@ def _pictures(run: Run, done: Fit) -> Iterator[_Picture]:
         yield from _of_classes(run, program, {name: sites[name] for name in images})
     yield from _units(activity)
     yield from _codes(program)
+    caption = "Topics by their numbers, near each other where their words agree"
+    yield _Picture("topics", caption, lambda: drawn_map(run))
     yield _Picture("latents", "Posterior means of test data", lambda: _scatter(run, program.test))
 
 

@@ -24,6 +24,9 @@ from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.runs import Run, diverged
 from pyro_vae.cli.sentences import in_the_terminal, sentences
+from pyro_vae.cli.topics import in_the_terminal as topics_in_the_terminal
+from pyro_vae.cli.topics import numbers as numbers_of_topics
+from pyro_vae.cli.topics import table_of, topics_of
 from pyro_vae.datasets import Data
 from pyro_vae.engine.course import divergence, is_rising, overfitting
 from pyro_vae.engine.data import Dequantize, in_chunks
@@ -43,6 +46,7 @@ __all__ = ["evaluate", "provenance", "report", "store"]
 _UNFITTED = "samples of the prior are no samples of the data until it is fitted to the codes"
 _SEEN_ROWS = 10_000
 _COMPARED_ROWS = 1_000  # each with each
+_NUM_TOPICS = 8
 
 
 def report(
@@ -56,12 +60,16 @@ def report(
     insists: bool = True,
 ) -> None:
     """Evaluate a run, print what is found, and store it, if that can be or the caller insists."""
+    topics = optional("the topics", lambda: topics_of(run))
     results = evaluate(run, done, num_samples=num_samples) | diagnosis
+    results |= {} if topics is None else numbers_of_topics(topics)
     if not run.on_other_data:
         results |= refitting.numbers(out, done.weights)
     print(table(results))
     print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
     texts = sentences(run)
+    if topics is not None:
+        print("", *topics_in_the_terminal(topics, num_rows=_NUM_TOPICS), sep="\n", flush=True)
     for found in (found for found in texts if found.num_printed):
         print("", *in_the_terminal(found), sep="\n", flush=True)
     try:
@@ -69,7 +77,8 @@ def report(
             own_folder(out)
         store(results, out)
         drawn = pictures.draw(run, done, out / "pictures")
-        _write_page(run, done, results, drawn, texts, out, config)
+        tables = texts if topics is None else [table_of(topics), *texts]
+        _write_page(run, done, results, drawn, tables, out, config)
     except OSError as error:
         if not any((folder / CONFIG).exists() for folder in (out, out.parent)):
             raise FileNotFoundError(
@@ -155,6 +164,7 @@ def _bounds(run: Run, done: Fit, program: Probe, rows: Data, num_samples: int) -
         **_by_site(bound),
         "bits_per_dim": bits_per_dim,
         **_by_symbol(run, rows, bound, estimate),
+        **_by_word(run, program, rows),
         **_units(activity),
         **_information_record(information),
         **(_codes(program, rows) if quantized else {}),
@@ -187,6 +197,19 @@ def _by_symbol(
     if estimate is not None:
         found["sampled_perplexity"] = _exp(-estimate.mean.value / num_symbols)
     return found
+
+
+def _by_word(run: Run, program: Probe, rows: Data) -> dict[str, Any]:
+    """Return the perplexity of bags of words, whose columns have names."""
+    if run.data.words is None:
+        return {}
+    found = optional("the perplexity of words", lambda: evaluation.perplexity(program, rows))
+    if found is None:
+        return {}
+    return {
+        "word_perplexity": found.upper_bound.value,
+        "word_perplexity_standard_error": found.upper_bound.standard_error,
+    }
 
 
 def _exp(nats: float) -> float:

@@ -193,6 +193,8 @@ def keep_data(run: Run, out: Path, options: str) -> None:
 def _levels(config: Any, data: Dataset) -> int | None:
     """Return the levels for the observation; values in [0, 1] are probabilities of Binarize."""
     name = config.observation.name
+    if data.words is not None:
+        return None  # counts have no largest one
     if data.levels is not None or name not in _OF_LEVELS:
         return data.levels
     low, high, *_ = range_of(in_chunks(data.train.x))

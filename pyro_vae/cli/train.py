@@ -153,6 +153,8 @@ def _announce(run: runs.Run, out: Path) -> None:
     if data.vocabulary is not None:
         kind = data.vocabulary.splitter.kind
         shape = f"texts of up to {data.event_shape[0]} of {len(data.vocabulary) - 1:,} {kind}"
+    if data.words is not None:
+        shape = f"counts of {len(data.words):,} words"
     said = (
         f"{data.name}: {sizes} (train / validation / test){classes}, {shape}, "
         f"{run.observation}, {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}"

@@ -71,13 +71,14 @@ class TrainedRun:
         classes: The names of the classes; None without labels.
         vocabulary: Of a run of texts. Rows are then texts, or the numbers of their symbols, and
             what is generated is texts; None of other runs.
+        words: Of a run of bags of words. Rows are then counts of these, or texts; None of others.
     """
 
     def __init__(self, run: Run, done: Fit, folder: Path) -> None:
         self._run, self.folder, self.history = run, folder, done.history
         self.program = run.program.eval()
         self.event_shape, self.classes = run.data.event_shape, run.data.classes
-        self.vocabulary = run.data.vocabulary
+        self.vocabulary, self.words = run.data.vocabulary, run.data.words
         path = folder / "results.json"
         self.results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
@@ -179,8 +180,11 @@ class TrainedRun:
         if self.vocabulary is not None:
             length = self.event_shape[0]
             text = datasets.Reading(vocabulary=self.vocabulary, max_length=length)
+        if self.words is not None:
+            text = datasets.Reading(symbols="bag", words=self.words)
+        levels = own.levels if self.words is None else None  # of a count, there is no largest
         whole = unsplit(
-            {"x": x, **fields}, name="x", levels=own.levels, text=text,
+            {"x": x, **fields}, name="x", levels=levels, text=text,
             axes=datasets.as_images if len(self.event_shape) == 3 else datasets.as_given,
         )  # fmt: skip
         return (whole if record is None else record.converted(whole)).test

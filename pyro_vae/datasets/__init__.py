@@ -11,11 +11,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pyro_vae.datasets.arrays import as_dataset, from_arrays
 from pyro_vae.datasets.axes import Axes, as_given, as_images
 from pyro_vae.datasets.data import Data, Dataset, Shape
+from pyro_vae.datasets.document_files import (
+    holds_counts,
+    is_counts,
+    load_counts,
+    read_words,
+    with_words,
+)
 from pyro_vae.datasets.files import load_file, load_folder
 from pyro_vae.datasets.published import NAMES, load_named
 from pyro_vae.datasets.splitters import Splitter
@@ -49,6 +57,7 @@ def load(
     axes: Axes = as_images,
     apart: Collection[str] = (),
     text: Reading | None = None,
+    words: Path | Sequence[str] | None = None,
 ) -> Dataset:
     """Load a data set by name, or a user's own file or folder.
 
@@ -73,6 +82,9 @@ def load(
     * a `.txt` file of one text a line; a `.csv` or `.tsv` file with a header, of which `text` names
       a column; a folder of texts, one a file, as one of images; or one of `train.txt`, `valid.txt`
       and `test.txt`, which have a text a line. All are UTF-8.
+    * documents as sparse counts of words, (N, V), as `scipy.sparse.save_npz` writes them: a `.npz`
+      file, or a folder of `train.npz`, `test.npz` and, if there is one, `validation.npz`; else that
+      is a tenth of the training documents. A file `vocab.txt` beside them has the words.
 
     Args:
         name: one of `NAMES`, or a path. A name wins over a file of that name; write `./mnist`.
@@ -81,11 +93,37 @@ def load(
         axes: how the axes of a file's arrays are read; `as_given` takes rows of any shape.
         apart: arrays of a `.npz` file that are taken for something else than rows or labels.
         text: how texts become symbols; characters unless given.
+        words: what each column of bags of words counts, or a file of them, one a line; of texts
+            whose words are counted, the words to count.
 
     Raises:
         FileNotFoundError: a path that does not exist; a data set that cannot be downloaded.
         ValueError: an unknown name, or data that are corrupt, of the wrong shape or not numeric.
     """
+    found = _loaded(name, root, missing, axes, apart, _with_words(text, words))
+    if words is None or (text is not None and text.is_bag):
+        return found
+    return with_words(found, _words(words), words if isinstance(words, Path) else "words")
+
+
+def _words(given: Path | Sequence[str]) -> tuple[str, ...]:
+    return read_words(given) if isinstance(given, Path) else tuple(given)
+
+
+def _with_words(text: Reading | None, words: Path | Sequence[str] | None) -> Reading | None:
+    if words is None or text is None or not text.is_bag:
+        return text
+    return replace(text, words=_words(words))
+
+
+def _loaded(
+    name: str | Path,
+    root: Path | None,
+    missing: Sequence[float],
+    axes: Axes,
+    apart: Collection[str],
+    text: Reading | None,
+) -> Dataset:
     key = str(name).lower().replace("-", "").replace("_", "")
     known = next((known for known in NAMES if known.replace("_", "") == key), None)
     if known is not None:
@@ -102,7 +140,11 @@ def load(
             raise ValueError(
                 f"missing={missing[0]:g}: {path} is a folder, whose images and texts have none"
             )
+        if holds_counts(path):
+            return load_counts(path)
         return load_folder(path, text)
+    if path.is_file() and is_counts(path):
+        return load_counts(path)
     if path.is_file():
         return load_file(path, missing=missing, axes=axes, apart=apart, text=text)
     if path.exists():
@@ -115,5 +157,5 @@ def load(
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(
         f"unknown data set {str(name)!r}.{hint} Known: {', '.join(NAMES)}; "
-        "or the path of a .npy, .npz, .txt or .csv file or of a folder of images or texts"
+        "or the path of a .npy, .npz, .txt or .csv file or of a folder of images, texts or counts"
     )

@@ -15,6 +15,7 @@ from pyro_vae.datasets.axes import Axes, as_given, as_images
 from pyro_vae.datasets.columns import check_alike, column
 from pyro_vae.datasets.containers import Given, unpacked
 from pyro_vae.datasets.data import Data, Dataset
+from pyro_vae.datasets.documents import counted, rows_with_words
 from pyro_vae.datasets.labels import number_classes
 from pyro_vae.datasets.storage import is_mapped, stored_as, tensor
 from pyro_vae.datasets.text import Reading, no_texts, numbered, texts_of
@@ -96,7 +97,8 @@ def from_arrays(
     Whole numbers `>= 0` beside missing ones count as integers, which an array with NaN cannot hold.
 
     Texts become rows `(N, L)` of the numbers of their symbols, padded with 0; `Dataset.vocabulary`
-    has the symbols.
+    has the symbols. With `text=Reading(symbols="bag")` they become bags `(N, V)` of words, which
+    `Dataset.words` has; texts without a word that is counted are left out, as a warning says.
 
     Args:
         x: `(N, D)`, `(N, H, W)` or `(N, C, H, W)` with 1, 3 or 4 channels: a numpy array, tensor,
@@ -129,19 +131,33 @@ def from_arrays(
         if values is not None:
             parts[name][field] = values
     is_split = name not in parts
-    parts, vocabulary = _of_texts(
+    parts, names = _of_texts(
         parts, name, text, lambda n: range(n) if is_split else _split(n, seed, name=name)[0]
     )
-    if vocabulary is not None:
-        levels, axes = len(vocabulary) - 1, as_given
+    if names.vocabulary is not None:
+        levels = len(names.vocabulary) - 1
+    axes = axes if names == _NO_NAMES else as_given
     fields, stored = _read(name, parts, levels, classes, Codes(missing), axes)
-    stored = stored._replace(vocabulary=vocabulary)
-    if is_split:
-        return stored.dataset(name, [(part, None) for part in fields])
-    in_order = vocabulary is None and is_mapped(fields[0]["x"])
-    few = text is not None and text.vocabulary is not None
-    index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name, few=few)
-    return stored.dataset(name, [(fields[0], rows) for rows in index])
+    stored = stored._replace(names=names)
+    in_order = names == _NO_NAMES and is_mapped(fields[0]["x"])
+    few = text is not None and (text.vocabulary or text.words) is not None
+    index: list[Any] = [None] * 3
+    if not is_split:
+        index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name, few=few)
+    chosen = [*zip(fields if is_split else fields * 3, index, strict=True)]
+    if names.words is not None:
+        chosen = [(part, rows_with_words(part["x"], rows, name)) for part, rows in chosen]
+    return stored.dataset(name, chosen)
+
+
+class _Names(NamedTuple):
+    """What texts are made of: the symbols of sequences, or the words that bags count."""
+
+    vocabulary: Vocabulary | None = None
+    words: tuple[str, ...] | None = None
+
+
+_NO_NAMES = _Names()
 
 
 def _of_texts(
@@ -149,14 +165,14 @@ def _of_texts(
     name: str,
     reading: Reading | None,
     training: Callable[[int], Sequence[int]],
-) -> tuple[dict[str, Given], Vocabulary | None]:
-    """The parts with numbers in the place of texts, and the vocabulary; None if x is no text."""
+) -> tuple[dict[str, Given], _Names]:
+    """The parts with numbers in the place of texts, and what these are of."""
     found = {where: texts_of(given["x"], where) for where, given in parts.items()}
     texts = {where: rows for where, rows in found.items() if rows is not None}
     if not texts:
         if reading is not None and reading.vocabulary is None:
             raise no_texts(reading, name)
-        return parts, None  # of a trained run, x may be the numbers of its symbols
+        return parts, _NO_NAMES  # of a trained run, x may be the numbers of its symbols
     other = next((where for where in parts if where not in texts), None)
     if other is not None:
         raise ValueError(f"{name}: {other} holds no texts, and another part does; give all as text")
@@ -166,7 +182,20 @@ def _of_texts(
             "takes them as text"
         )
     parts = {where: {**given, "x": texts[where]} for where, given in parts.items()}
-    return numbered(parts, name, reading or Reading(), training)
+    return _read_texts(parts, name, reading or Reading(), training)
+
+
+def _read_texts(
+    parts: Mapping[str, Given],
+    name: str,
+    reading: Reading,
+    training: Callable[[int], Sequence[int]],
+) -> tuple[dict[str, Given], _Names]:
+    if reading.is_bag:
+        counts, words = counted(parts, name, reading, training)
+        return counts, _Names(words=words)
+    numbers, vocabulary = numbered(parts, name, reading, training)
+    return numbers, _Names(vocabulary)
 
 
 def _is_number(text: str) -> bool:
@@ -200,12 +229,12 @@ def unsplit(
     parts = {f"{name} {part}".rstrip(): given for part, given in unpacked(x, name).items()}
     if name not in parts:
         raise ValueError(f"{name}: parts of a data set are given; give the rows of one")
-    vocabulary = None
-    if text is not None and texts_of(parts[name]["x"], name) is not None:
-        parts, vocabulary = numbered(parts, name, text, range)
+    names = _NO_NAMES
+    if text is not None and (texts := texts_of(parts[name]["x"], name)) is not None:
+        parts, names = _read_texts({name: {**parts[name], "x": texts}}, name, text, range)
         axes = as_given
     fields, stored = _read(name, parts, levels, None, Codes(), axes)
-    return stored._replace(vocabulary=vocabulary).dataset(name, [(fields[0], None)] * 3)
+    return stored._replace(names=names).dataset(name, [(fields[0], None)] * 3)
 
 
 def _warn_of_unmet(codes: Codes, name: str) -> None:
@@ -246,12 +275,12 @@ class _Stored(NamedTuple):
     dtype: np.dtype
     levels: int | None
     classes: tuple[str, ...] | None
-    vocabulary: Vocabulary | None = None
+    names: _Names = _NO_NAMES
 
     def dataset(self, name: str, parts: Sequence[tuple[Mapping[str, np.ndarray], Any]]) -> Dataset:
         """The data set of some rows of the fields for each part; None: all of them."""
         train, validation, test = (self._data(*part) for part in parts)
-        return Dataset(name, train, validation, test, self.levels, self.classes, self.vocabulary)
+        return Dataset(name, train, validation, test, self.levels, self.classes, *self.names)
 
     def _data(self, fields: Mapping[str, np.ndarray], index: Any) -> Data:
         taken = slice(None) if index is None else index

@@ -171,6 +171,7 @@ class Dataset:
         classes: what the classes are called, by number, whichever part they occur in; None for
             data without labels.
         vocabulary: of the symbols whose numbers x holds, where the data are text; else None.
+        words: what each column of x counts, where the data are bags of words; else None.
     """
 
     name: str
@@ -180,11 +181,13 @@ class Dataset:
     levels: int | None
     classes: tuple[str, ...] | None = None
     vocabulary: Vocabulary | None = None
+    words: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         parts = "".join(f"\n  {name}: {part!r}" for name, part in self.parts.items())
         known = "" if self.classes is None else f", {len(self.classes)} classes"
         known += "" if self.vocabulary is None else f", {self.vocabulary!r}"
+        known += "" if self.words is None else f", counts of {len(self.words)} words"
         return f"Dataset({self.name!r}, levels={self.levels}{known}){parts}"
 
     @property
@@ -207,6 +210,8 @@ class Dataset:
         digest = hashlib.sha256()
         if self.vocabulary is not None:
             digest.update(self.vocabulary.to_json().encode())
+        if self.words is not None:
+            digest.update(repr(self.words).encode())
         if self.classes != tuple(map(str, range(len(self.classes or ())))):
             digest.update(repr(self.classes).encode())
         for part in self.parts.values():

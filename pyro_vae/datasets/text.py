@@ -25,6 +25,8 @@ _FAR_LONGER = 4  # than all but a few rows
 _FEW = 0.02
 _AS_LIST = ("tolist", "to_list", "to_pylist")
 
+_OF_BAGS = ("min_documents", "stop_words", "words")
+
 Symbols = list[list[str]]
 
 
@@ -37,7 +39,7 @@ class Reading:
     Args:
         symbols: What a symbol is: "characters"; "words", by frequency, those that occur once being
             unknown; the path of a ``tokenizer.json`` of the library ``tokenizers``; or a
-            ``Splitter``.
+            ``Splitter``. "bag" counts words instead, whatever their order.
         max_symbols: How many symbols are kept, the most frequent ones; by default all characters,
             and 10,000 words.
         max_length: The length of all rows in symbols; by default that of the longest.
@@ -45,6 +47,9 @@ class Reading:
         column: The column of a ``.csv`` or ``.tsv`` file that holds the texts.
         label_column: The one that holds their labels; none unless given.
         vocabulary: In place of one of the training rows, such as that of a run.
+        min_documents: Of a bag: in how many training documents a word has to be; by default in one.
+        stop_words: Of a bag: "english" leaves out words such as "the", those of scikit-learn.
+        words: Of a bag: what is counted, in place of the words of the training rows.
 
     Raises:
         ValueError: If a number is less than one.
@@ -57,9 +62,12 @@ class Reading:
     column: str | None = None
     label_column: str | None = None
     vocabulary: Vocabulary | None = None
+    min_documents: int | None = None
+    stop_words: Literal["english"] | None = None
+    words: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_symbols", "max_length"):
+        for name in ("max_symbols", "max_length", "min_documents"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{option(name, value)}: give 1 or more")
@@ -69,6 +77,17 @@ class Reading:
             )
         if self.longer not in ("refuse", "cut", "drop"):
             raise ValueError(f"{option('longer', self.longer)}: it is refuse, cut or drop")
+        unused = next((name for name in _OF_BAGS if getattr(self, name) is not None), None)
+        if unused is not None and not self.is_bag:
+            bag = option("symbols", "bag", python="symbols='bag'")
+            raise ValueError(
+                f"{option(unused)}: it is of bags of words, which {bag} makes of texts"
+            )
+
+    @property
+    def is_bag(self) -> bool:
+        """Whether the words of a text are counted."""
+        return self.symbols == "bag"
 
     def splitter(self) -> Splitter:
         """Return what splits text into symbols."""

@@ -64,6 +64,7 @@ from pyro_vae.evaluation.topics import (
     perplexity,
     sliding_windows,
     top_words,
+    topic_places,
     topic_shares,
 )
 from pyro_vae.evaluation.verdict import verdict
@@ -121,6 +122,7 @@ __all__ = [
     "sample_posterior",
     "sliding_windows",
     "top_words",
+    "topic_places",
     "topic_shares",
     "traverse",
     "unit_activity",

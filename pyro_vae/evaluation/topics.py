@@ -30,6 +30,7 @@ __all__ = [
     "sliding_windows",
     "top_words",
     "topic_decoder",
+    "topic_places",
     "topic_shares",
 ]
 
@@ -204,6 +205,33 @@ def sliding_windows(documents: Sequence[Sequence[int]], num_words: int, width: i
             raise ValueError(f"word {max(known)}: num_words={num_words} has the words below that")
         held[known] = True
     return found
+
+
+@at_the_door
+def topic_places(topics: Tensor) -> Tensor:
+    """Return places of topics in the plane, ``[K, 2]``: near each other where their words agree.
+
+    Classical scaling of the root of the Jensen-Shannon divergence of their words, whose
+    probabilities are the softmax of ``topics``.
+
+    Args:
+        topics: What each topic does to each word, ``[K, V]``.
+
+    Raises:
+        ValueError: If there are fewer than two topics.
+    """
+    from sklearn.decomposition import KernelPCA  # takes a while to import
+
+    if len(topics) < 2:
+        raise ValueError(f"{len(topics)} topic: a map is of 2 or more")
+    p = double(topics.detach()).softmax(-1)
+    middle = (p.unsqueeze(1) + p) / 2
+    entropy = -torch.xlogy(p, p).sum(-1)
+    between = -torch.xlogy(middle, middle).sum(-1)
+    divergence = (between - (entropy.unsqueeze(1) + entropy) / 2).clamp(min=0).cpu()
+    scaling = KernelPCA(2, kernel="precomputed", eigen_solver="dense")
+    places = torch.from_numpy(scaling.fit_transform((-divergence / 2).numpy()))
+    return torch.nn.functional.pad(places, (0, 2 - places.shape[1]))
 
 
 # Documents ----------------------------------------------------------------------------------------

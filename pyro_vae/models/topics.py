@@ -75,7 +75,7 @@ class ProdLDA(_TopicModel):
 
     synonyms = ("AVITM",)
     settings: ClassVar[dict[str, Any]] = {
-        "likelihood": Multinomial, "lr": 2e-3, "momentum": 0.99, "batch_size": 200
+        "likelihood": Multinomial, "lr": 2e-3, "momentum": 0.99, "batch_size": 200, "epochs": 200
     }  # fmt: skip
 
     @at_the_door
@@ -139,7 +139,7 @@ class NVLDA(_TopicModel):
 
     synonyms = ("NeuralLDA", "LDAVAE")
     settings: ClassVar[dict[str, Any]] = {
-        "likelihood": Multinomial, "lr": 5e-3, "momentum": 0.99, "batch_size": 200
+        "likelihood": Multinomial, "lr": 5e-3, "momentum": 0.99, "batch_size": 200, "epochs": 200
     }  # fmt: skip
 
     @at_the_door

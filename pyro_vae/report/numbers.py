@@ -29,7 +29,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-TEXTS = ("verdict", "classes")
+TEXTS = ("verdict", "classes", "topics")
 NUMBERS = {
     "test_elbo_nats": Number(
         "test ELBO (nats per datum)",
@@ -96,6 +96,24 @@ NUMBERS = {
         "symbols per text, its end among them",
         lambda value: f"{value:,.1f}",
         "On average over the test data: what nats per symbol are divided by.",
+    ),
+    "word_perplexity": Number(
+        "perplexity of words, at most",
+        lambda value: f"{value:,.1f}",
+        "exp of -ELBO over the number of words of each document, averaged over test documents, of "
+        "the words in their order; an upper bound of the perplexity, lower is better.",
+    ),
+    "topic_npmi": Number(
+        "coherence of topics (NPMI of 10 words)",
+        lambda value: f"{value:.3f}",
+        "How often the ten first words of a topic occur in the same training documents, -1 to 1, "
+        "averaged over topics, with the error over these; it compares only with that of the same "
+        "documents, window (a whole document) and number of words.",
+    ),
+    "topic_diversity": Number(
+        "diversity of topics",
+        percent,
+        "Different words among the 25 first words of all topics.",
     ),
     "test_reconstruction_nats": Number(
         "test reconstruction, log p(x | z) (nats per datum)",
@@ -271,6 +289,8 @@ PARTNERS = {
     "inference_gap_standard_error": "inference_gap_nats",
     "approximation_gap_standard_error": "approximation_gap_nats",
     "amortization_gap_standard_error": "amortization_gap_nats",
+    "word_perplexity_standard_error": "word_perplexity",
+    "topic_npmi_standard_error": "topic_npmi",
     "test_reconstruction_standard_error": "test_reconstruction_nats",
     "test_squared_error_standard_error": "test_squared_error",
     "num_units": "active_units",
