@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import bowman2016_sentences
 import burda2016_iwae
+import chen2017_vlae
 import clusters
 import cremer2018_gaps
 import finetune
@@ -80,6 +81,7 @@ WITH_DATA = (
     finetune,
     hoffman2017_hmc,
     vincent2010_denoising,
+    chen2017_vlae,
 )
 QUICK = (roeder2017_stl,)  # the others take ten seconds each
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"

@@ -35,6 +35,7 @@ from pyro_vae.components import (
     MixtureOfNormals,
     NeuralSpline,
     Normal,
+    PixelCNN,
     Planar,
     Radial,
     Recurrent,
@@ -82,6 +83,10 @@ PARTS = {
             "prior": AutoregressiveBernoulli,
             "posterior": AutoregressiveBernoulli,
         },
+    ),
+    "pixels in turn": (
+        IMAGES.round(),
+        {"likelihood": partial(PixelCNN, levels=1, num_layers=2, width=4, num_context=2)},
     ),
     "sphere": (IMAGES, {"prior": UniformSphere, "posterior": VonMisesFisher}),
     "recurrent": (

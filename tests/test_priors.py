@@ -391,6 +391,16 @@ def test_autoregressive_entries_do_not_see_those_after_them() -> None:
     torch.testing.assert_close(first[1], family_logit.sigmoid())
 
 
+def test_autoregressive_bits_start_at_the_means_of_data() -> None:
+    part = Conditional(AutoregressiveBernoulli((2, 2), hidden_dims=[6], num_context=3))
+    part.family.network.layers[-1].weight.data.zero_()
+    part.family.network.layers[-1].bias.data.zero_()
+    data = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 1.0]]]).repeat(2, 1, 1)
+    part.adapt_outputs(data)
+    ones = part().log_prob(torch.ones(2, 2)).exp()
+    assert float(ones) == pytest.approx(0.001 * 0.999 * 0.999 * 0.5, rel=1e-4)
+
+
 @pytest.mark.parametrize(("num_dims", "area"), [(2, 2 * math.pi), (3, 4 * math.pi)])
 def test_the_density_on_a_sphere_is_one_over_its_area(num_dims: int, area: float) -> None:
     prior = UniformSphere((num_dims,)).double()()

@@ -15,6 +15,7 @@ from pyro_vae.arguments import at_the_door
 from pyro_vae.components.conditional import Distribution, Family, Shape
 from pyro_vae.components.flows import widths
 from pyro_vae.components.images import log_frequencies
+from pyro_vae.components.likelihoods import Bernoulli
 from pyro_vae.components.networks.transformer import CausalTransformer
 
 __all__ = ["AutoregressiveBernoulli", "AutoregressiveCategorical"]
@@ -71,6 +72,11 @@ class AutoregressiveBernoulli(Family):
         return distributions.AutoregressiveBernoulli(
             self.network, logits, context, self.event_shape
         )
+
+    def raw_from(self, data: Tensor) -> Tensor | None:
+        """Return the logits of the data's means, and a context of zeros."""
+        logits = Bernoulli(self.event_shape).raw_from(data).flatten()
+        return torch.cat([logits, logits.new_zeros(self.raw_shape[0] - len(logits))])
 
 
 class AutoregressiveCategorical(Family):

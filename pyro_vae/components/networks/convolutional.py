@@ -22,6 +22,7 @@ from pyro_vae.components.networks.layers import (
     dense,
     finished,
 )
+from pyro_vae.wording import option
 
 __all__ = ["Block", "Convolutional", "ConvolutionalResidual"]
 
@@ -162,7 +163,8 @@ class _Image:
             raise ValueError(
                 f"{type(network).__name__} goes between an image (channels, height, width) and a "
                 f"vector; got {rows.in_shape} and {rows.out_shape}: use MLP for data that are no "
-                "images"
+                f"images, or name both sides, {option('encoder', type(network).__name__)} with "
+                f"{option('decoder', 'MLP')}"
             )
         *channels, height, width = rows.in_shape if self.is_given else rows.out_shape
         self.depth = math.prod(channels)
