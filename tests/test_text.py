@@ -384,6 +384,13 @@ def test_a_tokenizer_is_read_from_its_file(tmp_path, monkeypatch):
     path = _written(tmp_path / "tokenizer.json", bpe().text.encode())
     data = from_arrays(CORPUS, text=Reading(path))
     assert data.vocabulary.decode(data.train.x) == [CORPUS[n] for n in data.train.rows.tolist()]
+    made = bpe()
+    assert data.vocabulary.symbols == ("", *made.own)
+    assert data.vocabulary.symbols[data.vocabulary.unknown] == "[UNK]"
+    assert all(data.vocabulary.decode([[n]]) == [made.join([s])] for n, s in enumerate(made.own, 1))
+    with pytest.warns(UserWarning, match=r"not among the 10 known: '.UNK.'"):
+        few = from_arrays(CORPUS, text=Reading(path, max_symbols=9))
+    assert len(few.vocabulary) == 11
     path.write_text(json.dumps({"model": "none"}))
     with pytest.raises(ValueError, match=r"tokenizer.json'?: no tokenizer of the library"):
         splitter(path)

@@ -26,6 +26,8 @@ class Splitter:
             is refused.
         fewest: How often a symbol has to occur to be in a vocabulary of no stated size.
         most: How many symbols a vocabulary of no stated size has at most.
+        own: The symbols of every vocabulary of no stated size, where they are settled beforehand;
+            None where they are those that occur.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Splitter:
     unknown: str | None = None
     fewest: int = 1
     most: int | None = None
+    own: tuple[str, ...] | None = None
 
     def split(self, text: str) -> list[str]:
         """Return the symbols of a text, in order.
@@ -170,6 +173,12 @@ class Tokenizer(Splitter):
         """The tokenizer's own, or ``<unk>`` where it has none."""
         known = json.loads(self.text).get("model", {}).get("unk_token")
         return known if isinstance(known, str) and known else "<unk>"
+
+    @cached_property
+    def own(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The tokenizer's symbols, in its order."""
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        return tuple(sorted(filter(None, known), key=known.__getitem__))
 
     @property
     def definition(self) -> str:

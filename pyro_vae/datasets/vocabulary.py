@@ -58,11 +58,15 @@ class Vocabulary:
             rows: The symbols of each text.
             splitter: What has split them.
             most: How many symbols are kept at most, besides the padding and the unknown symbol;
-                by default what the splitter says.
+                by default what the splitter says, whose own symbols are then all kept.
 
         Raises:
             ValueError: If no symbol is left.
         """
+        if most is None and splitter.own is not None:
+            symbols = ("", *splitter.own)
+            known = splitter.unknown in splitter.own
+            return cls(symbols, splitter, symbols.index(splitter.unknown) if known else None)
         counts = Counter(symbol for row in rows for symbol in row)
         counts.pop(splitter.unknown or "", None)
         fewest = splitter.fewest if most is None else 1
