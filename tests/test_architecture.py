@@ -75,6 +75,7 @@ MAY_IMPORT = {
         "fitting",
         "components",
     },
+    "molecules": {"datasets", "evaluation"},
     "report": {"files", "wording", "inference", "evaluation", "laboratory"},
 }
 TOP = {"", "cli"}  # the package itself and the command: may all
@@ -217,10 +218,10 @@ def state():
         str(sys.excepthook), str(logging.root.level),
     ]
 before = state()
-import pyro_vae, pyro_vae.fitting, pyro_vae.evaluation, pyro_vae.laboratory
+import pyro_vae, pyro_vae.fitting, pyro_vae.evaluation, pyro_vae.laboratory, pyro_vae.molecules
 after = state()
 changed = [i for i, (a, b) in enumerate(zip(before, after)) if a != b]
-foreign = "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL"
+foreign = "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL", "rdkit", "selfies"
 loaded = [m for m in foreign if m in sys.modules]
 import matplotlib
 keys = [key for key in matplotlib.rcParams if key != "backend"]  # to read it imports pyplot

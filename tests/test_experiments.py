@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import lzma
 import math
 import struct
 import sys
@@ -29,6 +30,7 @@ import clusters
 import cremer2018_gaps
 import finetune
 import ghosh2020_ex_post
+import gomez_bombarelli2018_zinc
 import he2019_lagging
 import hoffman2017_hmc
 import kingma2014_semi_supervised
@@ -78,6 +80,7 @@ WITH_DATA = (
     oord2017_vqvae,
     sparse_autoencoder,
     ghosh2020_ex_post,
+    gomez_bombarelli2018_zinc,
     finetune,
     hoffman2017_hmc,
     vincent2010_denoising,
@@ -119,6 +122,13 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     drawn = random.integers(0, 256, (8, 20, 28, 28), dtype=np.uint8)
     drawn[:, :, 0, 0], drawn[:, :, 0, 1] = np.arange(8)[:, None], np.arange(20)
     np.savez(root / "omniglot" / "omniglot_28x28.npz", images=drawn)
+    (root / "zinc250k").mkdir()
+    chains = [
+        f"{'C' * long}{end}" for long in range(1, 13) for end in ("", "O", "N", "(=O)N", "Cl")
+    ]
+    with lzma.open(root / "zinc250k" / "zinc250k.smi.xz", "wt") as file:
+        file.write("\n".join(chains * 100))  # the first 5,000 are for the test
+    np.save(root / "zinc250k" / "jtvae_valid_idx.npy", np.arange(5_000, 5_060))
     (root / "cifar10").mkdir()
     for part in (*range(10), 50):
         image = Image.fromarray(colours(part, 8).reshape(8, 1024, 3))

@@ -238,7 +238,7 @@ BAD = {
     "mixed parts": ({"train": CORPUS, "valid": [[1]], "test": ["a"]}, {}, "holds no texts"),
     "strange": ([*CORPUS[:3], "a?"], {"text": Reading(Pairs())}, "row 3: 'a?' is no molecule"),
     "no words twice": (["a b", "c d", "e f"], {"text": Reading("words")}, "occurs 2 times"),
-    "no file": (CORPUS, {"text": Reading("gone.json")}, "neither characters, words nor a file"),
+    "no file": (CORPUS, {"text": Reading("gone.json")}, "words, smiles, selfies nor a file"),
 }  # fmt: skip
 
 

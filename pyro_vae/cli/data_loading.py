@@ -27,6 +27,7 @@ _OF_TEXT = {
     "label_column": "label_column",
     "min_documents": "min_documents",
     "stop_words": "stop_words",
+    "invalid": "invalid",
 }
 """Options of text, and what they are called where it is read."""
 

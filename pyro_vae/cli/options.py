@@ -53,7 +53,9 @@ def add_data(parser: Parser) -> None:
     """Add the options of the data."""
     group = parser.add_argument_group("data")
     add = parser.option
-    help_ = "name of a data set, a .npy, .npz, .txt or .csv file, or a folder of images or texts"
+    help_ = (
+        "name of a data set, a .npy, .npz, .txt, .csv or .smi file, or a folder of images or texts"
+    )
     add(group, "--data", str, help_, "digits")
     help_ = (
         "weight of each row in training: a .npy file with one number per row, or the name of an "
@@ -77,7 +79,7 @@ def _add_text(parser: Parser) -> None:
         group, "--text-column", str | None, "column of a .csv file that holds texts", metavar="NAME"
     )
     add(group, "--label-column", str | None, "column that holds their labels", metavar="NAME")
-    help_ = "characters, words, bag (counts of words), or a tokenizer.json (default: characters)"
+    help_ = "characters, words, bag (counts of words), smiles, selfies, or a tokenizer.json"
     add(group, "--symbols", str | None, help_, metavar="S")
     help_ = "symbols to keep, by frequency (default: all characters, 10,000 words)"
     add(group, "--max-symbols", int | None, help_, metavar="N")
@@ -91,6 +93,8 @@ def _add_text(parser: Parser) -> None:
     add(group, "--stop-words", Literal["english"] | None, help_, metavar="english")
     help_ = "file of the words that columns of bags count"
     add(group, "--vocabulary", Path | None, help_, metavar="FILE")
+    help_ = "what becomes of rows that are no molecules (default: refuse)"
+    add(group, "--invalid", Literal["refuse", "drop", "keep"] | None, help_)
 
 
 def add_program(parser: Parser) -> None:

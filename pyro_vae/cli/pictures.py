@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
+from pyro_vae.cli import molecular
 from pyro_vae.cli.attempts import Failure, attempted, optional
 from pyro_vae.cli.class_pictures import analogies_of, confusion_of, samples_of
 from pyro_vae.cli.runs import Run
@@ -56,7 +57,7 @@ def draw(run: Run, done: Fit, folder: Path) -> list[tuple[str, Path | str]]:
 
     In the place of the path of a picture that cannot be drawn stands a sentence that says why.
     """
-    drawn: list[tuple[str, Path | str]] = []
+    drawn = molecular.draw(run, folder)
     for picture in _pictures(run, done):
         figure = attempted(f"the picture {picture.name!r}", picture.draw)
         if isinstance(figure, Failure):

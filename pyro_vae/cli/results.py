@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
-from pyro_vae.cli import pictures, refitting
+from pyro_vae.cli import molecular, pictures, refitting
 from pyro_vae.cli.attempts import optional
 from pyro_vae.cli.class_pictures import agreement
 from pyro_vae.cli.config_files import CONFIG
@@ -101,8 +101,11 @@ def evaluate(run: Run, done: Fit, *, num_samples: int) -> dict[str, Any]:
         else _bounds(run, done, program, rows, num_samples)
     )
     said = found.pop("verdict")
+    of_molecules = molecular.numbers(run)
+    said += molecular.said(of_molecules)
     return {
         **found,
+        **of_molecules,
         "probe_accuracy": optional("the linear probe", lambda: _probe_accuracy(run)),
         **(optional("how classes agree", lambda: agreement(run, rows)) or {}),
         "num_parameters": _num_parameters(run),

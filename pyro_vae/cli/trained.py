@@ -93,6 +93,8 @@ def run_parser(command: str, description: str) -> Parser:
     add(parser, "--label-column", str | None, "column of their labels", metavar="NAME")
     help_ = "what becomes of texts longer than the run's: refuse, cut or drop (default: as in it)"
     add(parser, "--longer", Literal["refuse", "cut", "drop"] | None, help_)
+    help_ = "what becomes of rows that are no molecules (default: as in the run)"
+    add(parser, "--invalid", Literal["refuse", "drop", "keep"] | None, help_)
     add(parser, "--seed", int | None, "seed for random draws")
     help_ = "weights to load: the best by validation, or the last (default: as in training)"
     add(parser, "--weights", Literal["best", "last"] | None, help_)
@@ -121,7 +123,7 @@ def opened(
     training = training_parser()
     stored = training.read_file(path, given.modules)
     config_files.refuse_edited(path, "" if record is None else record.options)
-    shared = (*ROLES, "device", "data_root", "text_column", "label_column", "longer")
+    shared = (*ROLES, "device", "data_root", "text_column", "label_column", "longer", "invalid")
     config = training.config(stored, given.only(shared))
     data = (
         load_data(config.data, config)

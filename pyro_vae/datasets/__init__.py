@@ -85,6 +85,8 @@ def load(
     * documents as sparse counts of words, (N, V), as `scipy.sparse.save_npz` writes them: a `.npz`
       file, or a folder of `train.npz`, `test.npz` and, if there is one, `validation.npz`; else that
       is a tenth of the training documents. A file `vocab.txt` beside them has the words.
+    * a `.smi` file of one molecule a line, as SMILES, and what is left of the line a name, which is
+      not read; also compressed, `.smi.gz` or `.smi.xz`.
 
     Args:
         name: one of `NAMES`, or a path. A name wins over a file of that name; write `./mnist`.
@@ -92,7 +94,8 @@ def load(
         missing: numbers in a file that stand for a missing value, such as -9999.
         axes: how the axes of a file's arrays are read; `as_given` takes rows of any shape.
         apart: arrays of a `.npz` file that are taken for something else than rows or labels.
-        text: how texts become symbols; characters unless given.
+        text: how texts become symbols; characters unless given, and symbols of SMILES of a `.smi`
+            file.
         words: what each column of bags of words counts, or a file of them, one a line; of texts
             whose words are counted, the words to count.
 
@@ -157,5 +160,6 @@ def _loaded(
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(
         f"unknown data set {str(name)!r}.{hint} Known: {', '.join(NAMES)}; "
-        "or the path of a .npy, .npz, .txt or .csv file or of a folder of images, texts or counts"
+        "or the path of a .npy, .npz, .txt, .csv or .smi file or of a folder of images, texts or "
+        "counts"
     )

@@ -1,9 +1,10 @@
-"""A user's own files: .npy and .npz arrays, and folders of images."""
+"""A user's own files: .npy and .npz arrays, texts, molecules, and folders of images or texts."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,17 @@ from pyro_vae.datasets.images import read_images, visible
 from pyro_vae.datasets.names import parts_by_name, split_names
 from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
-from pyro_vae.datasets.text import Reading, no_texts
-from pyro_vae.datasets.text_files import TABLES, TEXTS, holds_texts, read_file, read_folder
+from pyro_vae.datasets.text import Reading, no_texts, sound
+from pyro_vae.datasets.text_files import (
+    TABLES,
+    TEXTS,
+    holds_texts,
+    is_smiles,
+    read_file,
+    read_folder,
+    read_smiles,
+    refuse_columns,
+)
 from pyro_vae.fields import KNOWN, meant
 from pyro_vae.files import show
 
@@ -34,17 +44,20 @@ def load_file(
     apart: Collection[str] = (),
     text: Reading | None = None,
 ) -> Dataset:
-    """Load a `.npy`, `.npz`, `.txt`, `.csv` or `.tsv` file; see `load` for what each may hold."""
+    """Load a file of numbers, texts or molecules; see `load` for what each may hold."""
     suffix = path.suffix.lower()
-    if suffix in (*TEXTS, *TABLES):
+    if is_smiles(path) or suffix in (*TEXTS, *TABLES):
         if missing:
             raise ValueError(f"missing={missing[0]:g}: {path} holds texts, which have none")
         reading = text or Reading()
+        if is_smiles(path):
+            return _of_smiles(path, reading)
         return from_arrays(read_file(path, reading), name=path.name, text=reading)
     if suffix not in (".npy", ".npz"):
         raise ValueError(
             f"{path}: expected a .npy or .npz file of numbers, a .txt, .csv or .tsv file of text, "
-            "or a folder of images or texts; numpy.save writes the first from any array"
+            "a .smi file of molecules, or a folder of images or texts; numpy.save writes the first "
+            "from any array"
         )
     arrays = _arrays(path, suffix)
     parts = {"": arrays} if suffix == ".npy" else _npz_fields(path, arrays, apart)
@@ -55,6 +68,15 @@ def load_file(
     if "" not in parts:
         warn_of_shared_rows(found)
     return found
+
+
+def _of_smiles(path: Path, reading: Reading) -> Dataset:
+    """Load molecules, which are checked by line, before their rows are numbered."""
+    refuse_columns(path, reading)
+    reading = replace(reading, symbols=reading.symbols or "smiles")
+    texts, lines = read_smiles(path)
+    given = sound({"x": texts}, path.name, reading, lambda row: f"line {lines[row]}")
+    return from_arrays(given, name=path.name, text=replace(reading, invalid="keep"))
 
 
 _STARTS = {

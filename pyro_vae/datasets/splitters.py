@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NAMED", "Characters", "Splitter", "Tokenizer", "Words", "splitter", "splitter_of"]
+__all__ = [
+    "NAMED",
+    "Characters",
+    "Molecules",
+    "Selfies",
+    "Smiles",
+    "Splitter",
+    "Tokenizer",
+    "Words",
+    "splitter",
+    "splitter_of",
+]
 
 
 class Splitter:
@@ -204,8 +216,115 @@ class Tokenizer(Splitter):
         return str(self._tokenizer.decode(numbers, skip_special_tokens=False)) if numbers else ""
 
 
+class Molecules(Splitter):
+    """An interface: molecules into symbols and back; as text, they are SMILES."""
+
+
+_ATOM = (
+    r"\[\d*(?:[A-Z][a-z]?|[a-z][a-z]?|\*)(?:@@?(?:[A-Z]{2}\d+)?)?(?:H\d*)?(?:[+-]+\d*)?(?::\d+)?\]"
+)
+_SMILES = re.compile(
+    rf"{_ATOM}|Br|Cl|[BCFINOPSbcnops*]|%\d\d|%\(\d+\)|[-=#$:~/\\.()0-9]|\N{{REPLACEMENT CHARACTER}}"
+)
+_RING = re.compile(r"\d|%\d\d|%\(\d+\)")
+
+
+@dataclass(frozen=True)
+class Smiles(Molecules):
+    """The symbols of SMILES: atoms (``Cl``, ``[nH+]``, ``[C@@H]``), bonds, branches, ring bonds.
+
+    Nothing is lost. What is no SMILES is refused, but whether it is a molecule is not looked at.
+
+    References:
+        SMILES, a chemical language and information system (Weininger, 1988)
+    """
+
+    name = "smiles"
+    kind = "symbols of SMILES"
+    unknown = "\N{REPLACEMENT CHARACTER}"
+
+    def split(self, text: str) -> list[str]:
+        """Return the symbols: ``Clc1cc[nH]c1`` is ``Cl c 1 c c [nH] c 1``."""
+        symbols, place = [], 0
+        for match in _SMILES.finditer(text):
+            if match.start() > place:
+                break
+            symbols.append(match[0])
+            place = match.end()
+        if place < len(text):
+            raise ValueError(f"no SMILES: {text[place : place + 8]!r} at character {place}")
+        _check_closed(symbols)
+        return symbols
+
+    def join(self, symbols: Sequence[str]) -> str:
+        """Return them one after the other."""
+        return "".join(symbols)
+
+
+def _check_closed(symbols: Sequence[str]) -> None:
+    """Refuse branches and rings that are opened and not closed, or the other way round."""
+    depth = 0
+    for symbol in symbols:
+        depth += (symbol == "(") - (symbol == ")")
+        if depth < 0:
+            break
+    if depth:
+        raise ValueError(f"no SMILES: a branch is not {'opened' if depth < 0 else 'closed'}")
+    rings = Counter(int(symbol.strip("%()")) for symbol in symbols if _RING.fullmatch(symbol))
+    if (open_ := next((ring for ring, ends in rings.items() if ends % 2), None)) is not None:
+        raise ValueError(f"no SMILES: ring bond {open_} is not closed")
+
+
+_NO_SELFIES = "the package selfies is not installed: pip install 'pyro-vae[molecules]'"
+
+
+@dataclass(frozen=True)
+class Selfies(Molecules):
+    """The symbols of SELFIES, every row of which is a molecule; by the package ``selfies``.
+
+    Text goes in and comes out as SMILES: the same molecule, written in another way. The unknown
+    symbol is the one that adds nothing to a molecule.
+
+    Raises:
+        ValueError: If the package is not installed.
+
+    References:
+        Self-referencing embedded strings (SELFIES): A 100% robust molecular string representation
+        (Krenn, Hase, Nigam, Friederich & Aspuru-Guzik, 2020)
+    """
+
+    name = "selfies"
+    kind = "symbols of SELFIES"
+    unknown = "[nop]"
+
+    def __post_init__(self) -> None:
+        _ = self._package
+
+    @cached_property
+    def _package(self) -> Any:
+        try:
+            import selfies
+        except ImportError:
+            raise ValueError(f"symbols={self.name!r}: {_NO_SELFIES}") from None
+        return selfies
+
+    def split(self, text: str) -> list[str]:
+        """Return the symbols: ``C=O`` is ``[C] [=O]``."""
+        Smiles().split(text)
+        try:
+            return [*self._package.split_selfies(self._package.encoder(text))]
+        except Exception as error:  # of the package's own, and what its parser stumbles over
+            lines = [line for line in str(error).split("\n\t") if line and text not in line]
+            said = " ".join(" ".join(lines).split())[:160] or type(error).__name__
+            raise ValueError(f"not to be written as SELFIES: {said}") from None
+
+    def join(self, symbols: Sequence[str]) -> str:
+        """Return the SMILES of the molecule that the symbols stand for."""
+        return str(self._package.decoder("".join(symbols)))
+
+
 NAMED: dict[str, Callable[[], Splitter]] = {
-    splitter.name: splitter for splitter in (Characters, Words)
+    splitter.name: splitter for splitter in (Characters, Words, Smiles, Selfies)
 }
 """By name; anything else is the file of a tokenizer."""
 

@@ -12,17 +12,19 @@ import numpy as np
 from torch import Tensor
 
 from pyro_vae.datasets.containers import Given
-from pyro_vae.datasets.splitters import Splitter, splitter
+from pyro_vae.datasets.molecules import faults
+from pyro_vae.datasets.splitters import Molecules, Splitter, splitter
 from pyro_vae.datasets.values import is_missing
 from pyro_vae.datasets.vocabulary import Vocabulary, shown
 from pyro_vae.memory import refuse_beyond
 from pyro_vae.wording import option, warn
 
-__all__ = ["Reading", "no_texts", "numbered", "texts_of"]
+__all__ = ["Reading", "no_texts", "numbered", "sound", "texts_of"]
 
 _MANY_UNKNOWN = 0.1  # of the symbols
 _FAR_LONGER = 4  # than all but a few rows
 _FEW = 0.02
+_NUM_SHOWN, _SHOWN = 3, 60  # rows that are no molecules, and characters of each
 _AS_LIST = ("tolist", "to_list", "to_pylist")
 
 _OF_BAGS = ("min_documents", "stop_words", "words")
@@ -38,8 +40,10 @@ class Reading:
 
     Args:
         symbols: What a symbol is: "characters"; "words", by frequency, those that occur once being
-            unknown; the path of a ``tokenizer.json`` of the library ``tokenizers``; or a
-            ``Splitter``. "bag" counts words instead, whatever their order.
+            unknown; "smiles" or "selfies" of molecules, which are given as SMILES; the path of a
+            ``tokenizer.json`` of the library ``tokenizers``; or a ``Splitter``. Unless given, those
+            of SMILES where a file is one of molecules, and otherwise characters. "bag" counts words
+            instead, whatever their order.
         max_symbols: How many symbols are kept, the most frequent ones; by default all characters,
             and 10,000 words.
         max_length: The length of all rows in symbols; by default that of the longest.
@@ -50,12 +54,14 @@ class Reading:
         min_documents: Of a bag: in how many training documents a word has to be; by default in one.
         stop_words: Of a bag: "english" leaves out words such as "the", those of scikit-learn.
         words: Of a bag: what is counted, in place of the words of the training rows.
+        invalid: What becomes of rows that are to be molecules and are none: they are refused, left
+            out with a warning, or kept as symbols.
 
     Raises:
         ValueError: If a number is less than one.
     """
 
-    symbols: str | Path | Splitter = "characters"
+    symbols: str | Path | Splitter | None = None
     max_symbols: int | None = None
     max_length: int | None = None
     longer: Literal["refuse", "cut", "drop"] = "refuse"
@@ -65,6 +71,7 @@ class Reading:
     min_documents: int | None = None
     stop_words: Literal["english"] | None = None
     words: tuple[str, ...] | None = None
+    invalid: Literal["refuse", "drop", "keep"] = "refuse"
 
     def __post_init__(self) -> None:
         for name in ("max_symbols", "max_length", "min_documents"):
@@ -77,6 +84,8 @@ class Reading:
             )
         if self.longer not in ("refuse", "cut", "drop"):
             raise ValueError(f"{option('longer', self.longer)}: it is refuse, cut or drop")
+        if self.invalid not in ("refuse", "drop", "keep"):
+            raise ValueError(f"{option('invalid', self.invalid)}: it is refuse, drop or keep")
         unused = next((name for name in _OF_BAGS if getattr(self, name) is not None), None)
         if unused is not None and not self.is_bag:
             bag = option("symbols", "bag", python="symbols='bag'")
@@ -91,7 +100,9 @@ class Reading:
 
     def splitter(self) -> Splitter:
         """Return what splits text into symbols."""
-        return splitter(self.symbols) if self.vocabulary is None else self.vocabulary.splitter
+        if self.vocabulary is not None:
+            return self.vocabulary.splitter
+        return splitter("characters" if self.symbols is None else self.symbols)
 
 
 def no_texts(reading: Reading, name: str) -> ValueError:
@@ -148,6 +159,7 @@ def numbered(
     Raises:
         ValueError: If a text is too long, or holds what no vocabulary has.
     """
+    parts = {where: sound(given, where, reading) for where, given in parts.items()}
     split = {where: _split(given["x"], where, reading.splitter()) for where, given in parts.items()}
     if not any(chain.from_iterable(split.values())):
         raise ValueError(f"{name}: all texts are empty; give some that are not")
@@ -168,6 +180,47 @@ def numbered(
     refuse_beyond(size, f"{name}: all rows with {length:,} {kind} each", cure)
     numbers = {where: vocabulary.numbered(rows, length) for where, rows in split.items()}
     return {where: {**given, "x": numbers[where]} for where, given in parts.items()}, vocabulary
+
+
+def sound(
+    given: Given, where: str, reading: Reading, place: Callable[[int], str] = "row {}".format
+) -> Given:
+    """Return fields without the rows that are to be molecules and are none; all of other texts.
+
+    Args:
+        given: x is a list of texts.
+        where: What messages call it.
+        reading: How they are read, and what becomes of such rows.
+        place: What messages call a row.
+
+    Raises:
+        ValueError: If there are some, and they are to be refused; if no other is left; if longer
+            ones are to be cut, which leaves no molecule.
+    """
+    if reading.is_bag or reading.invalid == "keep":
+        return given
+    splitter, texts = reading.splitter(), given["x"]
+    if not isinstance(splitter, Molecules):
+        return given
+    if reading.longer == "cut":
+        cut, drop = (option("longer", way, python=f"longer={way!r}") for way in ("cut", "drop"))
+        raise ValueError(f"{cut}: a piece of SMILES is no molecule; {drop} leaves longer ones out")
+    wrong = faults(texts, splitter)
+    if not wrong:
+        return given
+    shown = [f"{place(row)}, {texts[row][:_SHOWN]!r} ({why})" for row, why in wrong.items()]
+    others = f", and {len(wrong) - _NUM_SHOWN:,} others" if len(wrong) > _NUM_SHOWN else ""
+    said = (
+        f"{where}: {len(wrong):,} of {len(texts):,} rows are no molecules: "
+        f"{'; '.join(shown[:_NUM_SHOWN])}{others}"
+    )
+    if reading.invalid == "refuse" or len(wrong) == len(texts):
+        drop = option("invalid", "drop", python="invalid='drop'")
+        cure = "give SMILES" if len(wrong) == len(texts) else f"{drop} leaves them out"
+        raise ValueError(f"{said}; {cure}")
+    warn(f"{said}; they are left out")
+    kept = [row for row in range(len(texts)) if row not in wrong]
+    return {name: None if values is None else _rows(values, kept) for name, values in given.items()}
 
 
 def _split(texts: Sequence[str], where: str, splitter: Splitter) -> Symbols:

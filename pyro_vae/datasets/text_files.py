@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import io
+import lzma
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +16,23 @@ from pyro_vae.datasets.containers import Given
 from pyro_vae.datasets.images import is_image, visible, walk
 from pyro_vae.datasets.names import split_names
 from pyro_vae.datasets.text import Reading
+from pyro_vae.files import reason
 from pyro_vae.wording import option, warn
 
-__all__ = ["TABLES", "TEXTS", "holds_texts", "read_file", "read_folder"]
+__all__ = [
+    "TABLES",
+    "TEXTS",
+    "holds_texts",
+    "is_smiles",
+    "read_file",
+    "read_folder",
+    "read_smiles",
+    "refuse_columns",
+]
 
 TEXTS = (".txt", ".text")
 TABLES = (".csv", ".tsv")
+MOLECULES = (".smi", ".smi.gz", ".smi.xz")
 _DELIMITERS = ",;\t|"
 _ENDS = re.compile("\r\n|\n|\r")
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
@@ -58,13 +72,34 @@ def read_lines(path: Path) -> Given:
     return {"x": _without_empty(lines, [*lines], path, "lines")}
 
 
+def is_smiles(path: Path) -> bool:
+    """Tell whether a file holds molecules, by its name."""
+    return path.name.lower().endswith(MOLECULES)
+
+
+def read_smiles(path: Path) -> tuple[list[str], list[int]]:
+    """Read a file of one SMILES a line; return them and the number of each line, from 1.
+
+    What follows the first blank of a line, such as a name, is left out, and so are empty lines,
+    which are counted in a warning. The file may be compressed by gzip or xz.
+
+    Raises:
+        ValueError: If it is damaged or no text in UTF-8, or all lines are empty.
+    """
+    lines = _ENDS.split(read(path))
+    lines = lines[:-1] if lines[-1] == "" else lines
+    words = [(line.split(maxsplit=1) or [""])[0] for line in lines]
+    kept = _without_empty(words, [*enumerate(words, 1)], path, "lines")
+    return [word for _, word in kept], [number for number, _ in kept]
+
+
 def read(path: Path) -> str:
     """Return the text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
         ValueError: If it is none; names the line and the byte.
     """
-    content = path.read_bytes()
+    content = _content(path)
     mark = next((kind for mark, kind in _MARKS.items() if content.startswith(mark)), None)
     if mark is not None:
         raise ValueError(f"{path}: text in {mark}; save it as UTF-8")
@@ -84,6 +119,17 @@ def read(path: Path) -> str:
             f"{path}: no UTF-8: line {line}, byte {place} of the file is "
             f"0x{content[place]:02x}; save it as UTF-8, such as by iconv -f latin1 -t utf-8"
         ) from None
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    try:
+        if path.suffix.lower() == ".gz":
+            return gzip.decompress(content)
+        return lzma.decompress(content) if path.suffix.lower() == ".xz" else content
+    except (lzma.LZMAError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        said = reason(error)
+        raise ValueError(f"{path}: truncated or corrupt ({said}); get it again") from None
 
 
 def _without_empty(texts: list[str], kept: list, path: Path, what: str) -> list:

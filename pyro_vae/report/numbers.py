@@ -29,6 +29,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def share(value: float) -> str:
+    return f"{value:.3f}"
+
+
 TEXTS = ("verdict", "classes", "topics")
 NUMBERS = {
     "test_elbo_nats": Number(
@@ -165,6 +169,53 @@ NUMBERS = {
         "KL of the mixture of these data's posteriors from the prior: the rate less the mutual "
         "information; too large by as much as that is too small.",
     ),
+    "valid_share": Number(
+        "samples that are molecules",
+        share,
+        "By rdkit, of draws with z from the prior. It says nothing of the latents: a model that "
+        "ignores them may write molecules; see the mutual information, and what comes back.",
+    ),
+    "unique_share": Number(
+        "of these, different molecules", share, "More samples have fewer; see their number."
+    ),
+    "novel_share": Number(
+        "of these, not among the training data", share, "However they are written."
+    ),
+    "internal_diversity": Number(
+        "internal diversity of the samples",
+        lambda value: f"{value:.3f}",
+        "1 less the mean Tanimoto similarity of all pairs of Morgan fingerprints; 0 if all are one "
+        "molecule.",
+    ),
+    "property_distance": Number(
+        "distance of valid samples from the test data (Wasserstein)",
+        lambda value: f"{value:.3f}",
+        "Of the distributions of a property, in its units: logP (octanol and water), QED (like a "
+        "drug, 0 to 1) or SA (hard to make, 1 to 10).",
+    ),
+    "property_mean": Number(
+        "mean of valid samples (rdkit)", lambda value: f"{value:.3f}", "Of the property."
+    ),
+    "same_smiles_share": Number(
+        "test data that come back symbol by symbol",
+        share,
+        "The likeliest symbols given the mean of the latents.",
+    ),
+    "same_molecule_share": Number(
+        "test data that come back as the same molecule", share, "However it is written."
+    ),
+    "drawn_same_molecule_share": Number(
+        "the same by draws of z and x", share, "One of each for each datum."
+    ),
+    "drawn_valid_share": Number(
+        "reconstructions by draws that are molecules",
+        share,
+        "More than of the samples where the prior has z that no datum leads to.",
+    ),
+    "num_sampled_molecules": Number("samples judged as molecules", count, "Drawn from the model."),
+    "num_reconstructed_molecules": Number(
+        "test data that may come back", count, "The first ones of the test data."
+    ),
     "aggregate_kl_before_nats": Number(
         "marginal KL from the old prior (nats)",
         nats,
@@ -293,6 +344,18 @@ PARTNERS = {
     "topic_npmi_standard_error": "topic_npmi",
     "test_reconstruction_standard_error": "test_reconstruction_nats",
     "test_squared_error_standard_error": "test_squared_error",
+    **{
+        f"{name}_share_standard_error": f"{name}_share"
+        for name in (
+            "valid",
+            "unique",
+            "novel",
+            "same_smiles",
+            "same_molecule",
+            "drawn_same_molecule",
+            "drawn_valid",
+        )
+    },
     "num_units": "active_units",
     "num_codes": "codes_used",
     "mutual_information_ceiling": "mutual_information_nats",
