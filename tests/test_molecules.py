@@ -166,7 +166,7 @@ def test_without_rdkit_only_what_is_no_smiles_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("reading", "said"),
     [
-        (Reading(symbols="smiles", longer="cut"), "a piece of SMILES is no molecule"),
+        (Reading(symbols="smiles", max_length=3, longer="cut"), "a piece of SMILES is no molecule"),
         (Reading(symbols="smiles", max_length=3, longer="drop"), None),
     ],
 )
