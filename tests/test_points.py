@@ -7,10 +7,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from bits import same
 from command import TINY
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_vae import evaluation, fit
@@ -147,6 +150,74 @@ def test_a_run_names_its_value_and_recorded_steps_have_the_bits_of_eager_ones(na
     assert "reconstruction_nats" in repr(done)
     for eager, recorded in zip(found["eager"], found["recorded"], strict=True):
         assert same(eager, recorded)
+
+
+DELTAS: dict[str, Any] = {
+    "plain": lambda z: dist.Delta(z, event_dim=1),
+    "independent": lambda z: dist.Delta(z).to_event(1),
+    "expanded": lambda z: dist.ExpandedDistribution(dist.Delta(z), z.shape).to_event(1),
+    "masked": lambda z: dist.Delta(z).to_event(1).mask(torch.ones(len(z)).bool()),
+    "transformed": lambda z: dist.TransformedDistribution(
+        dist.Delta(z).to_event(1), [dist.transforms.AffineTransform(0.1, 2.0)]
+    ),
+}
+
+
+class OwnDelta(nn.Module):
+    """A program of one's own: its guide is a Delta, or what ``point`` makes of the code."""
+
+    def __init__(self, point: Any, prior: Any = None) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 2), nn.Linear(2, 3)
+        self.point, self.prior = point, prior or dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior)
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.point(self.encoder(x)))
+
+
+@pytest.mark.parametrize("name", DELTAS)
+def test_a_delta_of_ones_own_over_a_continuous_latent_is_a_point(name: str) -> None:
+    torch.manual_seed(0)
+    program = OwnDelta(DELTAS[name])
+    done = fit(program, X, epochs=1, batch_size=10, progress=False)
+    assert "validation_reconstruction_nats" in done.history[-1]
+    assert not [key for key in done.history[-1] if "elbo" in key]
+    with pytest.raises(ValueError, match="'z' is a point, which has no density"):
+        evaluation.elbo(program, X)
+
+
+def with_its_density(z: Tensor) -> Any:
+    noise = torch.randn_like(z)
+    density = dist.Normal(0.0, 1.0).log_prob(noise).sum(-1)
+    return dist.Delta(z + noise, density, event_dim=1)
+
+
+def passing_on(z: Tensor) -> Any:
+    drawn = pyro.sample("a", dist.Normal(z, 1.0).to_event(1), infer={"is_auxiliary": True})
+    return dist.Delta(drawn, event_dim=1)
+
+
+def most_likely(z: Tensor) -> Any:
+    return dist.Delta((z > 0).float(), event_dim=1)
+
+
+@pytest.mark.parametrize(
+    ("point", "prior"),
+    [
+        (with_its_density, None),
+        (passing_on, None),
+        (most_likely, dist.Bernoulli(torch.full((2,), 0.5)).to_event(1)),
+    ],
+)
+def test_a_delta_that_has_a_density_or_a_probability_gives_a_bound(point: Any, prior: Any) -> None:
+    torch.manual_seed(0)
+    assert evaluation.elbo(OwnDelta(point, prior), X).elbo_nats < 0
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Any) -> None:

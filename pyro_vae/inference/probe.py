@@ -34,6 +34,7 @@ from pyro_vae.inference.sites import (
     latent_sites,
     line_of,
     observed_sites,
+    points_of,
 )
 from pyro_vae.inference.strata import strata_of
 from pyro_vae.inference.terms import SiteTerms, terms_of
@@ -63,7 +64,8 @@ def layout_of(model_trace: Trace, guide_trace: Trace, num_rows: int) -> Layout:
     subsampled = full_size if full_size != num_rows else None
     sampled = _sampled_plate(model_trace, guide_trace)
     strata = strata_of(guide_trace, _numbers_per_datum(model_trace, num_rows))
-    return Layout(latents, observed, nesting, False, subsampled, sampled, strata)
+    points = points_of(model_trace, guide_trace)
+    return Layout(latents, observed, nesting, False, subsampled, sampled, strata, points)
 
 
 def _numbers_per_datum(model_trace: Trace, num_rows: int) -> int:

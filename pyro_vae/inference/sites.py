@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -20,6 +20,7 @@ __all__ = [
     "Strata",
     "Stratum",
     "View",
+    "base_of",
     "data_frame",
     "dreamt",
     "is_invertible",
@@ -28,6 +29,7 @@ __all__ = [
     "line_of",
     "observed_places",
     "observed_sites",
+    "points_of",
     "view_of",
 ]
 
@@ -84,6 +86,7 @@ class Layout:
             Pyro's losses are then sums over all of those. None: of the batch alone.
         sampled_plate: A plate inside a datum that takes some of its elements at random; None: none.
         strata: The sites that are not sampled but run through, see ``pyro_vae.inference.strata``.
+        points: The latents that the guide draws from a point, which has no density.
     """
 
     latents: tuple[str, ...]
@@ -93,6 +96,7 @@ class Layout:
     full_size: int | None = None
     sampled_plate: str | None = None
     strata: Strata = Strata()
+    points: tuple[str, ...] = ()
 
     @property
     def generated(self) -> tuple[str, ...]:
@@ -143,6 +147,47 @@ def data_frame(site: Any) -> Any:
     """Return the plate of the data that a site is in; None if it is in none."""
     frames = [f for f in site["cond_indep_stack"] if f.name == "data" and f.dim == -1]
     return frames[0] if frames else None
+
+
+def points_of(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
+    """Return the latents of continuous density that the guide draws from a point without one.
+
+    A ``Delta`` with a ``log_density`` says the density of its value. One without may pass on the
+    value of an auxiliary site, whose density is then that of the latent.
+    """
+    latents = dict(latent_sites(guide_trace))
+    passes_on = any(site["infer"].get("is_auxiliary") for site in latents.values())
+    return tuple(
+        name
+        for name, site in latents.items()
+        if not getattr(base_of(site["fn"]), "has_density", True)
+        or (
+            not passes_on
+            and _is_bare_delta(site["fn"])
+            and _has_continuous_density(model_trace.nodes.get(name))
+        )
+    )
+
+
+def base_of(fn: Any) -> Any:
+    """Return the distribution that others only reshape, mask or transform."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_bare_delta(fn: Any) -> bool:
+    base = base_of(fn)
+    return isinstance(base, Delta) and not bool(base.log_density.count_nonzero())
+
+
+def _has_continuous_density(site: Any) -> bool:
+    if site is None or isinstance(base_of(site["fn"]), Delta):
+        return False
+    try:
+        return not site["fn"].support.is_discrete
+    except (AttributeError, NotImplementedError):
+        return not site["fn"].has_enumerate_support
 
 
 def is_invertible(fn: Any) -> bool:

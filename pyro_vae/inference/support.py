@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.constraints import sphere
 from torch import Tensor
 from torch.distributions import constraints
@@ -18,7 +18,14 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_vae.inference.advice import Range, advice, described, range_of
 from pyro_vae.inference.probe import Probe, Spread
-from pyro_vae.inference.sites import View, is_masked_out, line_of, observed_places, view_of
+from pyro_vae.inference.sites import (
+    View,
+    base_of,
+    is_masked_out,
+    line_of,
+    observed_places,
+    view_of,
+)
 from pyro_vae.memory import touched
 from pyro_vae.wording import of_distributions, part
 
@@ -400,7 +407,7 @@ def _check_latent(name: str, prior: Any, guide_site: Any) -> None:
     try:
         same_kind = all(
             trait(prior.support) == trait(posterior.support) for trait in (_is_discrete, _surface)
-        )
+        ) or (isinstance(base_of(posterior), Delta) and _is_discrete(prior.support))
         inside = same_kind and bool(_inside(prior.support, guide_site["value"]).all())
     except (AttributeError, NotImplementedError):
         return

@@ -19,7 +19,13 @@ from torch.distributions import Independent
 
 from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.sites import Layout, data_frame, latent_sites, observed_sites
+from pyro_vae.inference.sites import (
+    Layout,
+    base_of,
+    data_frame,
+    latent_sites,
+    observed_sites,
+)
 from pyro_vae.inference.strata import Stratified, average, log_share_of
 from pyro_vae.inference.weights import Weighing, num_stood_for, site_weights
 from pyro_vae.wording import part
@@ -183,7 +189,7 @@ class LatentSite:
     def _units(self) -> tuple[Any, Any] | None:
         if self.model is None or self.guide["mask"] is not None or self.model["mask"] is not None:
             return None
-        if not _has_density(self.guide["fn"]):
+        if not getattr(base_of(self.guide["fn"]), "has_density", True):
             return None
         guide, model = units_of(self.guide["fn"]), units_of(self._prior())
         return None if guide is None or model is None else (guide, model)
@@ -238,10 +244,8 @@ class LatentSite:
 
 
 def _closed_kl(posterior: Any, prior: Any) -> Tensor | None:
-    base = posterior
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if isinstance(base, Delta):  # Pyro registers one that leaves the log-density of a Delta out
+    # Pyro registers one that leaves the log-density of a Delta out.
+    if isinstance(base_of(posterior), Delta):
         return None
     try:
         return torch.distributions.kl_divergence(posterior, prior)
@@ -386,15 +390,9 @@ def terms_of(
             name: sum((_per_datum(loss, shape, nesting) for loss in losses), torch.zeros(()))
             for name, losses in (auxiliary or {}).items()
         },
-        points=tuple(name for name in log_q if not _has_density(guide_trace.nodes[name]["fn"])),
+        points=layout.points,
         log_share=log_share,
     )
-
-
-def _has_density(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return bool(getattr(fn, "has_density", True))
 
 
 def no_density(name: str) -> str:
