@@ -167,6 +167,21 @@ def test_the_classifier_learns_from_what_is_given_and_the_bound_has_none_of_it()
 
 
 @pytest.mark.parametrize("build", [m2, gmvae])
+def test_features_and_every_class_go_through_one_perceptron(build):
+    """The columns of x in its first layer are multiplied once, for all classes."""
+    program, classes = build(), torch.eye(3).double().unsqueeze(1)
+    *network, of_x = program.features
+    of_y, head = program.posterior.network.of_y, program.posterior.network.head
+    layer = nn.Linear(of_x.in_features + 3, of_x.out_features).double()
+    layer.weight, layer.bias = nn.Parameter(torch.cat([of_x.weight, of_y.weight], 1)), of_x.bias
+    joined = beside(nn.Sequential(*network)(X), classes, event_dim=1)
+    expected = program.posterior.offset + head(nn.functional.silu(layer(joined)))
+    found = program.posterior.raw(beside(program.features(X), classes, event_dim=1))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("build", [m2, pytest.param(gmvae, marks=pytest.mark.slow)])
 def test_recorded_steps_have_the_bits_of_eager_ones(build):
     def run(engine):
         program = build()

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from pyro_vae.arguments import at_the_door, built
 from pyro_vae.components.assembly import (
@@ -146,16 +148,50 @@ def _inferred(
     if data is not None:
         classifier.adapt_inputs(data)
     features = standardized(data, network, event_shape, (_NUM_FEATURES,))
+    classes = Conditional(_one_of(num_classes))
+    of_x, of_y = _columns_apart(nn.Linear(_NUM_FEATURES + num_classes, _NUM_FEATURES))
+    posterior = Conditional(
+        q_z,
+        context_shape=(_NUM_FEATURES + num_classes,),
+        network=partial(_OfSum, of_y),
+    )
     return {
-        "classes": Conditional(_one_of(num_classes)),
+        "classes": classes,
         "classifier": classifier,
-        "features": nn.Sequential(features, nn.SiLU()),
-        "posterior": Conditional(
-            q_z,
-            context_shape=(_NUM_FEATURES + num_classes,),
-            network=partial(MLP, hidden=(_NUM_FEATURES,)),
-        ),
+        "features": nn.Sequential(features, nn.SiLU(), of_x),
+        "posterior": posterior,
     }
+
+
+class _OfSum(nn.Module):
+    r"""The rest of a perceptron whose first layer takes x and y: :math:`V a(W_x f(x) + W_y y + b)`.
+
+    The features are :math:`W_x f(x) + b`, which is multiplied once for all values of y.
+    """
+
+    def __init__(self, of_y: nn.Linear, in_shape: Shape, out_shape: Shape) -> None:
+        super().__init__()
+        self.of_y = of_y
+        self.head = MLP((of_y.out_features,), out_shape, hidden=())
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map features, and y behind them, to ``[*batch, *out_shape]``."""
+        of_x, y = context.split((self.of_y.out_features, self.of_y.in_features), -1)
+        return self.head(nn.functional.silu(of_x + self.of_y(y)))
+
+
+def _columns_apart(layer: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
+    """Return the part of a layer that takes the features of x, and the one that takes y."""
+    num_classes = layer.in_features - _NUM_FEATURES
+    of_x, of_y = (
+        skip_init(nn.Linear, num, layer.out_features, bias=has_bias)
+        for num, has_bias in ((_NUM_FEATURES, True), (num_classes, False))
+    )
+    with torch.no_grad():
+        of_x.weight.copy_(layer.weight[:, :_NUM_FEATURES])
+        of_y.weight.copy_(layer.weight[:, _NUM_FEATURES:])
+        of_x.bias.copy_(layer.bias)
+    return of_x, of_y
 
 
 def _one_of(num_classes: int) -> Family:
