@@ -58,6 +58,16 @@ def unsynced() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def seeds_of_devices_here() -> Iterator[None]:
+    """Hand no seed to a device that is absent: torch would note it, with the stack, each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for device in (torch.cuda, torch.xpu, torch.mtia):
+            if not device.is_available():
+                patch.setattr(device, "manual_seed_all", lambda seed: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
     """Seed, clear Pyro's store, and fail the test that leaves a global setting changed."""

@@ -145,7 +145,7 @@ def test_codes_that_follow_each_other_gain_what_a_factorised_prior_wastes():
     data = Dataset("codes", part, part, part, levels=None)
     small = partial(AutoregressiveCategorical, num_categories=4, width=16, num_layers=1)
     done = refit(
-        Quantized(), data, prior=small, epochs=30, batch_size=100, device="cpu", progress=False,
+        Quantized(), data, prior=small, epochs=20, batch_size=100, device="cpu", progress=False,
         optim=partial(torch.optim.Adam, lr=0.02),
     )  # fmt: skip
     shares = codes[:, 0].bincount() / 400

@@ -25,7 +25,6 @@ from pyro_vae.inference import (
     IWAE,
     NVIL,
     RWS,
-    VIMCO,
     AnalyticELBO,
     BetaVAE,
     DReG,
@@ -163,7 +162,7 @@ def test_equal_time_is_what_the_fastest_took(found):
 
 
 def test_log_p_is_above_the_elbo_and_the_reported_bound_between():
-    row = run([IWAE(8)], epochs=10, num_samples=200).rows[0]
+    row = run([IWAE(8)], epochs=5, num_samples=200).rows[0]
     late = row.at_equal_steps
     assert late.elbo_nats.value < row.bound_nats.value < late.log_p_nats.value + 0.02
 
@@ -211,6 +210,7 @@ def test_every_kind_of_program_is_compared_and_put_back(name):
     assert all(torch.equal(value, now[n]) for n, value in store.items())
 
 
+@pytest.mark.slow
 def test_a_subsampled_plate_is_compared_per_datum():
     beds = [Gaussian(), Gaussian(full_size=36)]
     data = torch.randn(40, 2, dtype=torch.float64)
@@ -243,14 +243,12 @@ def bernoulli():
 
 
 def test_a_refused_objective_is_a_row_that_says_why_and_the_others_go_on():
-    found = run([IWAE(3), RWS(3), VIMCO(3), TraceMeanField_ELBO()], bernoulli(), epochs=1)
-    refused, wake, vimco, mean_field = found.rows
+    found = run([IWAE(3), RWS(3), TraceMeanField_ELBO()], bernoulli(), epochs=1)
+    refused, wake, mean_field = found.rows
     assert "use VIMCO or RWS" in refused.failure
     assert "use AnalyticELBO" in mean_field.failure
     assert refused.model is refused.at_equal_steps is None
     assert (wake.time_ratio, wake.time_ratio.standard_error) == (1.0, 0.0)  # the first that could
-    assert vimco.guide.snr.value > 0
-    assert vimco.model.relative_bias.value < 4 * vimco.model.relative_bias.standard_error
     assert "Not trained:\n  IWAE(num_particles=3): IWAE needs" in found.table()
     json.dumps(found.record(), allow_nan=False)
     plots.png(compared(found))

@@ -349,7 +349,7 @@ def noisy_pair(build, **parts) -> Pair:
     ("name", "objective"), [*zip(NOISES, OBJECTIVES.values(), strict=True)], ids=OBJECTIVES
 )
 def test_recorded_steps_are_eager_steps_bit_for_bit(name, objective):
-    assert any(both(partial(noisy_pair, NOISES[name]), objective).replayed)
+    assert any(both(partial(noisy_pair, NOISES[name]), objective, sizes=(6, 6)).replayed)
 
 
 def test_a_prior_that_shares_the_encoder_is_not_corrupted():
@@ -457,7 +457,7 @@ class Fading(nn.Module):
         return x + self.scale * torch.randn_like(x)
 
 
-@pytest.mark.parametrize("name", some({**NOISES, "fading": Fading}, "salt and pepper", "fading"))
+@pytest.mark.parametrize("name", some({**NOISES, "fading": Fading}, "fading"))
 def test_a_killed_run_goes_on_to_the_same_bits(name, tmp_path):
     build = {**NOISES, "fading": Fading}[name]
     run(tmp_path / "whole", resume=False, build=build)
@@ -516,6 +516,7 @@ def test_a_denoising_vae_is_a_vae_and_an_option(folder, tmp_path, capsys):
     assert main(["train", "--resume", str(again)]) == 0
 
 
+@pytest.mark.slow
 def test_a_denoising_autoencoder_is_an_autoencoder_and_an_option(folder, tmp_path):
     options = ["--model", "Autoencoder", "--corruption", "MaskingNoise(0.5)"]
     for name, words in (("noisy", options), ("plain", options[:2])):

@@ -46,7 +46,7 @@ STATES = st.dictionaries(
 )
 
 
-@examples(25)
+@examples(12)
 @given(state=STATES)
 def test_every_state_comes_back_to_the_bit(tmp_path_factory, state):
     folder = tmp_path_factory.mktemp("round")

@@ -86,7 +86,9 @@ SAID = {
     "loss": r"the loss is (inf|nan) at step {}, at site 'x' \(log p\): lower the learning rate",
 }
 CASES = [
-    *((trap, "eager") for trap in SAID), ("model", "recorded"), ("one parameter", "recorded"),
+    *((trap, "eager") for trap in SAID),
+    pytest.param("one parameter", "recorded", marks=pytest.mark.slow),
+    pytest.param("model", "recorded", marks=pytest.mark.slow),
     pytest.param("model", "compiled", marks=pytest.mark.slow),
 ]  # fmt: skip
 

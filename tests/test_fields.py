@@ -290,7 +290,13 @@ KINDS = ["labels", "mask of values", "dose", "weights", "row"]
 
 @pytest.mark.parametrize(
     ("kind", "case"),
-    [*zip(KINDS, TAKEN, strict=True), *(("covariates", case) for case in TAKEN)],
+    [
+        *zip(KINDS, TAKEN, strict=True),
+        *(
+            pytest.param("covariates", case, marks=() if "behind" in case else pytest.mark.slow)
+            for case in TAKEN
+        ),
+    ],
 )
 def test_a_program_is_given_the_fields_that_its_arguments_name(kind, case):
     arguments = [words.format(f=kind.split()[0]) for words in TAKEN[case]]

@@ -208,7 +208,7 @@ def biases(objective, bed, **options):
     return {part: found.of(part).relative_bias(against.of(part)) for part in ("model", "guide")}
 
 
-@pytest.mark.parametrize("name", some(CASES, "DReG", "VIMCO, bits", "RWS, bits"))
+@pytest.mark.parametrize("name", some(CASES, "VIMCO, bits", "RWS, bits"))
 def test_bias_is_none_within_its_error_and_seen_where_there_is_one(name):
     case = CASES[name]
     for part, bias in biases(case.build(), away(case.bed)).items():
@@ -239,14 +239,19 @@ class FivePerCentAside(ELBO):
 
 
 def test_a_gradient_that_is_off_is_seen_to_be():
-    wrong, right, aside = (
-        biases(objective(8), away(Gaussian), copies=200)
-        for objective in (FivePerCentMore, ELBO, FivePerCentAside)
-    )
+    wrong = biases(FivePerCentMore(8), away(Gaussian), copies=200)
     for part in ("model", "guide"):
         bias = wrong[part]
         assert bias.value == pytest.approx(0.05, abs=0.02)
         assert bias.value > 4 * bias.standard_error
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_off_in_one_part_is_seen_to_be_off_there_alone():
+    right, aside = (
+        biases(objective(8), away(Gaussian), copies=200) for objective in (ELBO, FivePerCentAside)
+    )
+    for part in ("model", "guide"):
         assert right[part].value < 3 * right[part].standard_error < 0.05
     assert aside["guide"].value > 5 * aside["guide"].standard_error
     assert aside["model"].value < 3 * aside["model"].standard_error
@@ -296,6 +301,7 @@ def test_a_forgotten_score_is_seen():
     assert ((found.mean - exact).abs() > 6 * errors).any()
 
 
+@pytest.mark.slow
 def test_a_kl_weight_is_a_bias_against_the_true_bound():
     bed = away(Gaussian)
     x = bed.x.repeat(50, 1)
@@ -347,7 +353,7 @@ def test_nothing_is_changed_and_the_seed_decides():
     bed = Gaussian()
     before = {name: p.clone() for name, p in bed.named_parameters()}
     state = torch.get_rng_state()
-    runs = [measured(bed, IWAE(2), num_repeats=60, seed=seed) for seed in (3, 3, 4)]
+    runs = [measured(bed, IWAE(2), num_repeats=30, seed=seed) for seed in (3, 3, 4)]
     assert torch.equal(runs[0].means, runs[1].means)
     assert not torch.equal(runs[0].means, runs[2].means)
     assert torch.equal(torch.get_rng_state(), state)
@@ -380,6 +386,7 @@ def test_too_few_are_refused(options, said):
 
 
 def test_gradients_of_other_programs_are_not_compared():
-    found = [measured(bed, ELBO(), num_repeats=60) for bed in (Gaussian(), Chain())]
+    generator = torch.Generator().manual_seed(1)
+    found = [drawn(100, size, generator) for size in (8, 11)]
     with pytest.raises(ValueError, match=r"\(10, 8\) and \(10, 11\)"):
         found[0].relative_bias(found[1])

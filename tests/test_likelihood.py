@@ -35,7 +35,9 @@ def x():
     return torch.randn(40, 3, generator=torch.Generator().manual_seed(1)).double() * 1.5
 
 
-@pytest.mark.parametrize("program", [LinearGaussian, OneAtATime])
+@pytest.mark.parametrize(
+    "program", [LinearGaussian, pytest.param(OneAtATime, marks=pytest.mark.slow)]
+)
 def test_importance_sampling_finds_the_exact_log_p_within_its_stated_error(program, x):
     vae = program()
     found = importance_sampling(vae.model, vae.guide, x, num_samples=2000)

@@ -92,9 +92,9 @@ def test_the_reported_training_number_is_the_bound_per_datum_whatever_the_batch_
     data = from_arrays(normal_data(500))
     numbers = [
         fit(small_vae(), data, epochs=1, batch_size=size, optim=frozen).history[0]["train_nats"]
-        for size in (7, 80, 400)
+        for size in (13, 400)
     ]
-    assert numbers == pytest.approx([numbers[0]] * 3, abs=0.15)
+    assert numbers == pytest.approx([numbers[0]] * 2, abs=0.15)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_model_and_guide_may_be_plain_functions():
 
     before = bits(decoder)
     adam = partial(torch.optim.Adam, lr=1e-2)
-    done = fit(model, guide, normal_data(500), epochs=10, batch_size=64, optim=adam)
+    done = fit(model, guide, normal_data(300), epochs=6, batch_size=64, optim=adam)
     assert done.history[-1]["validation_elbo_nats"] > done.history[0]["validation_elbo_nats"]
     assert not torch.equal(bits(decoder), before)
     assert not torch.equal(pyro.param("scale").detach(), torch.ones(2))
@@ -284,7 +284,7 @@ def test_patience_stops_early_and_goes_back_to_the_best_weights():
     assert torch.equal(bits(vae), bits(shorter))
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2])
+@pytest.mark.parametrize("num_replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_keeps_its_best_weights_and_its_last(tmp_path, num_replicas):
     def trained(**options):
         vae, options = small_vae(), {"epochs": 9, "num_replicas": num_replicas, **options}

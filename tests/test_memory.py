@@ -18,7 +18,7 @@ from pyro_vae.engine.data import representative
 from pyro_vae.engine.observations import AsFloat
 
 STATUS = Path("/proc/self/status")
-SIZE = 64 * 2**20
+SIZE = 32 * 2**20
 
 
 def resident() -> int:

@@ -89,7 +89,7 @@ def test_every_figure_becomes_a_png_of_its_own_size_and_always_the_same(name, tm
 # Images ----------------------------------------------------------------------------------------
 
 
-@examples(30)
+@examples(12)
 @given(
     number=st.integers(1, 7),
     columns=st.integers(1, 5),

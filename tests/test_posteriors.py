@@ -246,7 +246,7 @@ def test_a_full_normal_reaches_the_exact_posterior() -> None:
     assert layout.vectorizes
 
 
-@pytest.mark.parametrize("name", some(POSTERIORS, "FullNormal", "Sylvester"))
+@pytest.mark.parametrize("name", some(POSTERIORS, "FullNormal"))
 def test_recorded_steps_are_eager_steps(name) -> None:
     build = POSTERIORS[name]
 

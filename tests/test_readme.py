@@ -11,6 +11,8 @@ import pytest
 import torch
 from command import FUNCTIONS, PROGRAM, shorten_annealing, write_data
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 import pyro_vae
 import pyro_vae.evaluation
@@ -209,8 +211,16 @@ def own_files(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / "folder_of_images" / f"{i}.png")
 
 
+@pytest.fixture
+def fewer_digits(monkeypatch) -> None:
+    """A sixth of them."""
+    digits = load_digits()
+    few = Bunch(images=digits.images[:300], target=digits.target[:300])
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
+
+
 @pytest.mark.parametrize("line", [line for line in INDENTED if "train" in line])
-def test_every_training_command_runs(line, tmp_path, monkeypatch):
+def test_every_training_command_runs(line, tmp_path, monkeypatch, fewer_digits):
     own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     _, _, *arguments = shlex.split(line, comments=True)
@@ -226,7 +236,7 @@ def test_every_training_command_runs(line, tmp_path, monkeypatch):
         if "--data" not in arguments:
             arguments += ["--data", "measurements.npy"]
     of_digits = "--data" not in arguments or "digits" in arguments
-    few_steps = ["--batch-size", "500"] if of_digits else []  # of 1,797
+    few_steps = ["--batch-size", "100"] if of_digits else []
     assert main(["train", *arguments, *SMALL, *few_steps, "--out", "run"]) == 0
 
 

@@ -23,6 +23,7 @@ from laws import PROGRAMS, functions_with_params
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer import trace_elbo as trace_elbo_module
+from quick import some
 from recorded import (
     DIMS,
     RECORDED,
@@ -106,6 +107,8 @@ WHEN_SLOW = {
     "two PyroModules",
     "no particles",
     "spline prior",
+    "mixture prior",
+    "functions, pyro.param",
 }
 
 
@@ -143,7 +146,9 @@ def test_bits_are_those_of_the_eager_step(name: str, objective: str, whole: bool
     assert not steps._whole.gave_up
 
 
-@pytest.mark.parametrize("objective", [partial(ELBO, 3), partial(IWAE, 3)])
+@pytest.mark.parametrize(
+    "objective", [pytest.param(partial(ELBO, 3), marks=pytest.mark.slow), partial(IWAE, 3)]
+)
 def test_bits_of_our_objectives(objective) -> None:
     assert all(both(partial(small, MixturePrior), objective).replayed[1:])
 
@@ -193,7 +198,18 @@ def set_group(svi: SVI, **settings: Any) -> None:
         group.update(settings)
 
 
-@pytest.mark.parametrize("name", WHOLE_STEPS)
+@pytest.mark.parametrize(
+    "name",
+    some(
+        WHOLE_STEPS,
+        "AMSGrad",
+        "momentum",
+        "Pyro's clip_norm",
+        "a rate for each",
+        "a schedule",
+        "other betas on the way",
+    ),
+)
 def test_whole_steps_under_every_optimiser(name: str) -> None:
     options = {"whole": True, "sizes": [6] * 4, **WHOLE_STEPS[name]}
     found = both(partial(small, Constrained), Trace_ELBO, **options)
@@ -457,7 +473,7 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def test_a_second_program_is_untouched() -> None:
-    alone = run(functions_with_params, Trace_ELBO(), "recorded")
+    alone = run(functions_with_params, Trace_ELBO(), "recorded", sizes=(6, 6))
     pyro.clear_param_store()
     torch.manual_seed(3)
     first, second = functions_with_params(), functions_with_params()
@@ -467,12 +483,12 @@ def test_a_second_program_is_untouched() -> None:
     )
     for svi, pair in ((a, first), (b, second)):
         torch.manual_seed(11)
-        losses = [svi.step(*(arg[:size] for arg in pair.args)) for size in SIZES]
+        losses = [svi.step(*(arg[:size] for arg in pair.args)) for size in (6, 6)]
         assert losses == alone.losses
     assert same(copies(a.parameters), alone.state["parameters"])
 
 
-@pytest.mark.parametrize("num_steps", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_steps", [60, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow(num_steps) -> None:
     pair = small(Small)
     svi = SVI(pair.model, pair.guide, adam, Trace_ELBO(), engine="recorded")
@@ -485,7 +501,7 @@ def test_memory_does_not_grow(num_steps) -> None:
         tensors = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
         return tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    (tensors, kilobytes), after = steps(100), steps(num_steps)
+    (tensors, kilobytes), after = steps(30), steps(num_steps)
     assert after[0] == tensors
     assert after[1] - kilobytes < 2_000
 
@@ -493,13 +509,18 @@ def test_memory_does_not_grow(num_steps) -> None:
 # ---------------------------------------------------------------------------- compiled
 
 
-def test_compiled_is_eager_up_to_rounding() -> None:
+def test_compiled_is_eager_up_to_rounding(monkeypatch, tmp_path) -> None:
+    """The second run takes the library that the first one has kept."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     options = {"sizes": [6] * 3, "optim": partial(torch.optim.SGD, lr=0.01)}
     found = run(injected, Trace_ELBO(), "compiled", **options)
     expected = run(injected, Trace_ELBO(), "eager", **options)
     assert found.replayed == [False, True, True]
     torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.gradients, expected.gradients, rtol=1e-4, atol=1e-5)
+    for name in ("ahead._built", "compiling._inductor"):
+        monkeypatch.delattr(f"pyro_vae.recording.{name}")
+    assert_same(run(injected, Trace_ELBO(), "compiled", **options), found)
 
 
 def test_a_failing_compiler_leaves_the_recording(monkeypatch) -> None:

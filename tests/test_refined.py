@@ -284,11 +284,11 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", some(PROGRAMS, "two latents", "a plate inside"))
+@pytest.mark.parametrize("name", some(PROGRAMS, "two latents"))
 def test_recorded_steps_are_eager_steps_bit_for_bit(name):
     num_particles = 2 if name == "two latents" else 1
     build = partial(Refined, num_particles, num_steps=1, num_leapfrog=2)
-    assert any(both(PROGRAMS[name], build).replayed)
+    assert any(both(PROGRAMS[name], build, sizes=(6, 6)).replayed)
 
 
 def with_parameters() -> Pair:

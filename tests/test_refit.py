@@ -239,7 +239,7 @@ def rest(program):
     return {n: x.clone() for n, x in program.state_dict().items() if not place.holds(n)}
 
 
-@pytest.mark.parametrize("name", some(PRIORS, "NeuralSpline", "VampPrior"))
+@pytest.mark.parametrize("name", some(PRIORS, "VampPrior"))
 def test_any_prior_learns_alone(trained, name):
     before, flags = rest(trained), [p.requires_grad for p in trained.parameters()]
     done = refit(trained, X, prior=PRIORS[name], **QUICK)
@@ -283,6 +283,7 @@ def test_what_a_prior_shares_with_the_encoder_stays(trained):
     assert all(m.training for m in changed.modules())
 
 
+@pytest.mark.slow
 def test_bits_take_a_prior_that_tells_their_dependence():
     """Two bits that are always equal: a factorised prior wastes log 2."""
     torch.manual_seed(0)
@@ -329,7 +330,7 @@ def test_codes_of_a_codebook_gain_and_the_codebook_stays():
     assert risen == pytest.approx(done.gained_nats, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", [HierarchicalVAE, LadderVAE])
+@pytest.mark.parametrize("kind", [HierarchicalVAE, pytest.param(LadderVAE, marks=pytest.mark.slow)])
 def test_of_a_hierarchy_the_top_prior_is_replaced(kind):
     torch.manual_seed(0)
     vae = kind.assemble((3,), ((3,), (2,)), likelihood=Normal, network=SMALL, data=X)

@@ -97,7 +97,10 @@ def steps(svi):
 
 
 # Each use of a module, and each kind of program with the use that keeps the most.
-PAIRS = [*((use, of_module) for use in USES), *(("recorded", build) for build in PROGRAMS[1:])]
+PAIRS = [
+    *((use, of_module) for use in USES),
+    *(pytest.param("recorded", build, marks=pytest.mark.slow) for build in PROGRAMS[1:]),
+]
 PAIRS += [("fit", build) for build in PROGRAMS[1:3]]
 
 
@@ -123,7 +126,12 @@ def test_a_program_is_looked_at_once_and_forgotten_with_the_objective():
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
+    "copied",
+    [
+        copy.copy,
+        pytest.param(copy.deepcopy, marks=pytest.mark.slow),
+        pytest.param(lambda value: pickle.loads(pickle.dumps(value)), marks=pytest.mark.slow),
+    ],
 )
 def test_a_copy_of_an_objective_holds_no_program(copied):
     objective, small = ELBO(), Small()

@@ -385,9 +385,7 @@ APART: dict[str, tuple[Any, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", some(APART, "discrete guide", "values asked for", "no fused kernel")
-)
+@pytest.mark.parametrize("name", some(APART, "discrete guide", "values asked for"))
 def test_what_has_no_joint_step_still_equals_its_single_runs(name: str, joint_steps) -> None:
     build, options, reason = APART[name]
     program = build()
@@ -402,6 +400,7 @@ def test_what_has_no_joint_step_still_equals_its_single_runs(name: str, joint_st
     assert joint_steps == []
 
 
+@pytest.mark.slow
 def test_auto_says_nothing_where_replicas_stay_apart(soon, joint_steps) -> None:
     assert_equal_single_runs(Discrete(), engine="auto")
     assert joint_steps == []
@@ -431,7 +430,11 @@ def forget_a_gradient(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "mutate", [swap_noise, pytest.param(share_weights, marks=pytest.mark.slow), forget_a_gradient]
+    "mutate",
+    [
+        swap_noise,
+        *(pytest.param(m, marks=pytest.mark.slow) for m in (share_weights, forget_a_gradient)),
+    ],
 )
 def test_a_wrong_joint_step_is_noticed(mutate, monkeypatch, joint_steps) -> None:
     mutate(monkeypatch)
@@ -626,7 +629,7 @@ def test_more_replicas_than_memory_is_one_line(monkeypatch) -> None:
 # ---------------------------------------------------------------------------- checkpoints
 
 
-def train(out: Any, *, resume: bool = False, build: Any = FrozenBias, **options: Any) -> Any:
+def train(out: Any, *, resume: bool = False, build: Any = mlp, **options: Any) -> Any:
     torch.manual_seed(0)
     return fit(
         build(), X, out=out, resume=resume, checkpoint_seconds=0.0,
@@ -693,7 +696,7 @@ def test_a_replicas_folder_is_that_of_an_ordinary_run(tmp_path, whole) -> None:
     shutil.copytree(whole / "replica-1", tmp_path / "run")
     torch.manual_seed(0)
     found = fit(
-        FrozenBias(), X, out=tmp_path / "run", resume=True, engine="eager",
+        mlp(), X, out=tmp_path / "run", resume=True, engine="eager",
         checkpoint_seconds=0.0, **{**SETTINGS, "seed": 6},
     )  # fmt: skip
     assert found.history == finals(whole)[1][0]["progress"]["history"]

@@ -488,7 +488,11 @@ def trained(objective, engine: str):
 
 @pytest.mark.parametrize(
     "build",
-    [partial(VIMCO, 3), partial(DisARM, 4), partial(nvil, 2)],
+    [
+        pytest.param(partial(VIMCO, 3), marks=pytest.mark.slow),
+        partial(DisARM, 2),
+        partial(nvil, 2),
+    ],
     ids=["VIMCO", "DisARM", "NVIL"],
 )
 def test_recorded_steps_have_the_bits_of_eager_ones(build) -> None:
@@ -866,7 +870,7 @@ def test_a_relaxed_pair_has_a_bound_of_its_own_evidence() -> None:
     [
         pytest.param(RelaxedBernoulli, RelaxedBernoulli, (3,), marks=pytest.mark.slow),
         (Concrete, partial(Concrete, temperature=0.5), (2, 3)),
-        STRAIGHT["Bernoulli"],
+        pytest.param(*STRAIGHT["Bernoulli"], marks=pytest.mark.slow),
         pytest.param(*STRAIGHT["Categorical"], marks=pytest.mark.slow),
     ],
 )

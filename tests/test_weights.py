@@ -242,7 +242,7 @@ def test_steps_follow_what_handlers_weigh_and_report_the_bound(place, objective)
 
 
 @pytest.mark.parametrize("engine", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("place", ["observed", "data"])
+@pytest.mark.parametrize("place", [pytest.param("observed", marks=pytest.mark.slow), "data"])
 def test_recorded_steps_weigh_as_eager_ones_do(place, engine):
     for objective in (ELBO(), IWAE(3)):
         losses, weights = stepped(place, objective)
