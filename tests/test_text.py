@@ -449,6 +449,12 @@ def test_a_run_is_evaluated_and_asked_from_anywhere_without_its_data(folder, tmp
         torch.testing.assert_close(found, run.log_prob(rows, num_samples=4).log_p)
         torch.testing.assert_close(run.encode(["a dog ran."]), run.encode(rows[1:]))
         assert run.decode(run.encode(MARKED)) == run.reconstruct(MARKED)
+        likeliest = ["--num", "5", "--temperature", "0", "--nucleus", "0.9"]
+        assert main(["sample", str(folder / "run"), *likeliest]) == 0
+        texts = (folder / "run/samples.txt").read_text().splitlines()
+        assert texts == run.sample(5, temperature=0) != run.sample(5)
+        with pytest.raises(ValueError, match=r"temperature=0, nucleus=1: means are not drawn"):
+            run.sample(5, temperature=0, stochastic=False)
         with pytest.raises(ValueError, match=r"1 of 1 texts are longer than 16 characters"):
             run.encode(["the longest cat of all"])
     finally:

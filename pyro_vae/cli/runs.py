@@ -23,6 +23,7 @@ from pyro_vae.cli.parser import components_built
 from pyro_vae.cli.programs import build_program
 from pyro_vae.components import MaskingNoise
 from pyro_vae.datasets import Data, Dataset
+from pyro_vae.distributions.drawing import DrawingRule
 from pyro_vae.engine import costs
 from pyro_vae.engine.course import divergence
 from pyro_vae.engine.data import OBSERVATION_SEED, in_chunks, observe_once
@@ -92,6 +93,28 @@ class Run:
             return self.program.model
         sites = drawn_by_symbol(self.bound, self.test_rows()[:3])
         return Drawing(temperature=0.0, sites=sites)(self.program.model)
+
+    def drawing_model(
+        self, temperature: float, nucleus: float, *, mean: bool
+    ) -> Callable[..., Any]:
+        """Return the model to draw from by a rule, or to ask for means.
+
+        Raises:
+            ValueError: If a number is out of range, means are asked for beside it, or no site is
+                drawn symbol by symbol.
+        """
+        rule = DrawingRule(temperature, nucleus)
+        if rule == DrawingRule():
+            return self.typical_model if mean else self.program.model
+        said = f"temperature={temperature:g}, nucleus={nucleus:g}"
+        if mean:
+            raise ValueError(f"{said}: means are not drawn; ask for draws, or leave these out")
+        sites = drawn_by_symbol(self.bound, self.test_rows()[:3])
+        if not sites:
+            raise ValueError(
+                f"{said}: no site of the program is drawn symbol by symbol; leave these out"
+            )
+        return Drawing(temperature, nucleus, sites=sites)(self.program.model)
 
     @cached_property
     def guesses_classes(self) -> bool:

@@ -46,6 +46,10 @@ def sample(arguments: list[str]) -> None:
     add(parser, "--num", int, "number of draws", 64)
     help_ = "write E[x | z] in place of draws, or of texts the likeliest symbols"
     parser.flag(parser, "--mean", help_)
+    help_ = "draw each symbol or pixel at a temperature: 1 as the model says, 0 the likeliest"
+    add(parser, "--temperature", float, help_, 1.0)
+    help_ = "draw from the likeliest symbols that have this probability together, such as 0.9"
+    add(parser, "--nucleus", float, help_, 1.0)
     help_ = "class to draw, by name or number, or several: 3,7 (default: all in turn)"
     add(parser, "--label", str | None, help_)
     help_ = "output file: .npy, .npz for several sites, .txt for texts (default: RUN/samples.*)"
@@ -53,9 +57,10 @@ def sample(arguments: list[str]) -> None:
     run, _, options, _ = opened(parser, arguments, needs_data=False)
     vocabulary, out = run.data.vocabulary, options.out
     check_suffix(out, of_texts=vocabulary is not None)
+    model = run.drawing_model(options.temperature, options.nucleus, mean=options.mean)
     x = samples.prior_samples(
-        run.typical_model if options.mean else run.program.model, run.rows_like(options.label),
-        options.num, stochastic=not options.mean, seed=options.seed or 0,
+        model, run.rows_like(options.label), options.num, stochastic=not options.mean,
+        seed=options.seed or 0,
     )  # fmt: skip
     if vocabulary is not None and (out is None or out.suffix == ".txt"):
         texts = texts_of_rows(x, vocabulary)

@@ -151,7 +151,14 @@ class TrainedRun:
         return self.scored(self.rows(x, **fields), num_samples=num_samples, seed=seed)
 
     def sample(
-        self, num: int, *, label: str | None = None, stochastic: bool = True, seed: int = 0
+        self,
+        num: int,
+        *,
+        label: str | None = None,
+        stochastic: bool = True,
+        temperature: float = 1.0,
+        nucleus: float = 1.0,
+        seed: int = 0,
     ) -> ByRow | list[str]:
         """Draw rows from the model, z ~ p(z) and x ~ p(x | z), ``[num, *event_shape]``.
 
@@ -160,10 +167,15 @@ class TrainedRun:
             label: The class to draw, by name or number, of a program that is given labels; all in
                 turn unless given.
             stochastic: Draw x; otherwise it is E[x | z], or of texts the likeliest symbols.
+            temperature: Of each symbol that is drawn; 1 as the model says, 0 the likeliest.
+            nucleus: The probability of the likeliest symbols that are drawn from; 1: all.
             seed: Of the draws.
+
+        Raises:
+            ValueError: If a number is out of range, or x is not drawn symbol by symbol.
         """
         like = self._run.rows_like(label)
-        model = self.program.model if stochastic else self._run.typical_model
+        model = self._run.drawing_model(temperature, nucleus, mean=not stochastic)
         drawn = evaluation.prior_samples(model, like, num, stochastic=stochastic, seed=seed)
         return self._as_given(_on_cpu(drawn))
 
