@@ -135,7 +135,15 @@ def test_a_run_is_opened_and_asked(tmp_path, monkeypatch):
 
 def test_every_option_exists():
     known = {*training_parser().names, *comparison_parser().names}
-    known |= {"--num-samples", "--all", "--num", "--mean", "--label"}  # of evaluate and sample
+    known |= {
+        "--num-samples",
+        "--all",
+        "--num",
+        "--mean",
+        "--label",
+        "--temperature",
+        "--nucleus",
+    }  # of evaluate and sample
     known |= {"--combinations", "--labels"}  # of list and finetune
     known |= {"--ais", "--gaps", "--num-temperatures", "--num-chains", "--num-data"}
     known |= {
