@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,13 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae import datasets
+from pyro_vae import VAE, datasets, evaluation, fit
 from pyro_vae.cli import main
 from pyro_vae.cli.data_defaults import settle
 from pyro_vae.cli.data_loading import load_data
 from pyro_vae.cli.options import training_parser
 from pyro_vae.cli.parser import as_dict, as_text, components_built
+from pyro_vae.components import CategoricalSequence, Recurrent, RecurrentDecoder
 from pyro_vae.datasets import Reading, Vocabulary, from_arrays, load
 from pyro_vae.datasets.splitters import Characters, Splitter, Tokenizer, Words, splitter
 from pyro_vae.report.texts import TextTable, as_html
@@ -516,6 +519,32 @@ def test_one_text_is_enough_for_a_trained_run(folder, tmp_path):
     assert main(["encode", run, "--data", str(new), "--out", str(tmp_path / "z.npy")]) == 0
     expected = pyro_vae.load(run).encode(["a cat sat."])
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "z.npy")), expected)
+
+
+def test_symbols_have_no_squared_error():
+    data = from_arrays(CORPUS)
+    vae = VAE.assemble(
+        data.event_shape, (2,), decoder=partial(RecurrentDecoder, hidden=4),
+        likelihood=partial(CategoricalSequence, num_categories=len(data.vocabulary)),
+    )  # fmt: skip
+    found = evaluation.reconstruction_error(vae, data.test.x.float())
+    assert found.squared_error is None
+    assert found.reconstruction_nats.value < 0
+
+
+def test_texts_are_fitted_as_they_are():
+    data = from_arrays(CORPUS)
+    vae = VAE.assemble(
+        data.event_shape, (2,), decoder=partial(RecurrentDecoder, hidden=4),
+        encoder=partial(Recurrent, num_symbols=len(data.vocabulary), padding=0, hidden=4),
+        likelihood=partial(CategoricalSequence, num_categories=len(data.vocabulary)),
+    )  # fmt: skip
+    one, other = (
+        fit(copy.deepcopy(vae), given, epochs=1, engine="eager", progress=False, seed=1).history
+        for given in (CORPUS, data)
+    )
+    assert one[0]["validation_elbo_nats"] == other[0]["validation_elbo_nats"]
+    assert np.isfinite(one[0]["validation_elbo_nats"])
 
 
 def test_the_report_shows_texts_as_they_are():

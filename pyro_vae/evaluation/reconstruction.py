@@ -13,7 +13,7 @@ from pyro_vae.evaluation.estimates import Estimate, Result
 from pyro_vae.evaluation.programs import takes_program
 from pyro_vae.evaluation.samples import reconstruct
 from pyro_vae.inference.probe import Probe
-from pyro_vae.inference.terms import site_terms
+from pyro_vae.inference.terms import mean_of, site_terms
 
 __all__ = ["ReconstructionError", "reconstruction_error"]
 
@@ -25,7 +25,7 @@ class ReconstructionError(Result):
     Attributes:
         reconstruction_nats: The mean of log p(x | z), z from the guide, in nats per datum.
         squared_error: Of the mean E[x | z], per number of a datum, in squared units of x; None
-            where what is observed is not x.
+            where what is observed is not x, or has no mean, as symbols have none.
         active_codes: How many numbers of a datum's code are not zero, on average.
     """
 
@@ -66,6 +66,9 @@ def reconstruction_error(
 
 def _squared_error(probe: Probe, args: tuple[Tensor, ...]) -> Estimate | None:
     x, *fields = args
+    sites = (probe.model_trace.nodes[name]["fn"] for name in probe.layout.generated)
+    if any(mean_of(fn) is None for fn in sites):
+        return None
     mean = reconstruct(probe, x, *fields)
     if isinstance(mean, Mapping) or mean.numel() != x.numel():
         return None
