@@ -219,6 +219,8 @@ def test_longer_texts_are_refused_cut_or_dropped():
 def test_a_longest_row_far_beyond_the_others_is_told():
     with pytest.warns(UserWarning, match=r"padded to 200 characters, though 98% have 12 or fewer"):
         from_arrays([*CORPUS * 4, "t" * 200])
+    with pytest.warns(UserWarning, match=r"texts of up to 3,000 characters, for which networks"):
+        from_arrays(["ab" * 1500] * 3)
 
 
 def test_words_that_occur_once_are_unknown():

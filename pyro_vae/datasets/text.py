@@ -24,6 +24,7 @@ __all__ = ["Reading", "no_texts", "numbered", "sound", "texts_of"]
 _MANY_UNKNOWN = 0.1  # of the symbols
 _FAR_LONGER = 4  # than all but a few rows
 _FEW = 0.02
+_MANY_STEPS = 2_000
 _NUM_SHOWN, _SHOWN = 3, 60  # rows that are no molecules, and characters of each
 _AS_LIST = ("tolist", "to_list", "to_pylist")
 
@@ -252,11 +253,17 @@ def _length(rows: Symbols, name: str, kind: str, reading: Reading) -> int:
 
 def _tell_of_long(lengths: np.ndarray, name: str, kind: str) -> None:
     usual, longest = int(np.quantile(lengths, 1 - _FEW)), int(lengths.max())
+    cut = option("longer", "cut", python="longer='cut'")
     if longest > _FAR_LONGER * max(usual, 10):
-        cut = option("longer", "cut", python="longer='cut'")
         warn(
             f"{name}: all rows are padded to {longest:,} {kind}, though {1 - _FEW:.0%} have "
             f"{usual:,} or fewer: {option('max_length', usual)} with {cut} is faster"
+        )
+    elif longest > _MANY_STEPS:
+        bag = option("symbols", "bag", python="symbols='bag'")
+        warn(
+            f"{name}: texts of up to {longest:,} {kind}, for which networks take as many steps: "
+            f"{option('max_length', 200)} with {cut} is faster, {bag} counts words instead"
         )
 
 
