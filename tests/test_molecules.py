@@ -6,6 +6,7 @@ import importlib.util
 import json
 import lzma
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_vae
 from pyro_vae import molecules
 from pyro_vae.cli import main, molecular
 from pyro_vae.datasets import Reading, Vocabulary, from_arrays, load
@@ -327,6 +329,16 @@ def test_a_run_of_molecules_shows_them(tmp_path, capsys, monkeypatch):
     for name in ("samples", "reconstructions", "between"):
         assert (out / "pictures" / f"molecules_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "Molecules drawn from the model" in (out / "report.html").read_text()
+    search(out)
+
+
+def search(out: Path) -> None:
+    """Run the search of the README on a run."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n([^`]*molecules\.propose.*?)^```", text, re.M | re.S)
+    names: dict = {"run": pyro_vae.load(out), "smiles": MOLECULES * 2}
+    exec(code.replace("1000", "12").replace("100", "3"), names)
+    assert not {each.smiles for each in names["found"]} & {*MOLECULES}
 
 
 def test_a_collapsed_model_does_not_look_good():

@@ -101,15 +101,6 @@ def test_texts_are_given_as_they_are():
     exec(block("text=Reading"), {"datasets": pyro_vae.datasets, "texts": texts})
 
 
-def test_a_search_proposes_molecules():
-    pytest.importorskip("rdkit", reason="the extra molecules is not installed")
-    vae = VAE.assemble((3,), (2,), likelihood=Normal, network=MLP)
-    names: dict = {"vae": vae, "x": torch.randn(30, 3), "smiles": ["C" * n for n in range(1, 31)]}
-    names["write"] = lambda z: ["CCO"] * len(z)
-    exec(block("molecules.propose").replace("1000", "10").replace("100", "3"), names)
-    assert [each.smiles for each in names["found"]] == ["CCO"]
-
-
 def test_an_encoder_goes_on_as_a_classifier():
     vae = VAE.assemble((3,), (2,), likelihood=Normal, network=MLP)
     names: dict = {"torch": torch, "vae": vae, "x": torch.randn(12, 3)}
