@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bits import same
 from command import train
+from runs import final
 from test_engine_data import batches, collect, equal
 
 from pyro_vae import fit
@@ -19,6 +21,7 @@ from pyro_vae.components import MLP
 from pyro_vae.datasets import Data
 from pyro_vae.datasets.labels import few_labels
 from pyro_vae.engine import data as engine_data
+from pyro_vae.engine.callbacks import Callback
 from pyro_vae.models import M2
 
 LABELS = torch.where(torch.arange(23) % 4 == 0, torch.arange(23) % 2, -1)  # 6 of 23
@@ -114,13 +117,30 @@ def semi_supervised():
 EAGER = {"device": "cpu", "progress": False, "engine": "eager"}
 
 
+class Stop(Callback):
+    """Stop a run after so many steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def step(self, run, loss):
+        if run.progress.step == self.after:
+            raise KeyboardInterrupt
+
+
 def test_a_run_takes_the_share_and_is_resumed_with_it_alone(tmp_path):
+    """It goes on to the same bits, in the middle of an epoch."""
     data = two_kinds(torch.where(torch.arange(60) < 20, torch.arange(60) % 2, -1))
-    options = {"batch_size": 8, "epochs": 1, "out": tmp_path, **EAGER}
-    done = fit(semi_supervised(), data, labelled_share=0.5, **options)
-    assert done.steps == 8  # 32 rows without a label in training, four a batch
+    options = {"batch_size": 8, "epochs": 2, "checkpoint_seconds": 0.0, **EAGER}
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    done = fit(semi_supervised(), data, labelled_share=0.5, out=whole, **options)
+    assert done.steps == 16  # 32 rows without a label in training, four a batch
+    with pytest.raises(KeyboardInterrupt):
+        fit(semi_supervised(), data, labelled_share=0.5, out=out, callbacks=[Stop(11)], **options)
     with pytest.raises(ValueError, match=r"labelled_share: 0.5 then, 0.25 now"):
-        fit(semi_supervised(), data, labelled_share=0.25, resume=True, **options)
+        fit(semi_supervised(), data, labelled_share=0.25, out=out, resume=True, **options)
+    fit(semi_supervised(), data, labelled_share=0.5, out=out, resume=True, **options)
+    assert same(final(out), final(whole))
 
 
 def test_no_label_and_no_row_without_one_are_told():

@@ -445,7 +445,7 @@ def test_discrete_latents_are_refused_before_the_first_step(train):
         steps[train](X)
 
 
-def test_points_and_auxiliary_losses_are_refused():
+def test_points_are_refused():
     vae = VAE.assemble((3,), (2,), likelihood=Normal, posterior=SparsePoint)
     with pytest.raises(ValueError, match="point"):
         fit(vae, X, objective=Refined(), epochs=1)

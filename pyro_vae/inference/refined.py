@@ -13,13 +13,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.arguments import at_the_door
+from pyro_vae.inference.auxiliary import AuxiliaryLosses
 from pyro_vae.inference.handlers import Frozen
 from pyro_vae.inference.hmc import Point, adapted, transition
 from pyro_vae.inference.latent_space import LatentSpace, shape_of
 from pyro_vae.inference.objectives import ELBO, data_weight
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.sites import Layout
-from pyro_vae.inference.terms import SiteTerms
+from pyro_vae.inference.terms import SiteTerms, losses_of
 
 __all__ = ["Refined", "StepSize"]
 
@@ -38,6 +39,8 @@ class Refined(ELBO):
     gradient to that of log p(x), of which :math:`\nabla_\theta \log p_\theta(x, z)` is the mean
     over the exact posterior. Reported is the ELBO of the guide, a bound; what the chain gains shows
     in log p(x). No gradient passes through the chain, in which the model is in evaluation mode.
+    Auxiliary losses are followed as densities are: by the guide's parameters at the guide's draws,
+    by the model's at the latents that were moved.
     A step costs ``num_steps * num_leapfrog`` further evaluations of the model and its gradient.
 
     The chains have one step size. It is a buffer, which belongs to a checkpoint; every training
@@ -94,9 +97,14 @@ class Refined(ELBO):
         # Where a chain leaves the numbers that a distribution takes, the move is rejected.
         with frozen.in_evaluation_mode(), torch.no_grad(), pyro.validation_enabled(False):
             moved, acceptance = self._moved(space, terms, rows)
-        found = LatentSpace(program, layout, space.shapes).log_p(moved, *rows)
+        with AuxiliaryLosses() as losses:
+            found = LatentSpace(program, layout, space.shapes).log_p(moved, *rows)
         refined = {name: log_p.unflatten(0, terms.log_w.shape) for name, log_p in found.items()}
-        return _Moved(**vars(terms), log_p_moved=refined, acceptance=acceptance)
+        lost = losses_of(losses.declared, (1, len(moved)), layout.max_plate_nesting)
+        return _Moved(
+            **vars(terms), log_p_moved=refined, acceptance=acceptance,
+            auxiliary_moved={n: e.reshape(terms.log_w.shape) for n, e in lost.items()},
+        )  # fmt: skip
 
     def _moved(
         self, space: LatentSpace, terms: SiteTerms, rows: tuple[Tensor, ...]
@@ -118,13 +126,11 @@ class Refined(ELBO):
             return guided
         self.size.observe(terms.acceptance)
         log_p: Any = sum(terms.scale_p[name] * each for name, each in terms.log_p_moved.items())
-        return guided + data_weight(terms) * log_p.mean(0)
+        losses: Any = sum(terms.auxiliary_moved.values())
+        return guided + data_weight(terms) * (log_p - losses).mean(0)
 
     def refusal(self, terms: SiteTerms) -> str | None:
         """Say which latent HMC cannot move, or what of the model would not be trained."""
-        if terms.auxiliary:
-            name = next(iter(terms.auxiliary))
-            return f"Refined follows no auxiliary loss, and the program has {name!r}; use ELBO"
         try:
             _shapes_of(terms)
         except ValueError as error:
@@ -181,10 +187,12 @@ class _Moved(SiteTerms):
     Attributes:
         log_p_moved: Of every site of the model, ``[S, B]``, with the gradients of its parameters.
         acceptance: The part of moves that were accepted, 0-d.
+        auxiliary_moved: The losses that the model declares there, ``[S, B]``, likewise.
     """
 
     log_p_moved: dict[str, Tensor] = field(default_factory=dict)
     acceptance: Tensor = field(default_factory=lambda: torch.zeros(()))
+    auxiliary_moved: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _Unstored(Messenger):

@@ -34,6 +34,7 @@ __all__ = [
     "LatentSite",
     "SiteTerms",
     "log_densities",
+    "losses_of",
     "mean_of",
     "no_density",
     "rows_first",
@@ -386,10 +387,7 @@ def terms_of(
         pathwise={n: n in run_through or guide_trace.nodes[n]["fn"].has_rsample for n in log_q},
         latents={name: (site,) for name, site in latents.items()},
         layout=layout,
-        auxiliary={
-            name: sum((_per_datum(loss, shape, nesting) for loss in losses), torch.zeros(()))
-            for name, losses in (auxiliary or {}).items()
-        },
+        auxiliary=losses_of(auxiliary or {}, shape, nesting),
         points=layout.points,
         log_share=log_share,
     )
@@ -414,6 +412,16 @@ def log_densities(trace: Trace, shape: tuple[int, int], nesting: int) -> dict[st
     """
     sites = [*latent_sites(trace), *observed_sites(trace)]
     return {name: _per_datum(_log_density(site), shape, nesting) for name, site in sites}
+
+
+def losses_of(
+    declared: Mapping[str, Sequence[Tensor]], shape: tuple[int, int], nesting: int
+) -> dict[str, Tensor]:
+    """Return the auxiliary losses that a run declared, ``[S, B]`` each; as ``log_densities``."""
+    return {
+        name: sum((_per_datum(loss, shape, nesting) for loss in losses), torch.zeros(()))
+        for name, losses in declared.items()
+    }
 
 
 def _log_density(site: Any) -> Tensor:
