@@ -46,6 +46,21 @@ def test_every_member_trains(group):
     assert math.isfinite(loss)
 
 
+def test_members_are_timed_in_one_process_where_others_use_the_machine(tmp_path):
+    found = tmp_path / "here"
+    options = ["--groups", "normal", "--members", "Reconstruction", "--here", "--rounds", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        groups = {name: replace(group, program=TINY) for name, group in variants.GROUPS.items()}
+        patch.setattr(multiples, "GROUPS", groups)
+        multiples.main([*options, "--name", str(found)])
+    record = json.loads(found.with_suffix(".json").read_text())
+    ((plain, row),) = (rows.values() for rows in record["groups"].values())
+    assert plain["multiple"] == 1
+    assert row["median_ms"] > 0
+    assert record["protocol"].startswith("Each group")
+    assert record["clock"].startswith("processor time")
+
+
 def test_rows_are_multiples_of_the_first_member(monkeypatch, tmp_path, capsys):
     times = {"ELBO": [2.0, 2.0, 9.0], "IWAE": [3.0, 3.0, 3.0]}
 

@@ -145,6 +145,7 @@ def test_every_option_exists():
         "--share",
         "--processes",
         "--axes",
+        "--here",
         "--groups",
         "--programs",
         "--name",
