@@ -205,6 +205,9 @@ def own_files(folder: Path) -> None:
     (folder / "reviews.csv").write_text("\n".join(["id,review,stars", *cells]))
     chains = [f"{'C' * long}{end}" for long in range(1, 13) for end in ("O", "N", "(=O)N")]
     (folder / "molecules.smi").write_text("\n".join(f"{each} name" for each in chains))
+    (folder / "docs").mkdir()
+    for n in range(40):
+        (folder / "docs" / f"{n}.txt").write_text(f"the {['cat', 'dog', 'cow'][n % 3]} is here")
     (folder / "folder_of_images").mkdir()
     for i in range(30):
         pixels = rng.integers(0, 256, (6, 6)).astype("u1")

@@ -100,6 +100,8 @@ def test_words_are_drawn_of_the_product_of_topics():
     product = (torch.softmax(z, -1).unsqueeze(-1) * each).sum(1).exp() * offset.exp()
     expected = product / product.sum(-1, keepdim=True)
     torch.testing.assert_close(program.likelihood(z).logits.softmax(-1), expected)
+    # The batch norm has no scale, and its offset is that of the conditional.
+    assert {name for name, _ in decoder.named_parameters()} == {"experts.weight"}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -117,7 +117,9 @@ class TopicMixture(nn.Module):
         \theta = \mathrm{softmax}(z)
 
     The numbers that come out are the logarithms of these probabilities. The offset b of all topics
-    starts where the words of the data are; the conditional that owns the network has none.
+    starts where the words of the data are; the conditional that owns the network has none. Each
+    word's numbers over the topics are standardised, as by the authors' batch norm. Their dropout of
+    0.6 is not the default: the posterior of 20 newsgroups collapses under it.
 
     Args:
         in_shape: The shape of one latent z, ``(K,)``.
@@ -142,7 +144,7 @@ class TopicMixture(nn.Module):
         in_shape: Shape,
         out_shape: Shape,
         *,
-        dropout: float = 0.6,
+        dropout: float = 0.0,
         proportions: Build | None = None,
     ) -> None:
         super().__init__()
