@@ -109,8 +109,8 @@ def neural(
         data.event_shape, (scale.num_topics,), data=data.train.x.float(), **parts
     )
     done = fit(
-        program, data, epochs=epochs, batch_size=200, seed=seed, schedule=Constant(),
-        optim=partial(adam, lr=rate, momentum=momentum), weights="last", device="cpu",
+        program, data, epochs=epochs, batch_size=min(200, len(data.train)), seed=seed,
+        schedule=Constant(), optim=partial(adam, lr=rate, momentum=momentum), weights="last", device="cpu",
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     topics = topic_decoder(Program(program.model, program.guide)).topics.detach()

@@ -16,6 +16,8 @@ from command import train
 
 from pyro_vae import datasets
 from pyro_vae.cli import main
+from pyro_vae.cli.data_defaults import settle
+from pyro_vae.cli.options import training_parser
 from pyro_vae.cli.trained_run import load
 from pyro_vae.datasets import Reading, from_arrays
 
@@ -174,6 +176,24 @@ def test_a_run_tells_its_topics_by_their_words(folder, run, capsys):
     shown = capsys.readouterr().out
     assert "2 of 2 topics" in shown
     assert "perplexity of words, at most" in shown
+
+
+def test_a_program_states_its_settings_which_the_command_line_may_change(folder, capsys):
+    line = ["train", "--model", "NVLDA", "--data", str(folder / "bags"), "--print_config"]
+    assert main(line) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["decoder"]["class_path"].endswith(".TopicMixture")
+    config = training_parser().parse(line[1:-1])
+    settle(config, datasets.load(folder / "bags"))
+    found = (config.lr, config.momentum, config.epochs, config.batch_size, config.latent)
+    assert found == (0.005, 0.99, 200, 36, 50)  # a batch of all, which are fewer than 200
+    given = ["--lr", "0.1", "--momentum", "0.5", "--epochs", "3", "--batch-size", "4"]
+    config = training_parser().parse([*line[1:-1], *given])
+    settle(config, datasets.load(folder / "bags"))
+    assert (config.lr, config.momentum, config.epochs, config.batch_size) == (0.1, 0.5, 3, 4)
+    config = training_parser().parse(["--data", str(folder / "bags")])
+    settle(config, datasets.load(folder / "bags"))
+    assert (config.lr, config.momentum, config.likelihood.name) == (0.001, 0.9, "Multinomial")
 
 
 def test_a_run_of_counts_is_asked_for_other_counts(folder, run, tmp_path, capsys):

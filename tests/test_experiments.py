@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.linalg
+import scipy.sparse
 import scipy.stats
 import torch
 
@@ -43,6 +44,7 @@ import rainforth2018_tighter
 import roeder2017_stl
 import sonderby2016_ladder
 import sparse_autoencoder
+import srivastava2017_prodlda
 import study
 import tables
 import tomczak2018_vampprior
@@ -85,6 +87,7 @@ WITH_DATA = (
     hoffman2017_hmc,
     vincent2010_denoising,
     chen2017_vlae,
+    srivastava2017_prodlda,
 )
 QUICK = (roeder2017_stl,)  # the others take ten seconds each
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
@@ -133,6 +136,10 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for part in (*range(10), 50):
         image = Image.fromarray(colours(part, 8).reshape(8, 1024, 3))
         image.save(root / "cifar10" / f"cifar10_batch_{part}.png")
+    (root / "20newsgroups").mkdir()
+    for part, num in (("train", 40), ("test", 20)):
+        counts = scipy.sparse.csr_matrix(random.poisson(1.0, (num, 40)))
+        scipy.sparse.save_npz(root / "20newsgroups" / f"{part}.npz", counts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(published, "_check_published", lambda *files: None)
         yield root

@@ -34,7 +34,7 @@ from pyro_vae.inference import Program
 __all__ = ["settle", "single_numbers"]
 
 _TRAINING_STEPS = 12_000
-_STEPS = {"lr": 1e-3, "momentum": 0.9, "batch_size": None, "epochs": None}
+_STEPS = {"lr": 1e-3, "momentum": 0.9, "epochs": None}
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _COMPONENTS = "pyro_vae.components"
 _MOST_CATEGORIES = 20
@@ -82,7 +82,7 @@ def settle(config: Any, data: Dataset) -> None:
         config.observation = Component(f"pyro_vae.engine.{_observation(support, data)}")
     _settle_steps(config)
     if config.batch_size is None:
-        config.batch_size = min(BATCH_SIZE, len(data.train))
+        config.batch_size = min(_settings(config).get("batch_size", BATCH_SIZE), len(data.train))
     if config.epochs is None:
         batches = math.ceil(len(data.train) / config.batch_size)
         config.epochs = min(100, max(30, _TRAINING_STEPS // batches))
@@ -95,7 +95,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _settle_steps(config: Any) -> None:
-    """Set learning rate, momentum, batch size and epochs as the program states; in place."""
+    """Set learning rate, momentum and epochs as the program states; in place."""
     own = _settings(config)
     for name, otherwise in _STEPS.items():
         if getattr(config, name, otherwise) is None:
