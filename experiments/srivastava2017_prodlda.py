@@ -110,8 +110,8 @@ def neural(
     )
     done = fit(
         program, data, epochs=epochs, batch_size=min(200, len(data.train)), seed=seed,
-        schedule=Constant(), optim=partial(adam, lr=rate, momentum=momentum), weights="last", device="cpu",
-        progress=sys.stderr.isatty(),
+        schedule=Constant(), optim=partial(adam, lr=rate, momentum=momentum), weights="last",
+        device="cpu", progress=sys.stderr.isatty(),
     )  # fmt: skip
     topics = topic_decoder(Program(program.model, program.guide)).topics.detach()
     x = data.test.x.float()

@@ -132,6 +132,18 @@ def test_texts_without_a_word_that_is_counted_are_left_out():
     assert {int(row) for part in data.parts.values() for row in part.rows} <= {*range(60)}
 
 
+def test_a_file_of_words_says_what_is_counted(tmp_path):
+    (tmp_path / "words.txt").write_text("egg\nzebra\n")
+    (tmp_path / "docs.txt").write_text("\n".join([*texts_of(COUNTS), *["egg egg"] * 9]))
+    with pytest.warns(UserWarning, match="documents have no word that is counted: left out"):
+        data = datasets.load(
+            tmp_path / "docs.txt", text=Reading("bag"), words=tmp_path / "words.txt"
+        )
+    assert data.words == ("egg", "zebra")
+    for part in data.parts.values():
+        assert bool(part.x.any(1).all())
+
+
 # Runs ---------------------------------------------------------------------------------------------
 
 
@@ -218,7 +230,10 @@ def test_a_run_of_texts_counts_its_words_in_other_texts(folder, tmp_path, capsys
     texts = ["egg egg bread", "cherry zebra", "date"]
     counts = [[text.split().count(word) for word in trained.words] for text in texts]
     torch.testing.assert_close(trained.encode(texts), trained.encode(np.array(counts)))
-    (tmp_path / "new.txt").write_text("\n".join(["egg bread", "date cherry", "apple"] * 3))
+    (tmp_path / "new.txt").write_text("\n".join(["egg bread", "date cherry", "zebra"] * 3))
+    assert main(["encode", str(out), "--data", str(tmp_path / "new.txt")]) == 0
+    latents = np.load(out / "on-new.txt" / "latents.npy")
+    assert len(latents) == 9  # with those that have no word
     capsys.readouterr()
     assert main(["evaluate", str(out), "--data", str(tmp_path / "new.txt"), "--all"]) == 0
     assert "perplexity of words" in capsys.readouterr().out

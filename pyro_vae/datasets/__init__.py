@@ -24,6 +24,7 @@ from pyro_vae.datasets.document_files import (
     read_words,
     with_words,
 )
+from pyro_vae.datasets.documents import with_a_word
 from pyro_vae.datasets.files import load_file, load_folder
 from pyro_vae.datasets.published import NAMES, load_named
 from pyro_vae.datasets.splitters import Splitter
@@ -104,7 +105,9 @@ def load(
         ValueError: an unknown name, or data that are corrupt, of the wrong shape or not numeric.
     """
     found = _loaded(name, root, missing, axes, apart, _with_words(text, words))
-    if words is None or (text is not None and text.is_bag):
+    if text is not None and text.is_bag:
+        return found.map(with_a_word) if isinstance(words, Path) else found
+    if words is None:
         return found
     return with_words(found, _words(words), words if isinstance(words, Path) else "words")
 

@@ -145,7 +145,7 @@ def from_arrays(
     if not is_split:
         index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name, few=few)
     chosen = [*zip(fields if is_split else fields * 3, index, strict=True)]
-    if names.words is not None:
+    if names.words is not None and not few:  # a trained run is asked of each row
         chosen = [(part, rows_with_words(part["x"], rows, name)) for part, rows in chosen]
     return stored.dataset(name, chosen)
 

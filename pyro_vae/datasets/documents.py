@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from pyro_vae.datasets.containers import Given
+from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.text import Reading
 from pyro_vae.wording import option, warn
 
-__all__ = ["counted", "rows_with_words"]
+__all__ = ["counted", "rows_with_words", "with_a_word"]
 
 _LARGEST_SHARE = 0.5  # of the documents; what is in more of them tells them not apart
 
@@ -61,6 +62,16 @@ def counted(
     counts = {where: vectorizer.transform(given["x"]) for where, given in parts.items()}
     words = tuple(map(str, vectorizer.get_feature_names_out()))
     return {where: {**given, "x": counts[where]} for where, given in parts.items()}, words
+
+
+def with_a_word(data: Data) -> Data:
+    """Return the documents that have a word; warns of how many have none.
+
+    Raises:
+        ValueError: If none has.
+    """
+    rows = rows_with_words(data.x.numpy(), None, "documents")
+    return data if rows is None else data[rows]
 
 
 def rows_with_words(x: np.ndarray, rows: Any, where: str) -> Any:
