@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from recorded import Pair, both
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae.components import (
     MLP,
@@ -125,6 +126,17 @@ def test_a_draw_with_a_memory_is_one_without_bit_for_bit(event_shape, output, ke
     torch.manual_seed(5)
     assert torch.equal(fn.expand([7]).sample(), expected)
     assert torch.equal(fn.sample(), expected) == (rule == "greedy")
+
+
+@pytest.mark.parametrize(("channels", "output"), [(1, SoftmaxLevels), (3, LOGISTIC)])
+def test_a_draw_costs_the_operations_of_one_pass(channels, output):
+    family = PixelCNN((channels, 8, 8), levels=1, output=output, **SMALL)
+    fn, costs = family(torch.zeros(2, *family.raw_shape)), []
+    for run in (fn.sample, partial(fn.log_prob, torch.zeros(2, channels, 8, 8))):
+        with FlopCounterMode(display=False) as counted:
+            run()
+        costs.append(counted.get_total_flops())
+    assert costs[0] == pytest.approx(costs[1], rel=0.02)
 
 
 @pytest.mark.parametrize("in_order", [True, False])
