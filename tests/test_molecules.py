@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_what_is_no_smiles_is_told(text):
 @needs_rdkit
 @needs_selfies
 @needs_zinc
-@pytest.mark.parametrize("number", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_molecules_come_back_from_their_symbols(number):
     smiles = zinc(number)
     same, other = Smiles(), Selfies()
@@ -339,6 +340,15 @@ def search(out: Path) -> None:
     names: dict = {"run": pyro_vae.load(out), "smiles": MOLECULES * 2}
     exec(code.replace("1000", "12").replace("100", "3"), names)
     assert not {each.smiles for each in names["found"]} & {*MOLECULES}
+
+
+def test_a_run_without_rdkit_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    data = from_arrays(MOLECULES * 2, text=Reading(symbols="smiles"))
+    run = SimpleNamespace(data=data)
+    with pytest.warns(UserWarning, match=r"rdkit.* is not installed: pip install 'pyro-vae\[mol"):
+        assert molecular.numbers(run) == {}
+    assert molecular.draw(run, Path()) == []
 
 
 def test_a_collapsed_model_does_not_look_good():

@@ -280,7 +280,7 @@ _NO_SELFIES = "the package selfies is not installed: pip install 'pyro-vae[molec
 
 @dataclass(frozen=True)
 class Selfies(Molecules):
-    """The symbols of SELFIES, every row of which is a molecule; by the package ``selfies``.
+    """The symbols of SELFIES, by the package ``selfies``: each row is a molecule, or has no atom.
 
     Text goes in and comes out as SMILES: the same molecule, written in another way. The unknown
     symbol is the one that adds nothing to a molecule.
