@@ -85,7 +85,9 @@ def settle(config: Any, data: Dataset) -> None:
         config.batch_size = min(_settings(config).get("batch_size", BATCH_SIZE), len(data.train))
     if config.epochs is None:
         batches = math.ceil(len(data.train) / config.batch_size)
-        config.epochs = min(100, max(30, _TRAINING_STEPS // batches))
+        # A step of a sequence runs a network once for each symbol.
+        longest = 100 if data.vocabulary is None else 30
+        config.epochs = min(longest, max(30, _TRAINING_STEPS // batches))
 
 
 def _settings(config: Any) -> dict[str, Any]:
