@@ -24,6 +24,7 @@ _COMMANDS = {
     "encode": ("new_data.encode", "write the latents of each row of a file"),
     "reconstruct": ("new_data.reconstruct", "write each row as it is seen through its latents"),
     "score": ("new_data.score", "write log p(x) of each row, and show the least likely"),
+    "impute": ("new_data.impute", "write a table with its missing cells filled"),
     "plot": ("trained.plot", "draw a trained run's pictures again"),
     "refit": ("refit.refit", "replace a trained run's prior and train the new one alone"),
     "finetune": ("finetune.finetune", "let a trained run's encoder go on as a classifier"),

@@ -25,7 +25,7 @@ from pyro_vae.cli.programs import build_program, default_program, unused_options
 from pyro_vae.cli.shorthand import settle_objective
 from pyro_vae.cli.user_files import public_path
 from pyro_vae.components.automatic import Automatic, class_path
-from pyro_vae.datasets import Dataset
+from pyro_vae.datasets import Column, Dataset
 from pyro_vae.engine.data import in_chunks, observe_once
 from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.observations import AsFloat
@@ -41,6 +41,7 @@ _MOST_CATEGORIES = 20
 _PIXEL_LEVELS = 255  # images of fewer are counts, such as those of black cells in a scan
 _FEWEST_PIXEL_VALUES = 32
 _DEQUANTIZED_LEVELS = 2**20  # beyond them, what is added within a level is lost in float32
+_FAMILIES = {"real": "Normal", "date": "Normal", "binary": "Bernoulli"}  # alike for many columns
 _OF_PROGRAM = {"prior", "likelihood", "posterior"}
 
 
@@ -52,7 +53,8 @@ def settle(config: Any, data: Dataset) -> None:
     binarised anew at every visit, under a Bernoulli; other images are dequantised, whatever the
     type and the number of their levels, and real data taken as they are, under a Normal. Texts are
     sequences of symbols, with a recurrent encoder, and decoder where the likelihood takes numbers
-    for each place, unless networks are given; bags of words take a Multinomial.
+    for each place, unless networks are given; bags of words take a Multinomial. A table with names
+    takes the family of each column's kind, and Incomplete around them where cells are missing.
 
     A likelihood that is given decides how data are observed. Densities take integers dequantised,
     to (0, 1); probabilities of integers take them as they are. Its arguments ``total_count``,
@@ -120,6 +122,16 @@ def single_numbers(support: Any) -> Any:
 
 
 def _default_likelihood(data: Dataset) -> str:
+    if data.table is not None and any(bool(x.isnan().any()) for x in _rows(data)):
+        return f"{_COMPONENTS}.Incomplete"
+    return _complete_likelihood(data)
+
+
+def _complete_likelihood(data: Dataset) -> str:
+    """Return the default where no number is missing, or for those that are not."""
+    if data.table is not None:
+        kinds = {_FAMILIES.get(column.kind, "Columns") for column in data.table.columns}
+        return f"{_COMPONENTS}.{kinds.pop() if len(kinds) == 1 else 'Columns'}"
     if data.vocabulary is not None:
         return f"{_COMPONENTS}.AutoregressiveSequence"
     if data.words is not None:
@@ -150,7 +162,7 @@ def _with_facts(part: Any, data: Dataset) -> Any:
     wanted = _parameters(part.path) - set(part.arguments)
     facts = _facts(data, wanted)
     if "family" in wanted:
-        facts["family"] = Component(_default_likelihood(data))
+        facts["family"] = Component(_complete_likelihood(data))
     arguments = {**part.arguments, **facts}
     return part.with_arguments(
         **{name: _with_facts(value, data) for name, value in arguments.items()}
@@ -217,12 +229,23 @@ def _rows(data: Dataset) -> Iterator[Tensor]:
 
 def _columns(data: Dataset) -> list[Component]:
     """Return the family of each column: bits, a few categories, counts or real numbers."""
+    if data.table is not None:
+        return [_of_kind(column) for column in data.table.columns]
     whole = torch.ones(data.event_shape, dtype=torch.bool)
     largest = torch.full(data.event_shape, -math.inf)
     for x in _rows(data):
         whole &= (x.isnan() | ((x == x.round()) & (x >= 0))).all(0)
         largest = torch.maximum(largest, x.nan_to_num(-math.inf).amax(0))
     return [_column(*column) for column in zip(whole.tolist(), largest.tolist(), strict=True)]
+
+
+def _of_kind(column: Column) -> Component:
+    """Return the family of a column that has a kind."""
+    if column.kind == "categorical":
+        return Component(f"{_COMPONENTS}.Categorical", {"num_categories": len(column.categories)})
+    if column.kind in _FAMILIES:
+        return Component(f"{_COMPONENTS}.{_FAMILIES[column.kind]}")
+    return Component(class_path("NegativeBinomial" if column.kind == "count" else "LogNormal"))
 
 
 def _column(whole: bool, largest: float) -> Component:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import datasets
-from pyro_vae.datasets import Dataset, Reading, Vocabulary
+from pyro_vae.datasets import Dataset, Reading, Table, TableReading, Vocabulary
 from pyro_vae.datasets.arrays import weighted
 from pyro_vae.datasets.columns import column
 from pyro_vae.datasets.labels import few_labels
@@ -39,6 +40,7 @@ def load_data(
     vocabulary: Vocabulary | None = None,
     length: int = 1,
     words: tuple[str, ...] | None = None,
+    table: Table | None = None,
 ) -> Dataset:
     """Load data for a program: as tables and images for ours, of any shape as it is for others.
 
@@ -49,6 +51,7 @@ def load_data(
         vocabulary: Of a trained run, for texts.
         length: That of its rows.
         words: Those that a trained run counts in texts.
+        table: Of a trained run, for tables.
     """
     codes = [float(word) for word in str(config.missing).split(",")] if config.missing else []
     own = config.model is not None and not config.model.path.startswith("pyro_vae.models.")
@@ -62,6 +65,7 @@ def load_data(
     data = datasets.load(
         given, root=root, missing=codes, axes=axes, apart=apart, text=text,
         words=words or (None if named is None else Path(named).expanduser()),
+        table=_table_reading(config, table),
     )  # fmt: skip
     return _with_few_labels(data, config)
 
@@ -71,6 +75,31 @@ def _reading(config: Any) -> Reading | None:
     asked = {ours: getattr(config, name, None) for name, ours in _OF_TEXT.items()}
     known: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     return Reading(**known) if known else None
+
+
+def _table_reading(config: Any, table: Table | None) -> TableReading | None:
+    """Return how a table is read; None where neither the options nor a run say anything of it."""
+    if table is not None:
+        return TableReading(table=table)
+    kinds, ignored = (getattr(config, name, None) for name in ("columns", "ignore"))
+    if not kinds and not ignored:
+        return None
+    return TableReading(_kinds(kinds or ""), tuple(_words(ignored or "")))
+
+
+def _kinds(given: str) -> dict[str, str]:
+    pairs = [word.rpartition("=") for word in _words(given)]
+    wrong = next((kind for name, _, kind in pairs if not name), None)
+    if wrong is not None:
+        raise ValueError(
+            f"--columns {given}: give names and kinds, such as age=real,zip=categorical"
+        )
+    return {name.strip(): kind.strip() for name, _, kind in pairs}
+
+
+def _words(given: str) -> list[str]:
+    """Return the words between commas; a name that holds one is in double quotes."""
+    return [word.strip() for word in next(csv.reader([given], skipinitialspace=True)) if word]
 
 
 def _with_few_labels(data: Dataset, config: Any) -> Dataset:

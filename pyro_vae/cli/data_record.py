@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.cli.data_loading import load_data
-from pyro_vae.datasets import Data, Dataset, Vocabulary
+from pyro_vae.datasets import Data, Dataset, Table, Vocabulary
 from pyro_vae.datasets.data import in_order
 from pyro_vae.engine import checkpoint
 from pyro_vae.files import show
@@ -55,6 +55,7 @@ class DataRecord:
         classes: As of a ``Dataset``.
         vocabulary: As of a ``Dataset``.
         words: As of a ``Dataset``.
+        table: As of a ``Dataset``.
         num_training: The number of training rows.
         few: A few training rows and their labels, which stand in for all where the values of the
             data do not matter.
@@ -79,6 +80,7 @@ class DataRecord:
     options: str = ""
     vocabulary: Vocabulary | None = None
     words: tuple[str, ...] | None = None
+    table: Table | None = None
 
     def stand_in(self) -> Dataset:
         """Return the few rows, repeated, in the place of the data."""
@@ -86,7 +88,7 @@ class DataRecord:
         train = self.few[torch.arange(num_rows) % len(self.few)]
         return Dataset(
             self.name, train, self.few, self.few, self.levels, self.classes, self.vocabulary,
-            self.words,
+            self.words, self.table,
         )  # fmt: skip
 
     def num_trained_on(self, x: Tensor) -> int:
@@ -107,7 +109,9 @@ class DataRecord:
         place = self.place(folder, given)
         # Columns of a file of counts are held against the run's, and not called by its words.
         words = self.words if getattr(config, "symbols", None) == "bag" else None
-        return load_data(place, config, vocabulary=self.vocabulary, length=length, words=words)
+        return load_data(
+            place, config, vocabulary=self.vocabulary, length=length, words=words, table=self.table
+        )
 
     def place(self, folder: Path, given: str | None) -> str:
         """Return where the data of the run in ``folder`` are now.
@@ -191,7 +195,8 @@ class DataRecord:
                 f"0 to {self.levels}"
             )
         self._check_words(data)
-        same = replace(data, levels=levels, vocabulary=self.vocabulary, words=self.words)
+        same = replace(data, levels=levels, vocabulary=self.vocabulary, words=self.words,
+                       table=self.table)  # fmt: skip
         return self._renumbered(same)
 
     def _check_words(self, data: Dataset) -> None:
@@ -252,6 +257,7 @@ def record_of(data: Dataset, given: str, folder: Path, options: str) -> DataReco
     return DataRecord(
         data.name, source, data.fingerprint(), data.levels, data.classes, len(train),
         _few(train), labels, hashes, options=options, vocabulary=data.vocabulary, words=data.words,
+        table=data.table,
     )  # fmt: skip
 
 
@@ -340,6 +346,7 @@ def write(record: DataRecord, folder: Path) -> None:
         "few": dict(record.few.fields),
         "vocabulary": None if record.vocabulary is None else record.vocabulary.to_json(),
         "words": None if record.words is None else list(record.words),
+        "table": None if record.table is None else record.table.to_json(),
         "hashes": torch.from_numpy(record.hashes),
     }
     checkpoint.save(folder / _FOLDER, state, step=0)
@@ -358,12 +365,14 @@ def read(folder: Path) -> DataRecord | None:
     try:
         classes = None if state["classes"] is None else tuple(map(str, state["classes"]))
         symbols, words = state.get("vocabulary"), state.get("words")  # earlier versions had none
+        columns = state.get("table")
         return DataRecord(
             **{
                 **state,
                 "classes": classes,
                 "vocabulary": None if symbols is None else Vocabulary.from_json(symbols),
                 "words": None if words is None else tuple(words),
+                "table": None if columns is None else Table.from_json(columns),
                 "few": Data(**state["few"]),
                 "hashes": state["hashes"].numpy(),
             }

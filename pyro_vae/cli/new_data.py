@@ -1,4 +1,4 @@
-"""What a trained run says of each row of a file: ``encode``, ``reconstruct`` and ``score``."""
+"""What a trained run says of each row of a file: latents, reconstructions, scores, blanks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.cli.parser import Parser
+from pyro_vae.cli.rows_of_tables import SUFFIXES, filled, table_of, write_table
 from pyro_vae.cli.sample_files import as_lines, num_texts
 from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, place_of, run_parser
@@ -24,7 +25,7 @@ from pyro_vae.evaluation import ImportanceEstimate
 from pyro_vae.files import replace_file
 from pyro_vae.terminal import on_one_line
 
-__all__ = ["encode", "reconstruct", "score"]
+__all__ = ["encode", "impute", "reconstruct", "score"]
 
 _SUFFIXES = (".npy", ".npz", ".csv")
 
@@ -44,13 +45,37 @@ def reconstruct(arguments: list[str]) -> None:
         "reconstructions",
     )  # fmt: skip
     parser.flag(parser, "--draw", "draw latents and rows in place of means")
-    run, rows, options = _opened(parser, arguments, suffixes=(*_SUFFIXES, ".txt"))
+    run, rows, options = _opened(parser, arguments, suffixes=(*_SUFFIXES, ".txt", *SUFFIXES[1:]))
     found = run.reconstructed(rows, stochastic=options.draw, seed=options.seed or 0)
     as_numbers = options.out is not None and options.out.suffix in (".npy", ".npz")
-    if run.vocabulary is None or as_numbers:
+    if run.table is not None and not as_numbers:
+        _write_cells(table_of(found, run.table), options, "reconstructions")
+    elif run.vocabulary is None or as_numbers:
         _write(found, options, "reconstructions", of="x")
     else:
         _write_texts(texts_of_rows(found, run.vocabulary), options)
+
+
+def impute(arguments: list[str]) -> None:
+    """Write a table with its missing cells filled, given those that are there."""
+    description = (
+        "Write a table with its missing cells filled through the latents given the cells that are "
+        "there: means and likeliest categories, or draws."
+    )
+    parser = _parser("impute", description, "imputed")
+    parser.flag(parser, "--draw", "draw latents and missing cells in place of means")
+    run, rows, options = _opened(parser, arguments, suffixes=SUFFIXES)
+    if run.table is None:
+        raise ValueError(
+            f"{options.run} is of no table with names of columns, whose missing cells are filled"
+        )
+    found = run.reconstructed(rows, stochastic=options.draw, seed=options.seed or 0)
+    _write_cells(filled(rows.x, found, run.table), options, "imputed")
+    print(f"{int(rows.x.isnan().sum()):,} missing cells filled")
+
+
+def _write_cells(cells: dict[str, list[Any]], options: Namespace, what: str) -> None:
+    print(on_one_line(write_table(cells, options.out or options.place / f"{what}.csv")))
 
 
 def _write_texts(texts: list[str], options: Namespace) -> None:
@@ -87,7 +112,10 @@ def score(arguments: list[str]) -> None:
 
 def _parser(command: str, description: str, what: str) -> Parser:
     parser = run_parser(command, description)
-    help_ = f"output file: .npy, .npz or .csv (default: RUN/{what}.npy, or .npz of several sites)"
+    help_ = (
+        f"output file: .npy, .npz or .csv (default: RUN/{what}.npy, or .npz of several sites; .csv "
+        "of tables that are written as such)"
+    )
     parser.option(parser, "--out", Path | None, help_)
     return parser
 

@@ -54,7 +54,8 @@ def add_data(parser: Parser) -> None:
     group = parser.add_argument_group("data")
     add = parser.option
     help_ = (
-        "name of a data set, a .npy, .npz, .txt, .csv or .smi file, or a folder of images or texts"
+        "name of a data set, a .npy, .npz, .txt, .csv, .parquet, .xlsx or .smi file, or a folder "
+        "of images or texts"
     )
     add(group, "--data", str, help_, "digits")
     help_ = (
@@ -69,7 +70,21 @@ def add_data(parser: Parser) -> None:
     add(group, "--num-labels", int | None, help_)
     help_ = "map from stored values to observations (default: by the data)"
     parser.role(group, "observation", help_)
+    _add_table(parser)
     _add_text(parser)
+
+
+def _add_table(parser: Parser) -> None:
+    group = parser.add_argument_group("tables")
+    help_ = (
+        "kinds of columns, such as age=real,zip=categorical: real, positive, count, binary, "
+        "categorical or date (default: found from the data)"
+    )
+    parser.option(group, "--columns", str | None, help_, metavar="NAME=KIND,...")
+    help_ = "columns that are left out, such as identifiers: id,name"
+    parser.option(group, "--ignore", str | None, help_, metavar="NAMES")
+    help_ = "column that holds labels, of a table or of texts"
+    parser.option(group, "--label-column", str | None, help_, metavar="NAME")
 
 
 def _add_text(parser: Parser) -> None:
@@ -78,7 +93,6 @@ def _add_text(parser: Parser) -> None:
     add(
         group, "--text-column", str | None, "column of a .csv file that holds texts", metavar="NAME"
     )
-    add(group, "--label-column", str | None, "column that holds their labels", metavar="NAME")
     help_ = "characters, words, bag (counts of words), smiles, selfies, or a tokenizer.json"
     add(group, "--symbols", str | None, help_, metavar="S")
     help_ = "symbols to keep, by frequency (default: all characters, 10,000 words)"

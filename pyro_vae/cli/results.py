@@ -22,6 +22,7 @@ from pyro_vae.cli.class_pictures import agreement
 from pyro_vae.cli.config_files import CONFIG
 from pyro_vae.cli.data_defaults import single_numbers
 from pyro_vae.cli.observed_sites import observed_support
+from pyro_vae.cli.rows_of_tables import sampled_rows
 from pyro_vae.cli.runs import Run, diverged
 from pyro_vae.cli.sentences import in_the_terminal, sentences
 from pyro_vae.cli.topics import in_the_terminal as topics_in_the_terminal
@@ -67,7 +68,7 @@ def report(
         results |= refitting.numbers(out, done.weights)
     print(table(results))
     print("", *map(on_one_line, results["verdict"]), sep="\n", flush=True)
-    texts = sentences(run)
+    texts = [*sentences(run), *sampled_rows(run)]
     if topics is not None:
         print("", *topics_in_the_terminal(topics, num_rows=_NUM_TOPICS), sep="\n", flush=True)
     for found in (found for found in texts if found.num_printed):

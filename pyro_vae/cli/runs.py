@@ -33,6 +33,7 @@ from pyro_vae.engine.optimizers import adam
 from pyro_vae.engine.settings import Settings
 from pyro_vae.engine.weights import load_weights
 from pyro_vae.evaluation import Drawing
+from pyro_vae.evaluation.drawing import Likeliest
 from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Corrupted, CorruptedInputs, Probe, Program
 from pyro_vae.inference.advice import range_of
@@ -88,7 +89,9 @@ class Run:
 
     @cached_property
     def typical_model(self) -> Callable[..., Any]:
-        """The model to ask for means; of texts, which have none, it draws the likeliest symbols."""
+        """The model to ask for means; of texts and categories, it has the likeliest ones."""
+        if self.data.table is not None:
+            return Likeliest()(self.program.model)
         if self.data.vocabulary is None:
             return self.program.model
         sites = drawn_by_symbol(self.bound, self.test_rows()[:3])

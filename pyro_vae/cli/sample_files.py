@@ -20,18 +20,18 @@ _DRAWN = 64
 _SHOWN = 10
 
 
-def check_suffix(out: Path | None, *, of_texts: bool) -> None:
+def check_suffix(out: Path | None, *, others: tuple[str, ...] = ()) -> None:
     """Refuse a file of another kind before anything is drawn.
 
     Args:
         out: The file.
-        of_texts: Whether the samples are texts.
+        others: Endings of files of texts or tables, where the samples are such.
 
     Raises:
-        ValueError: If it ends in neither .npy nor .npz, nor in .txt where they are texts.
+        ValueError: If it ends in neither .npy nor .npz, nor in one of those.
     """
-    if out is not None and out.suffix not in (".npy", ".npz", *([".txt"] if of_texts else [])):
-        as_texts = ", or in .txt, one text a line" if of_texts else ""
+    if out is not None and out.suffix not in (".npy", ".npz", *others):
+        as_texts = f", or in {', '.join(others)}, as the data are" if others else ""
         raise ValueError(
             f"--out {out}: samples are written as a .npy file; end it in .npy, or in .npz where "
             f"the program observes several sites{as_texts}"

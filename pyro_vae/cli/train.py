@@ -19,6 +19,7 @@ from pyro_vae.cli.observed_sites import likelihoods
 from pyro_vae.cli.options import check_ranges, training_parser
 from pyro_vae.cli.parser import Given, Parser, as_dict, as_text
 from pyro_vae.cli.programs import unused_options
+from pyro_vae.cli.rows_of_tables import described
 from pyro_vae.engine.run_folder import held, new_run_folder, unused_folder
 from pyro_vae.files import as_word, expanded, replace_file
 from pyro_vae.fitting import Fit
@@ -155,11 +156,15 @@ def _announce(run: runs.Run, out: Path) -> None:
         shape = f"texts of up to {data.event_shape[0]} of {len(data.vocabulary) - 1:,} {kind}"
     if data.words is not None:
         shape = f"counts of {len(data.words):,} words"
+    if data.table is not None:
+        shape = f"a table of {len(data.table):,} columns"
     said = (
         f"{data.name}: {sizes} (train / validation / test){classes}, {shape}, "
         f"{run.observation}, {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}"
     )
     print(on_one_line(said), file=sys.stderr)
+    for line in () if data.table is None else described(data.table):
+        print(on_one_line(line), file=sys.stderr)
 
 
 def _likelihood(run: runs.Run) -> str:

@@ -14,6 +14,7 @@ from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.names import ROLES
 from pyro_vae.cli.options import check_ranges, training_parser
 from pyro_vae.cli.parser import Parser
+from pyro_vae.cli.rows_of_tables import SUFFIXES, table_of, write_table
 from pyro_vae.cli.sample_files import check_suffix, write, write_texts
 from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.evaluation import samples
@@ -52,11 +53,15 @@ def sample(arguments: list[str]) -> None:
     add(parser, "--nucleus", float, help_, 1.0)
     help_ = "class to draw, by name or number, or several: 3,7 (default: all in turn)"
     add(parser, "--label", str | None, help_)
-    help_ = "output file: .npy, .npz for several sites, .txt for texts (default: RUN/samples.*)"
+    help_ = (
+        "output file: .npy, .npz for several sites, .txt for texts, .csv and the like for tables "
+        "(default: RUN/samples.*)"
+    )
     add(parser, "--out", Path | None, help_)
     run, _, options, _ = opened(parser, arguments, needs_data=False)
-    vocabulary, out = run.data.vocabulary, options.out
-    check_suffix(out, of_texts=vocabulary is not None)
+    vocabulary, columns, out = run.data.vocabulary, run.data.table, options.out
+    others = [".txt"] if vocabulary is not None else [] if columns is None else SUFFIXES
+    check_suffix(out, others=tuple(others))
     model = run.drawing_model(options.temperature, options.nucleus, mean=options.mean)
     x = samples.prior_samples(
         model, run.rows_like(options.label), options.num, stochastic=not options.mean,
@@ -65,6 +70,9 @@ def sample(arguments: list[str]) -> None:
     if vocabulary is not None and (out is None or out.suffix == ".txt"):
         texts = texts_of_rows(x, vocabulary)
         lines = write_texts(texts, out or options.run / "samples.txt")
+    elif columns is not None and (out is None or out.suffix in SUFFIXES):
+        cells = table_of(x, columns)
+        lines = iter([write_table(cells, out or options.run / "samples.csv")])
     else:
         lines = write(x, out, options.run)
     for line in lines:

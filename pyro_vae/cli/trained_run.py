@@ -13,6 +13,7 @@ from torch import Tensor
 import pyro_vae.evaluation as evaluation
 from pyro_vae import datasets
 from pyro_vae.arguments import at_the_door
+from pyro_vae.cli.rows_of_tables import filled, table_of
 from pyro_vae.cli.runs import Run
 from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, run_parser
@@ -27,6 +28,8 @@ __all__ = ["TrainedRun", "load"]
 _CHUNK = 10_000
 ByRow = Tensor | dict[str, Tensor]
 """Of the one site of a program ``[N, ...]``, or by the names of several."""
+Generated = ByRow | list[str] | dict[str, list[Any]]
+"""Rows as a program generates them, or as texts, or the columns of a table."""
 
 
 @at_the_door
@@ -71,6 +74,9 @@ class TrainedRun:
         classes: The names of the classes; None without labels.
         vocabulary: Of a run of texts. Rows are then texts, or the numbers of their symbols, and
             what is generated is texts; None of other runs.
+        table: Of a run of a table: names and kinds of its columns. Rows are then frames of pandas,
+            polars or Arrow, dictionaries of columns, or numbers; and what is generated is a
+            dictionary of columns, of which ``pandas.DataFrame`` makes a frame. None of others.
         words: Of a run of bags of words. Rows are then counts of these, or texts; None of others.
     """
 
@@ -79,6 +85,7 @@ class TrainedRun:
         self.program = run.program.eval()
         self.event_shape, self.classes = run.data.event_shape, run.data.classes
         self.vocabulary, self.words = run.data.vocabulary, run.data.words
+        self.table = run.data.table
         path = folder / "results.json"
         self.results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
@@ -105,7 +112,7 @@ class TrainedRun:
 
     def reconstruct(
         self, x: Any, *, stochastic: bool = False, seed: int = 0, **f: Any
-    ) -> ByRow | list[str]:
+    ) -> Generated:
         """Return the rows as the program sees them through their latents, ``[N, *event_shape]``.
 
         Args:
@@ -121,7 +128,7 @@ class TrainedRun:
         found = self.reconstructed(self.rows(x, **f), stochastic=stochastic, seed=seed)
         return self._as_given(found)
 
-    def decode(self, z: Any, **fields: Any) -> ByRow | list[str]:
+    def decode(self, z: Any, **fields: Any) -> Generated:
         """Return E[x | z] for latents, ``[N, *event_shape]``, as the program observes them.
 
         Args:
@@ -159,7 +166,7 @@ class TrainedRun:
         temperature: float = 1.0,
         nucleus: float = 1.0,
         seed: int = 0,
-    ) -> ByRow | list[str]:
+    ) -> Generated:
         """Draw rows from the model, z ~ p(z) and x ~ p(x | z), ``[num, *event_shape]``.
 
         Args:
@@ -179,8 +186,33 @@ class TrainedRun:
         drawn = evaluation.prior_samples(model, like, num, stochastic=stochastic, seed=seed)
         return self._as_given(_on_cpu(drawn))
 
-    def _as_given(self, found: ByRow) -> ByRow | list[str]:
-        """Return generated rows as those that are given: as texts where the run is of texts."""
+    def impute(
+        self, x: Any, *, stochastic: bool = False, seed: int = 0, **fields: Any
+    ) -> dict[str, list[Any]]:
+        """Return a table with its missing cells filled through the latents given the observed ones.
+
+        z comes from q(z | the cells that are there), and missing cells from p(x | z): their means,
+        and the likeliest categories, at the mean of z; or draws of both.
+
+        Args:
+            x: Rows of a table.
+            stochastic: Draw.
+            seed: Of the draws.
+            fields: As of ``encode``.
+
+        Raises:
+            ValueError: As ``encode`` does, or if the run is of no table.
+        """
+        if self.table is None:
+            raise ValueError(f"impute: {self.folder} is of no table with names of columns")
+        rows = self.rows(x, **fields)
+        found = self.reconstructed(rows, stochastic=stochastic, seed=seed)
+        return filled(rows.x, found, self.table)
+
+    def _as_given(self, found: ByRow) -> Generated:
+        """Return generated rows as those that are given: texts, or the columns of a table."""
+        if self.table is not None:
+            return table_of(found, self.table)
         return found if self.vocabulary is None else texts_of_rows(found, self.vocabulary)
 
     # Rows ------------------------------------------------------------------------------------
@@ -195,8 +227,9 @@ class TrainedRun:
         if self.words is not None:
             text = datasets.Reading(symbols="bag", words=self.words)
         levels = own.levels if self.words is None else None  # of a count, there is no largest
+        table = None if self.table is None else datasets.TableReading(table=self.table)
         whole = unsplit(
-            {"x": x, **fields}, name="x", levels=levels, text=text,
+            {"x": x, **fields}, name="x", levels=levels, text=text, table=table,
             axes=datasets.as_images if len(self.event_shape) == 3 else datasets.as_given,
         )  # fmt: skip
         return (whole if record is None else record.converted(whole)).test

@@ -28,19 +28,25 @@ from pyro_vae.datasets.documents import with_a_word
 from pyro_vae.datasets.files import load_file, load_folder
 from pyro_vae.datasets.published import NAMES, load_named
 from pyro_vae.datasets.splitters import Splitter
+from pyro_vae.datasets.table_kinds import TableReading
+from pyro_vae.datasets.tables import Column, Table
 from pyro_vae.datasets.text import Reading, no_texts
 from pyro_vae.datasets.vocabulary import Vocabulary
 from pyro_vae.memory import MAPPED_BYTES
+from pyro_vae.wording import option
 
 __all__ = [
     "MAPPED_BYTES",
     "NAMES",
     "Axes",
+    "Column",
     "Data",
     "Dataset",
     "Reading",
     "Shape",
     "Splitter",
+    "Table",
+    "TableReading",
     "Vocabulary",
     "as_dataset",
     "as_given",
@@ -59,6 +65,7 @@ def load(
     apart: Collection[str] = (),
     text: Reading | None = None,
     words: Path | Sequence[str] | None = None,
+    table: TableReading | None = None,
 ) -> Dataset:
     """Load a data set by name, or a user's own file or folder.
 
@@ -86,6 +93,9 @@ def load(
     * documents as sparse counts of words, (N, V), as `scipy.sparse.save_npz` writes them: a `.npz`
       file, or a folder of `train.npz`, `test.npz` and, if there is one, `validation.npz`; else that
       is a tenth of the training documents. A file `vocab.txt` beside them has the words.
+    * a `.csv` or `.tsv` file with a header of which no column of texts is named, a `.parquet`,
+      `.feather` or `.xlsx` file: a table, whose columns have names and kinds, `Dataset.table`.
+      Empty cells, NA, N/A, NaN and null are missing values.
     * a `.smi` file of one molecule a line, as SMILES, and what is left of the line a name, which is
       not read; also compressed, `.smi.gz` or `.smi.xz`.
 
@@ -99,12 +109,13 @@ def load(
             file.
         words: what each column of bags of words counts, or a file of them, one a line; of texts
             whose words are counted, the words to count.
+        table: how a table is read; the kinds of its columns are found unless given.
 
     Raises:
         FileNotFoundError: a path that does not exist; a data set that cannot be downloaded.
         ValueError: an unknown name, or data that are corrupt, of the wrong shape or not numeric.
     """
-    found = _loaded(name, root, missing, axes, apart, _with_words(text, words))
+    found = _loaded(name, root, missing, axes, apart, _with_words(text, words), table)
     if text is not None and text.is_bag:
         return found.map(with_a_word) if isinstance(words, Path) else found
     if words is None:
@@ -129,9 +140,13 @@ def _loaded(
     axes: Axes,
     apart: Collection[str],
     text: Reading | None,
+    table: TableReading | None,
 ) -> Dataset:
     key = str(name).lower().replace("-", "").replace("_", "")
     known = next((known for known in NAMES if known.replace("_", "") == key), None)
+    if table is not None and table.table is None and (known or Path(name).expanduser().is_dir()):
+        given = option("columns" if table.kinds else "ignore", python=f"table={table}")
+        raise ValueError(f"{given}: {name} is no file of a table; leave it out")
     if known is not None:
         if text is not None:
             raise no_texts(text, known)
@@ -152,7 +167,7 @@ def _loaded(
     if path.is_file() and is_counts(path):
         return load_counts(path)
     if path.is_file():
-        return load_file(path, missing=missing, axes=axes, apart=apart, text=text)
+        return load_file(path, missing=missing, axes=axes, apart=apart, text=text, table=table)
     if path.exists():
         raise ValueError(f"{path}: a pipe or a device, not a file; write what it gives to a file")
     if path.suffix or len(path.parts) > 1:

@@ -18,6 +18,8 @@ from pyro_vae.datasets.data import Data, Dataset
 from pyro_vae.datasets.documents import counted, rows_with_words
 from pyro_vae.datasets.labels import number_classes
 from pyro_vae.datasets.storage import is_mapped, stored_as, tensor
+from pyro_vae.datasets.table_kinds import TableReading, numbered_tables
+from pyro_vae.datasets.tables import Table
 from pyro_vae.datasets.text import Reading, no_texts, numbered, texts_of
 from pyro_vae.datasets.values import Codes, numeric
 from pyro_vae.datasets.vocabulary import Vocabulary
@@ -85,6 +87,7 @@ def from_arrays(
     missing: float | Sequence[float] = (),
     axes: Axes = as_images,
     text: Reading | None = None,
+    table: TableReading | None = None,
 ) -> Dataset:
     """Split a user's array 80/10/10 by a permutation that depends on `seed` and N alone.
 
@@ -118,6 +121,9 @@ def from_arrays(
         missing: numbers that stand for a missing value, such as -9999.
         axes: how axes are read; `as_given` takes rows of any shape as they are.
         text: how texts become symbols; characters unless given.
+        table: how a frame of pandas, polars or Arrow is read whose columns have kinds, which
+            `Dataset.table` names; found from the data unless given. A frame that holds numbers
+            alone is an array unless it is given.
 
     Raises:
         ValueError: objects, a wrong shape, no or too few rows, infinite values, nothing
@@ -131,16 +137,23 @@ def from_arrays(
         if values is not None:
             parts[name][field] = values
     is_split = name not in parts
+    codes = Codes(missing)
+    parts, columns = numbered_tables(parts, name, table, codes)
+    if columns is not None:
+        _warn_of_unmet(codes, name)
+        codes = Codes()  # of cells, not of the numbers that they become
     parts, names = _of_texts(
         parts, name, text, lambda n: range(n) if is_split else _split(n, seed, name=name)[0]
     )
+    names = names._replace(table=columns)
     if names.vocabulary is not None:
         levels = len(names.vocabulary) - 1
     axes = axes if names == _NO_NAMES else as_given
-    fields, stored = _read(name, parts, levels, classes, Codes(missing), axes)
-    stored = stored._replace(names=names)
+    fields, stored = _read(name, parts, levels, classes, codes, axes)
+    stored = stored.called(names)
     in_order = names == _NO_NAMES and is_mapped(fields[0]["x"])
     few = text is not None and (text.vocabulary or text.words) is not None
+    few = few or (table is not None and table.table is not None)
     index: list[Any] = [None] * 3
     if not is_split:
         index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name, few=few)
@@ -151,10 +164,11 @@ def from_arrays(
 
 
 class _Names(NamedTuple):
-    """What texts are made of: the symbols of sequences, or the words that bags count."""
+    """What numbers stand for: symbols of sequences, words that bags count, columns of a table."""
 
     vocabulary: Vocabulary | None = None
     words: tuple[str, ...] | None = None
+    table: Table | None = None
 
 
 _NO_NAMES = _Names()
@@ -213,6 +227,7 @@ def unsplit(
     levels: int | None = None,
     axes: Axes = as_images,
     text: Reading | None = None,
+    table: TableReading | None = None,
 ) -> Dataset:
     """All rows of a user's array as they are, in their order: each part has them all.
 
@@ -222,6 +237,7 @@ def unsplit(
         levels: the largest value that integers can take; found from the data if not given.
         axes: how axes are read.
         text: how texts are read, with their vocabulary; where x is no text, it is not used.
+        table: how a table is read, with the columns of another.
 
     Raises:
         ValueError: as `from_arrays` does, but a single row will do.
@@ -229,12 +245,14 @@ def unsplit(
     parts = {f"{name} {part}".rstrip(): given for part, given in unpacked(x, name).items()}
     if name not in parts:
         raise ValueError(f"{name}: parts of a data set are given; give the rows of one")
-    names = _NO_NAMES
+    parts, columns = numbered_tables(parts, name, table, Codes())
+    names = _Names(table=columns)
+    axes = axes if columns is None else as_given
     if text is not None and (texts := texts_of(parts[name]["x"], name)) is not None:
         parts, names = _read_texts({name: {**parts[name], "x": texts}}, name, text, range)
         axes = as_given
     fields, stored = _read(name, parts, levels, None, Codes(), axes)
-    return stored._replace(names=names).dataset(name, [(fields[0], None)] * 3)
+    return stored.called(names).dataset(name, [(fields[0], None)] * 3)
 
 
 def _warn_of_unmet(codes: Codes, name: str) -> None:
@@ -276,6 +294,12 @@ class _Stored(NamedTuple):
     levels: int | None
     classes: tuple[str, ...] | None
     names: _Names = _NO_NAMES
+
+    def called(self, names: _Names) -> _Stored:
+        """The same of what has names; the columns of a table are of several kinds: floats."""
+        if names.table is None:
+            return self._replace(names=names)
+        return _Stored(np.dtype("f4"), None, self.classes, names)
 
     def dataset(self, name: str, parts: Sequence[tuple[Mapping[str, np.ndarray], Any]]) -> Dataset:
         """The data set of some rows of the fields for each part; None: all of them."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.datasets.tables import Table
 from pyro_vae.datasets.values import chunks
 from pyro_vae.datasets.vocabulary import Vocabulary
 from pyro_vae.fields import KNOWN
@@ -172,6 +173,7 @@ class Dataset:
             data without labels.
         vocabulary: of the symbols whose numbers x holds, where the data are text; else None.
         words: what each column of x counts, where the data are bags of words; else None.
+        table: names and kinds of the columns of x, where the data are a table that has them.
     """
 
     name: str
@@ -182,12 +184,14 @@ class Dataset:
     classes: tuple[str, ...] | None = None
     vocabulary: Vocabulary | None = None
     words: tuple[str, ...] | None = None
+    table: Table | None = None
 
     def __repr__(self) -> str:
         parts = "".join(f"\n  {name}: {part!r}" for name, part in self.parts.items())
         known = "" if self.classes is None else f", {len(self.classes)} classes"
         known += "" if self.vocabulary is None else f", {self.vocabulary!r}"
         known += "" if self.words is None else f", counts of {len(self.words)} words"
+        known += "" if self.table is None else f", {self.table!r}"
         return f"Dataset({self.name!r}, levels={self.levels}{known}){parts}"
 
     @property
@@ -212,6 +216,8 @@ class Dataset:
             digest.update(self.vocabulary.to_json().encode())
         if self.words is not None:
             digest.update(repr(self.words).encode())
+        if self.table is not None:
+            digest.update(self.table.to_json().encode())
         if self.classes != tuple(map(str, range(len(self.classes or ())))):
             digest.update(repr(self.classes).encode())
         for part in self.parts.values():

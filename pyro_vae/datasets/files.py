@@ -19,6 +19,8 @@ from pyro_vae.datasets.images import read_images, visible
 from pyro_vae.datasets.names import parts_by_name, split_names
 from pyro_vae.datasets.overlap import warn_of_shared_rows
 from pyro_vae.datasets.storage import as_pixels
+from pyro_vae.datasets.table_files import FRAMES, read_sheet
+from pyro_vae.datasets.table_kinds import TableReading
 from pyro_vae.datasets.text import Reading, no_texts, sound
 from pyro_vae.datasets.text_files import (
     TABLES,
@@ -32,6 +34,7 @@ from pyro_vae.datasets.text_files import (
 )
 from pyro_vae.fields import KNOWN, meant
 from pyro_vae.files import show
+from pyro_vae.wording import option
 
 __all__ = ["load_file", "load_folder"]
 
@@ -43,9 +46,16 @@ def load_file(
     axes: Axes = as_images,
     apart: Collection[str] = (),
     text: Reading | None = None,
+    table: TableReading | None = None,
 ) -> Dataset:
-    """Load a file of numbers, texts or molecules; see `load` for what each may hold."""
+    """Load a file of numbers, texts, molecules or a table; see `load` for what each may hold."""
     suffix = path.suffix.lower()
+    if suffix in FRAMES or (suffix in TABLES and _is_no_text(text)):
+        columns = _of_columns(text, table)
+        return from_arrays(read_sheet(path), name=path.name, missing=missing, table=columns)
+    if table is not None and table.table is None:
+        given = option("columns" if table.kinds else "ignore", python=f"table={table}")
+        raise ValueError(f"{given}: {path} is read as no table with names; leave it out")
     if is_smiles(path) or suffix in (*TEXTS, *TABLES):
         if missing:
             raise ValueError(f"missing={missing[0]:g}: {path} holds texts, which have none")
@@ -56,18 +66,31 @@ def load_file(
     if suffix not in (".npy", ".npz"):
         raise ValueError(
             f"{path}: expected a .npy or .npz file of numbers, a .txt, .csv or .tsv file of text, "
-            "a .smi file of molecules, or a folder of images or texts; numpy.save writes the first "
-            "from any array"
+            "a .smi file of molecules, a .csv, .tsv, .parquet, .feather or .xlsx file of a table, "
+            "or a folder of images or texts; numpy.save writes the first from any array"
         )
     arrays = _arrays(path, suffix)
     parts = {"": arrays} if suffix == ".npy" else _npz_fields(path, arrays, apart)
     if axes is as_images:
         pixels = as_pixels({part: fields["x"] for part, fields in parts.items()})
         parts = {part: {**fields, "x": pixels[part]} for part, fields in parts.items()}
-    found = from_arrays(parts.get("", parts), name=path.name, missing=missing, axes=axes, text=text)
+    found = from_arrays(
+        parts.get("", parts), name=path.name, missing=missing, axes=axes, text=text, table=table
+    )
     if "" not in parts:
         warn_of_shared_rows(found)
     return found
+
+
+def _is_no_text(text: Reading | None) -> bool:
+    """Whether nothing is said of how texts are read, but for the column of labels."""
+    return text is None or replace(text, label_column=None) == Reading()
+
+
+def _of_columns(text: Reading | None, table: TableReading | None) -> TableReading:
+    label_column = None if text is None else text.label_column
+    reading = table or TableReading()
+    return reading if label_column is None else replace(reading, label_column=label_column)
 
 
 def _of_smiles(path: Path, reading: Reading) -> Dataset:

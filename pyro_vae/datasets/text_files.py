@@ -22,6 +22,7 @@ from pyro_vae.wording import option, warn
 __all__ = [
     "TABLES",
     "TEXTS",
+    "cells",
     "holds_texts",
     "is_smiles",
     "read_file",
@@ -155,17 +156,17 @@ def read_table(path: Path, reading: Reading) -> Given:
     Raises:
         ValueError: If there is no such column, or the file is no such table.
     """
-    rows = _cells(path)
+    rows = cells(path)
     header = [name.strip() for name in rows[0][1]] if rows else []
     column, label_column = reading.column, reading.label_column
     if column is None:
         listed = ", ".join(header[:20]) or "no header"
         raise ValueError(
             f"{path}: a table; {option('text_column', python='text=Reading(column=...)')} "
-            f"names the column of its texts, one of {listed}; tables of numbers are read from "
-            ".npy and .npz files"
+            f"names the column of its texts, one of {listed}; without options of text it is read "
+            "as a table"
         )
-    wrong = next((line for line, cells in rows[1:] if len(cells) != len(header)), None)
+    wrong = next((line for line, row in rows[1:] if len(row) != len(header)), None)
     if wrong is not None:
         raise ValueError(
             f"{path}: the row that ends in line {wrong} has another number of cells than the "
@@ -181,15 +182,19 @@ def read_table(path: Path, reading: Reading) -> Given:
     return fields
 
 
-def _cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows of a table that are not empty, each with the number of its last line."""
+def cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a table that are not empty, each with the number of its last line.
+
+    Raises:
+        ValueError: If it is no table of cells, or not UTF-8.
+    """
     text = read(path)
     first = _ENDS.split(text, 1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=first.count)
     limit = csv.field_size_limit(max(len(text), 1))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return [(reader.line_num, cells) for cells in reader if cells]
+        return [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise ValueError(
             f"{path}: no table of cells and commas at line {reader.line_num} ({error}); "
@@ -209,7 +214,7 @@ def _of_column(
             f"{', '.join(header[:20])}"
         )
     place = header.index(name)
-    return [cells[place] for _, cells in rows[1:]]
+    return [row[place] for _, row in rows[1:]]
 
 
 # Folders ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.masked import MaskedTensor
 
 from pyro_vae import memory
 
-__all__ = ["Codes", "chunks", "is_missing", "is_picture", "num_axes", "numeric"]
+__all__ = ["Codes", "chunks", "columns_of", "is_missing", "is_picture", "num_axes", "numeric"]
 
 _CHUNK_BYTES = 2**24
 _NUMERIC = "biuf"
@@ -93,7 +93,7 @@ def numeric(values: Any, where: str, codes: Codes) -> np.ndarray:
         TooLargeError: sparse rows that do not fit in memory.
     """
     values = _of_masked(values)
-    columns = _columns(values)
+    columns = columns_of(values)
     if columns is not None:
         return _side_by_side(columns, where, codes)
     array = _array(_dense(values, where), where)
@@ -165,8 +165,8 @@ def _dense(values: Any, where: str) -> Any:
     return values
 
 
-def _columns(values: Any) -> list[tuple[str, Any]] | None:
-    """The columns of a table by name; None of anything else."""
+def columns_of(values: Any) -> list[tuple[str, Any]] | None:
+    """Return the columns of a table by name; None of anything else."""
     if isinstance(values, (np.ndarray, Tensor)):
         return None
     if hasattr(values, "iloc") and hasattr(values, "columns"):  # pandas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
-__all__ = ["Columns", "Incomplete"]
+from pyro_vae.distributions.categories import Categorical
+
+__all__ = ["Columns", "Incomplete", "likeliest"]
 
 
 class _ByColumn(constraints.Constraint):
@@ -166,3 +169,37 @@ class Incomplete(dist.TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw complete rows."""
         return self.complete.sample(sample_shape)
+
+
+class _Likeliest(Categorical):
+    """A Categorical that has the likeliest integer in the place of the mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the likeliest integer, in the type of the logits."""
+        return self.logits.argmax(-1).to(self.logits.dtype)
+
+
+def likeliest(distribution: Any) -> Any:
+    """Return a distribution whose columns of categories have their likeliest one as the mean.
+
+    Probabilities and draws stay; the mean of the numbers of categories would be no category.
+
+    Args:
+        distribution: Any of Pyro's; one without ``Columns`` inside is returned as it is.
+    """
+    if isinstance(distribution, Columns):
+        columns = [_with_mode(column) for column in distribution.columns]
+        return Columns(columns, validate_args=False)
+    inner = next((n for n in ("base_dist", "complete") if hasattr(distribution, n)), None)
+    if inner is None:
+        return distribution
+    other = copy.copy(distribution)
+    setattr(other, inner, likeliest(getattr(distribution, inner)))
+    return other
+
+
+def _with_mode(column: Any) -> Any:
+    if not isinstance(column, Categorical):
+        return column
+    return _Likeliest(column.logits, validate_args=False)

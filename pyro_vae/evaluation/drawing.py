@@ -1,4 +1,4 @@
-"""Draw what a model generates at a temperature, greedily, or from a nucleus."""
+"""Draw what a model generates by a rule, or let it have the likeliest categories as means."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from pyro_vae.distributions.drawing import DrawingRule, drawn_with
+from pyro_vae.distributions.entries import likeliest
 
-__all__ = ["Drawing"]
+__all__ = ["Drawing", "Likeliest"]
 
 
 class Drawing(Messenger):
@@ -54,3 +55,21 @@ class Drawing(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.sites and not poutine.util.site_is_subsample(msg):
             msg["fn"] = drawn_with(msg["fn"], self.rule)
+
+
+class Likeliest(Messenger):
+    """Let columns of categories have the likeliest one as their mean; no probability changes.
+
+    ``Likeliest()(vae.model)`` is a model whose typical rows of a table hold categories: a mean of
+    their numbers, such as 1.07, is none.
+    """
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a model."""
+        wrapper = super().__call__(fn)
+        functools.update_wrapper(wrapper, fn, updated=())
+        return wrapper
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not poutine.util.site_is_subsample(msg):
+            msg["fn"] = likeliest(msg["fn"])
