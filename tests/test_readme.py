@@ -203,6 +203,8 @@ def own_files(folder: Path) -> None:
     (folder / "corpus.txt").write_text("\n".join(texts))
     cells = [f"{n},{text},{n % 5}" for n, text in enumerate(texts)]
     (folder / "reviews.csv").write_text("\n".join(["id,review,stars", *cells]))
+    plants = [f"p{n},{n % 7 / 3},{'' if n % 9 == 4 else n % 4},{'ab'[n % 2]}" for n in range(40)]
+    (folder / "plants.csv").write_text("\n".join(["id,petal,colour,species", *plants]))
     chains = [f"{'C' * long}{end}" for long in range(1, 13) for end in ("O", "N", "(=O)N")]
     (folder / "molecules.smi").write_text("\n".join(f"{each} name" for each in chains))
     (folder / "docs").mkdir()

@@ -67,7 +67,7 @@ def write_report(
         style=STYLE,
         results="\n".join(map(_result, rows_of(results))),
         verdict="\n".join(f"<p>{_text(line)}</p>" for line in _verdict(results)),
-        texts="\n".join(["<h2>Texts</h2>", *map(as_html, texts)] if texts else []),
+        texts="\n".join(["<h2>Texts and rows</h2>", *map(as_html, texts)] if texts else []),
         figures="\n".join(["<h2>Pictures</h2>", *figures] if figures else []),
         command=f"<h2>Repeat this run</h2>\n<pre>{_text(command, lines=True)}</pre>"
         if command
