@@ -19,6 +19,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?$")
 _DAY = timedelta(days=1)
 _AS_LIST = ("to_pylist", "to_list", "tolist")
 
+_NO_CELLS = (list, tuple, dict, set, np.ndarray, bytes)
 Cells = np.ndarray | list[str | None]
 """Numbers, float64 with NaN where one is missing; or texts, None where one is."""
 
@@ -45,6 +46,13 @@ class Sheet:
     def names(self) -> tuple[str, ...]:
         """The names of the columns."""
         return tuple(self._columns)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether no column holds texts."""
+        return all(
+            isinstance(cells, np.ndarray) or not any(cells) for cells in self._columns.values()
+        )
 
     def place(self, row: int) -> str:
         """Return what messages call a row."""
@@ -106,6 +114,9 @@ def sheet_of(values: Any) -> Sheet | None:
     """Return the cells of a frame of pandas, polars or Arrow, or of a dictionary of columns.
 
     None of anything else.
+
+    Raises:
+        ValueError: If two columns have one name or differ in length, or a cell is a list.
     """
     if isinstance(values, Sheet):
         return values
@@ -118,16 +129,29 @@ def sheet_of(values: Any) -> Sheet | None:
     names = [name for name, _ in columns]
     if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise ValueError(f"two columns are called {twice!r}; give each a name of its own")
-    return Sheet({name: cells_of(column) for name, column in columns})
+    found = {}
+    for name, column in columns:
+        try:
+            found[name] = cells_of(column)
+        except ValueError as error:
+            raise ValueError(f"column {name!r}: {error}") from None
+    return Sheet(found)
 
 
 def cells_of(column: Any) -> Cells:
-    """Return a column of any kind as cells."""
+    """Return a column of any kind as cells.
+
+    Raises:
+        ValueError: If a value is no cell, such as a list.
+    """
     kind = getattr(getattr(column, "dtype", None), "kind", "")
     if kind in ("i", "u", "f") and isinstance(getattr(column, "dtype", None), np.dtype):
         return np.asarray(column, np.float64)
     method = next((name for name in _AS_LIST if hasattr(column, name)), None)
-    values = list(column) if method is None else getattr(column, method)()
+    if method is not None:
+        values = getattr(column, method)()
+    else:
+        values = list(column) if isinstance(column, (list, tuple)) else np.asarray(column).tolist()
     known = [value for value in values if not is_missing(value)]
     if known and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known):
         return np.array([math.nan if is_missing(v) else float(v) for v in values], np.float64)
@@ -139,6 +163,8 @@ def _text(value: Any) -> str | None:
         return None
     if isinstance(value, (datetime, date)):
         return value.isoformat().removesuffix("T00:00:00")
+    if isinstance(value, _NO_CELLS):
+        raise ValueError(f"{str(value)[:40]!r} is a {type(value).__name__}, and no cell of a table")
     if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         return _texts(np.array([value], np.float64))[0]
     text = str(value).strip()

@@ -92,21 +92,12 @@ def numbered_tables(
 
 def _sheet(values: Any, where: str, reading: TableReading | None) -> Sheet | None:
     is_frame = isinstance(values, (Sheet, Mapping)) or columns_of(values) is not None
-    if not is_frame or (reading is None and not isinstance(values, Sheet) and _is_array(values)):
-        return None
     try:
-        return sheet_of(values)
+        sheet = sheet_of(values) if is_frame else None
+        is_array = sheet is not None and sheet is not values and sheet.is_numeric
+        return None if reading is None and is_array else sheet
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def _is_array(frame: Any) -> bool:
-    """Whether no column of a frame holds texts or dates."""
-    sheet = sheet_of(dict(columns_of(frame) or []))
-    return sheet is None or all(
-        isinstance(sheet._columns[name], np.ndarray) or not any(sheet.texts(name))
-        for name in sheet.names
-    )
 
 
 def _refuse_no_table(
