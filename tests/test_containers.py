@@ -207,7 +207,7 @@ REFUSED = {
         partial(torch.nested.nested_tensor, [T[0], T[1, :3]], layout=torch.jagged),
         "a nested tensor",
     ),
-    "column of lists": (Table(a=Column([1.0, 2.0]), b=Column([[1], [2]])), "column 'b': '[1]' is a list"),
+    "column of lists": (Table(a=Column([1.0, 2.0]), b=Column([[1], [2]])), "'[1]' is a list"),
     "four fields": (TensorDataset(T, L, L, L), "4 fields a row"),
     "labels short": ([X, Y[:29]], "29 labels for 30 rows"),
     "empty": (Items([]), "empty"),
