@@ -66,6 +66,7 @@ def numbers(topics: Topics) -> dict[str, Any]:
     return {
         "topic_npmi": npmi.value,
         "topic_npmi_standard_error": npmi.standard_error,
+        "topic_npmi_of": _measured(topics),
         "topic_diversity": evaluation.diversity(scores, min(_NUM_DIVERSE, scores.shape[1])),
         "topics": [
             {
@@ -78,6 +79,14 @@ def numbers(topics: Topics) -> dict[str, Any]:
     }
 
 
+def _measured(topics: Topics) -> str:
+    """Return what the coherence is of: it compares with nothing else."""
+    return (
+        f"the {topics.coherence.num_words} first words of each topic in "
+        f"{topics.coherence.num_documents:,} training documents, each of them one window"
+    )
+
+
 def table_of(topics: Topics) -> TextTable:
     """Return the topics as a table for the page, the largest first."""
     npmi = topics.coherence.by_topic
@@ -85,10 +94,7 @@ def table_of(topics: Topics) -> TextTable:
         (str(k), f"{topics.shares[k]:.1%}", f"{npmi[k]:.3f}", " ".join(topics.words[k]))
         for k in topics.order
     ]
-    caption = (
-        f"Topics by their share of the test documents, with their {len(topics.words[0])} first "
-        f"words and the NPMI of these in the {topics.coherence.num_documents:,} training documents"
-    )
+    caption = f"Topics by their share of the test documents; NPMI is of {_measured(topics)}"
     return TextTable(caption, ("topic", "share", "NPMI", "words"), rows, 0)
 
 

@@ -33,7 +33,7 @@ def share(value: float) -> str:
     return f"{value:.3f}"
 
 
-TEXTS = ("verdict", "classes", "topics")
+TEXTS = ("verdict", "classes", "topics", "topic_npmi_of")
 NUMBERS = {
     "test_elbo_nats": Number(
         "test ELBO (nats per datum)",
@@ -108,7 +108,7 @@ NUMBERS = {
         "the words in their order; an upper bound of the perplexity, lower is better.",
     ),
     "topic_npmi": Number(
-        "coherence of topics (NPMI of 10 words)",
+        "coherence of topics (NPMI)",
         lambda value: f"{value:.3f}",
         "How often the ten first words of a topic occur in the same training documents, -1 to 1, "
         "averaged over topics, with the error over these; it compares only with that of the same "
