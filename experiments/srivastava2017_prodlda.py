@@ -71,7 +71,6 @@ COLUMNS = {
     "diversity": "diversity",
     "perplexity_bound": "perplexity, at most",
     "rate_nats": "KL, nats",
-    "seconds": "seconds",
 }
 
 
