@@ -25,13 +25,14 @@ from pyro_vae.evaluation.drawing import Likeliest
 NUM_ROWS = 40
 DAYS = [f"2024-0{1 + n % 9}-1{n % 7}" for n in range(NUM_ROWS)]
 RNG = np.random.default_rng(0)
-POISSON = RNG.poisson(30.0, NUM_ROWS).tolist()
+POISSON = RNG.poisson(9.0, NUM_ROWS).tolist()
 
 # The cells of a column, the kind that is found, and its categories.
 KINDS: dict[str, tuple[list[Any], str, tuple[str, ...]]] = {
     "fractions": ([n / 7 for n in range(NUM_ROWS)], "real", ()),
     "negative": ([n - 20 for n in range(NUM_ROWS)], "real", ()),
     "years": ([1970 + n % 20 for n in range(NUM_ROWS)], "real", ()),
+    "large": (RNG.poisson(90.0, NUM_ROWS).tolist(), "real", ()),
     "bits": ([n % 2 for n in range(NUM_ROWS)], "binary", ()),
     "yes": (["no", "yes"] * 20, "binary", ("no", "yes")),
     "truth": ([True, False] * 20, "binary", ("False", "True")),

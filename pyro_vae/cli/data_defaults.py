@@ -25,7 +25,7 @@ from pyro_vae.cli.programs import build_program, default_program, unused_options
 from pyro_vae.cli.shorthand import settle_objective
 from pyro_vae.cli.user_files import public_path
 from pyro_vae.components.automatic import Automatic, class_path
-from pyro_vae.datasets import Column, Dataset
+from pyro_vae.datasets import Column, Dataset, Table
 from pyro_vae.engine.data import in_chunks, observe_once
 from pyro_vae.engine.defaults import BATCH_SIZE
 from pyro_vae.engine.observations import AsFloat
@@ -38,6 +38,7 @@ _STEPS = {"lr": 1e-3, "momentum": 0.9, "epochs": None}
 _BINARIZED = ("mnist", "fashion_mnist", "kmnist", "emnist")
 _COMPONENTS = "pyro_vae.components"
 _MOST_CATEGORIES = 20
+_MOST_COLUMNS = 300
 _PIXEL_LEVELS = 255  # images of fewer are counts, such as those of black cells in a scan
 _FEWEST_PIXEL_VALUES = 32
 _DEQUANTIZED_LEVELS = 2**20  # beyond them, what is added within a level is lost in float32
@@ -230,6 +231,7 @@ def _rows(data: Dataset) -> Iterator[Tensor]:
 def _columns(data: Dataset) -> list[Component]:
     """Return the family of each column: bits, a few categories, counts or real numbers."""
     if data.table is not None:
+        _refuse_many(data.name, data.table)
         return [_of_kind(column) for column in data.table.columns]
     whole = torch.ones(data.event_shape, dtype=torch.bool)
     largest = torch.full(data.event_shape, -math.inf)
@@ -237,6 +239,17 @@ def _columns(data: Dataset) -> list[Component]:
         whole &= (x.isnan() | ((x == x.round()) & (x >= 0))).all(0)
         largest = torch.maximum(largest, x.nan_to_num(-math.inf).amax(0))
     return [_column(*column) for column in zip(whole.tolist(), largest.tolist(), strict=True)]
+
+
+def _refuse_many(name: str, table: Table) -> None:
+    """Refuse more columns of several kinds than a program is built of in seconds."""
+    if len(table) > _MOST_COLUMNS:
+        raise ValueError(
+            f"{name}: {len(table):,} columns of several kinds, and Columns has a family for each "
+            f"of {_MOST_COLUMNS} at most: leave some out (--ignore), or take all for real numbers: "
+            "--likelihood Normal, or --likelihood Incomplete --likelihood.family Normal where some "
+            "are missing"
+        )
 
 
 def _of_kind(column: Column) -> Component:

@@ -20,7 +20,7 @@ _FEW_NUMBERS = 10  # different whole numbers that are taken for categories
 _FEW_TEXTS = 20
 _IDENTIFIER = 0.5  # different texts among the rows
 _LARGEST_COUNT = 10_000
-_DISPERSION = 0.5  # variance over mean; counts by a negative binomial law have 1 or more
+_SPREAD = 1 / 3  # standard deviation over mean; numbers far from zero are as good as real
 _SHOWN = 8
 
 
@@ -30,8 +30,8 @@ class TableReading:
 
     The kind of a column is found from all rows, unless it is given. Numbers are real; whole
     numbers from 0 are binary where they are 0 and 1, categories where at most 10 occur, and counts
-    up to 10,000 where their variance is at least half of their mean. Texts are dates where all
-    are such as 2024-05-31, binary where there are two, and categories otherwise.
+    up to 10,000 where their standard deviation is at least a third of their mean. Texts are dates
+    where all are such as 2024-05-31, binary where there are two, and categories otherwise.
 
     Args:
         kinds: Of columns by name, in place of those that are found: "real", "positive", "count",
@@ -196,8 +196,8 @@ def _of_numbers(seen: np.ndarray) -> str:
         return "binary"
     if len(np.unique(seen)) <= _FEW_NUMBERS:
         return "categorical"
-    spread = seen.var() >= _DISPERSION * seen.mean()
-    return "count" if spread and seen.max() <= _LARGEST_COUNT else "real"
+    near_zero = seen.std() >= _SPREAD * seen.mean()
+    return "count" if near_zero and seen.max() <= _LARGEST_COUNT else "real"
 
 
 def _of_texts(known: list[str], name: str, where: str) -> str:
