@@ -148,10 +148,13 @@ TABLE = {
     "all pixels and latents, free bits": Row(far, objective=lambda: FreeBits(_FREE_NATS, Layers())),
 }
 
-# Which row is published as the better one.
+_NEAR, _FAR = "VLAE: near pixels and latents", "all pixels and latents"
+# Which row is published as the better one, or is here to be so.
 ORDER = [
-    ("VLAE: near pixels and latents", worse)
-    for worse in ("near pixels, no latents", "VAE: pixels independent given z")
+    (_NEAR, "near pixels, no latents"),
+    (_NEAR, "VAE: pixels independent given z"),
+    (_FAR, "all pixels, no latents"),
+    (f"{_FAR}, free bits", _FAR),
 ]
 
 
