@@ -39,6 +39,8 @@ KINDS: dict[str, tuple[list[Any], str, tuple[str, ...]]] = {
     "counts": (POISSON, "count", ()),
     "few": ([(2, 10, 1)[n % 3] for n in range(NUM_ROWS)], "categorical", ("1", "2", "10")),
     "colours": (["red", "blue", "green", ""] * 10, "categorical", ("blue", "green", "red")),
+    "signs": ([(-0.5, 2.5)[n % 2] for n in range(NUM_ROWS)], "binary", ("-0.5", "2.5")),
+    "halves": ([n % 4 / 2 for n in range(NUM_ROWS)], "categorical", ("0", "0.5", "1", "1.5")),
     "codes": (["007", "010", "100", "200"] * 10, "categorical", ("007", "010", "100", "200")),
     "days": (DAYS, "date", ()),
 }
@@ -228,6 +230,19 @@ def test_a_run_gives_tables_back(folder: Path, capsys: pytest.CaptureFixture[str
                 assert made[name] == row[name]
     capsys.readouterr()
     assert main(["encode", str(folder / "run"), "--data", str(path), "--out", "z.txt"]) == 2
+
+
+def test_a_run_of_complete_rows_refuses_missing_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, place = tmp_path / "a.csv", str(tmp_path / "run")
+    path.write_text("a,b\n" + "".join(f"{n / 7},{n % 2}\n" for n in range(20)))
+    assert main(["train", *TINY, "--data", str(path), "--out", place]) == 0
+    path.write_text("a,b\n0.5,1\n,0\n")
+    assert main(["score", place, "--data", str(path)]) == 2
+    assert "row 1 has no 'a', and the run's program takes complete rows" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="row 0 has no 'b'"):
+        pyro_vae.load(place).encode({"a": [0.5, 1], "b": [None, 1]})
 
 
 def test_the_typical_category_is_the_likeliest() -> None:

@@ -14,12 +14,22 @@ from torch import Tensor
 
 import pyro_vae.evaluation as evaluation
 from pyro_vae.cli.attempts import optional
+from pyro_vae.cli.observed_sites import observed_support
 from pyro_vae.cli.runs import Run
-from pyro_vae.datasets import Table
+from pyro_vae.datasets import Data, Table
+from pyro_vae.engine.data import observe_once
 from pyro_vae.files import replace_file
 from pyro_vae.report.texts import TextTable
 
-__all__ = ["SUFFIXES", "described", "filled", "sampled_rows", "table_of", "write_table"]
+__all__ = [
+    "SUFFIXES",
+    "described",
+    "filled",
+    "refuse_missing",
+    "sampled_rows",
+    "table_of",
+    "write_table",
+]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".xlsx")
 _NUM_LISTED = 20
@@ -60,6 +70,26 @@ def filled(rows: Tensor, found: Any, table: Table) -> dict[str, list[Any]]:
         ]
         for (name, cells), holes in zip(known.items(), missing.T.tolist(), strict=True)
     }
+
+
+def refuse_missing(run: Run, rows: Data) -> None:
+    """Refuse missing cells of a table that a run's program does not take.
+
+    Raises:
+        ValueError: If there are some; names the first.
+    """
+    if run.data.table is None or run.record is None or not bool(rows.x.isnan().any()):
+        return
+    run.program.to(run.device)
+    few = observe_once(run.record.few[:3], run.observation, seed=0, device=run.device)
+    support = observed_support(run.bound, few)
+    if support is None or bool(support.check(torch.full_like(few.x, torch.nan)).all()):
+        return
+    row, place = rows.x.isnan().nonzero()[0].tolist()
+    raise ValueError(
+        f"row {row} has no {run.data.table.names[place]!r}, and the run's program takes complete "
+        "rows: fill it in, or train with --likelihood Incomplete"
+    )
 
 
 def write_table(cells: Mapping[str, list[Any]], out: Path) -> str:

@@ -14,9 +14,10 @@ from pyro_vae.cli.diagnosis import add_diagnosis, diagnose
 from pyro_vae.cli.names import ROLES
 from pyro_vae.cli.options import check_ranges, training_parser
 from pyro_vae.cli.parser import Parser
-from pyro_vae.cli.rows_of_tables import SUFFIXES, table_of, write_table
+from pyro_vae.cli.rows_of_tables import SUFFIXES, refuse_missing, table_of, write_table
 from pyro_vae.cli.sample_files import check_suffix, write, write_texts
 from pyro_vae.cli.sentences import texts_of_rows
+from pyro_vae.datasets.data import in_order
 from pyro_vae.evaluation import samples
 from pyro_vae.files import expanded, own_folder
 from pyro_vae.fitting import Fit
@@ -145,6 +146,8 @@ def opened(
     )
     settle(config, data)
     run = runs.open_run(config, data, record)
+    if data.table is not None:
+        refuse_missing(run, in_order(data))
     done = runs.load(run, folder, weights=options.weights or config.weights)
     return run, done, options, path.read_text()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import pyro_vae.evaluation as evaluation
 from pyro_vae import datasets
 from pyro_vae.arguments import at_the_door
-from pyro_vae.cli.rows_of_tables import filled, table_of
+from pyro_vae.cli.rows_of_tables import filled, refuse_missing, table_of
 from pyro_vae.cli.runs import Run
 from pyro_vae.cli.sentences import texts_of_rows
 from pyro_vae.cli.trained import opened, run_parser
@@ -232,7 +232,9 @@ class TrainedRun:
             {"x": x, **fields}, name="x", levels=levels, text=text, table=table,
             axes=datasets.as_images if len(self.event_shape) == 3 else datasets.as_given,
         )  # fmt: skip
-        return (whole if record is None else record.converted(whole)).test
+        rows = (whole if record is None else record.converted(whole)).test
+        refuse_missing(self._run, rows)
+        return rows
 
     def observed(self, rows: Data) -> Data:
         """Return rows as the program sees them, on its device."""

@@ -16,7 +16,8 @@ from pyro_vae.wording import option, warn
 
 __all__ = ["TableReading", "described", "numbered_tables"]
 
-_FEW_NUMBERS = 10  # different whole numbers that are taken for categories
+_FEW_NUMBERS = 10  # different numbers that are taken for categories
+_ROWS_EACH = 4  # in how many rows each of them is, on average
 _FEW_TEXTS = 20
 _IDENTIFIER = 0.5  # different texts among the rows
 _LARGEST_COUNT = 10_000
@@ -28,10 +29,11 @@ _SHOWN = 8
 class TableReading:
     """How a table becomes rows of numbers.
 
-    The kind of a column is found from all rows, unless it is given. Numbers are real; whole
-    numbers from 0 are binary where they are 0 and 1, categories where at most 10 occur, and counts
-    up to 10,000 where their standard deviation is at least a third of their mean. Texts are dates
-    where all are such as 2024-05-31, binary where there are two, and categories otherwise.
+    The kind of a column is found from all rows, unless it is given. Numbers are binary where two
+    occur, and categories where at most 10 do, each in four rows or more on average; whole numbers
+    from 0 to 10,000 are counts where their standard deviation is at least a third of their mean;
+    others are real. Texts are dates where all are such as 2024-05-31, binary where there are two,
+    and categories otherwise.
 
     Args:
         kinds: Of columns by name, in place of those that are found: "real", "positive", "count",
@@ -190,12 +192,13 @@ def _is_binary(seen: np.ndarray, is_number: bool) -> bool:
 
 
 def _of_numbers(seen: np.ndarray) -> str:
-    if not bool((np.isfinite(seen) & (seen >= 0) & (seen == np.floor(seen))).all()):
-        return "real"
     if _is_binary(seen, True):
         return "binary"
-    if len(np.unique(seen)) <= _FEW_NUMBERS:
-        return "categorical"
+    num_different = len(np.unique(seen))
+    if num_different <= min(_FEW_NUMBERS, len(seen) / _ROWS_EACH):
+        return "binary" if num_different == 2 else "categorical"
+    if not bool((np.isfinite(seen) & (seen >= 0) & (seen == np.floor(seen))).all()):
+        return "real"
     near_zero = seen.std() >= _SPREAD * seen.mean()
     return "count" if near_zero and seen.max() <= _LARGEST_COUNT else "real"
 
