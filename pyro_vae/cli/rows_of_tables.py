@@ -98,10 +98,10 @@ def write_table(cells: Mapping[str, list[Any]], out: Path) -> str:
     Raises:
         ValueError: If the file needs a package that is not there.
     """
+    separator = {".csv": ",", ".tsv": "\t"}.get(out.suffix)
+    content = _as_text(cells, separator) if separator else _by_pandas(cells, out.suffix)
     out.parent.mkdir(parents=True, exist_ok=True)
-    is_text = out.suffix in (".csv", ".tsv")
-    replace_file(out, _as_text(cells, "," if out.suffix == ".csv" else "\t") if is_text
-                 else _by_pandas(cells, out.suffix))  # fmt: skip
+    replace_file(out, content)
     num_rows = len(next(iter(cells.values())))
     return f"wrote {out}: {num_rows:,} rows of {len(cells):,} columns"
 

@@ -157,7 +157,7 @@ def _announce(run: runs.Run, out: Path) -> None:
     if data.words is not None:
         shape = f"counts of {len(data.words):,} words"
     if data.table is not None:
-        shape = f"a table of {len(data.table):,} columns"
+        shape = f"a table of {len(data.table):,} column{'s' * (len(data.table) != 1)}"
     said = (
         f"{data.name}: {sizes} (train / validation / test){classes}, {shape}, "
         f"{run.observation}, {_likelihood(run)}, on {run.device}; into {shlex.quote(str(out))}"
