@@ -135,7 +135,7 @@ def test_every_option_exists():
         "--temperature",
         "--nucleus",
     }  # of evaluate and sample
-    known |= {"--combinations", "--labels"}  # of list and finetune
+    known |= {"--combinations", "--labels", "--draw"}  # of list, finetune and impute
     known |= {"--ais", "--gaps", "--num-temperatures", "--num-chains", "--num-data"}
     known |= {
         "--scale",
