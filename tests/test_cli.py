@@ -44,9 +44,9 @@ FLAGS = (
     "--precision", "--prior", "--refit", "--resume", "--schedule", "--seed", "--tensorboard",
     "--stop-words", "--turns", "--vocabulary", "--weights", "--word-dropout",
     "--invalid", "--label-column", "--longer", "--max-length", "--max-symbols", "--symbols",
-    "--text-column",
+    "--text-column", "--columns", "--ignore",
 )  # fmt: skip
-COMMANDS = ("train", "evaluate", "sample", "plot", "refit", "finetune", "compare", "list")
+COMMANDS = ("train", "evaluate", "sample", "plot", "impute", "refit", "finetune", "compare", "list")
 FILES = {
     "config.yaml",
     "data",
@@ -114,7 +114,7 @@ def test_every_option_has_help_and_is_shown(capsys):
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"{flag} " in shown for flag in FLAGS if flag != "--help")
-    assert len(shown.splitlines()) < 170
+    assert len(shown.splitlines()) < 175
     assert max(map(len, shown.splitlines())) <= 120
     assert not re.search(r"class_path|Callable|Standardize|torch\.", shown)
 

@@ -54,8 +54,8 @@ def add_data(parser: Parser) -> None:
     group = parser.add_argument_group("data")
     add = parser.option
     help_ = (
-        "name of a data set, a .npy, .npz, .txt, .csv, .parquet, .xlsx or .smi file, or a folder "
-        "of images or texts"
+        "name of a data set, a .npy, .npz, .txt, .csv, .parquet or .smi file, or a folder of "
+        "images or texts"
     )
     add(group, "--data", str, help_, "digits")
     help_ = (
@@ -76,14 +76,11 @@ def add_data(parser: Parser) -> None:
 
 def _add_table(parser: Parser) -> None:
     group = parser.add_argument_group("tables")
-    help_ = (
-        "kinds of columns, such as age=real,zip=categorical: real, positive, count, binary, "
-        "categorical or date (default: found from the data)"
-    )
-    parser.option(group, "--columns", str | None, help_, metavar="NAME=KIND,...")
-    help_ = "columns that are left out, such as identifiers: id,name"
+    help_ = "kinds, if not as found: age=real,sex=binary; or positive, count, categorical, date"
+    parser.option(group, "--columns", str | None, help_, metavar="KINDS")
+    help_ = "columns to leave out, such as identifiers: id,name"
     parser.option(group, "--ignore", str | None, help_, metavar="NAMES")
-    help_ = "column that holds labels, of a table or of texts"
+    help_ = "column that holds labels, of texts as well"
     parser.option(group, "--label-column", str | None, help_, metavar="NAME")
 
 
