@@ -495,8 +495,8 @@ BAD = {
     "padded numbers": (lambda: Transformer((3, 4), (2,), padding=0), "padding=0: only symbols are"),
     "no state": (lambda: RecurrentDecoder((3,), (2, 4), hidden=0), "hidden=0: give a positive int"),
     "another cell": (lambda: Recurrent((3, 1), (2,), cell=nn.RNN), "give torch.nn.GRU or torch.nn"),
-    "no sequence": (lambda: RecurrentDecoder((3,), (2,)), r"got \(2,\): use it as a decoder"),
-    "no sequence either": (lambda: TransformerDecoder((3,), ()), r"got \(\): use it as a decoder"),
+    "no sequence": (lambda: RecurrentDecoder((3,), (2,)), r"got \(2,\): it is a decoder"),
+    "no sequence either": (lambda: TransformerDecoder((3,), ()), r"got \(\): it is a decoder"),
     "heads": (
         lambda: Transformer((3, 4), (2,), width=6, num_heads=4),
         "num_heads=4: as many heads cannot share width=6 equally",
