@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from command import PROGRAM
 
-from pyro_vae.cli import main
+from pyro_vae import components
+from pyro_vae.cli import config_files, main
 from pyro_vae.cli.compare import comparison_parser
 from pyro_vae.cli.components import Component
 from pyro_vae.cli.config_files import read_config
@@ -160,6 +162,15 @@ def test_a_call_in_a_file_imports_nothing_that_is_not_ours(line, tmp_path, monke
     with pytest.raises(ValueError, match="not part of pyro_vae"):
         read_config(tmp_path / "run.yaml", set())
     assert not (tmp_path / "pwned").exists()
+
+
+def test_every_public_class_of_ours_may_be_named_in_a_file():
+    """What a run stores is what its folder is opened with, whatever it is a part of."""
+    for package in (components, components.networks):
+        for name in package.__all__:
+            if inspect.isclass(getattr(package, name)):
+                assert config_files._is_ours(f"{package.__name__}.{name}"), name
+    assert not config_files._is_ours("pyro_vae.cli.os.system")
 
 
 # Numbers ------------------------------------------------------------------------------------------

@@ -236,6 +236,9 @@ def test_a_run_of_texts_counts_its_words_in_other_texts(folder, tmp_path, capsys
     assert main(["encode", str(out), "--data", str(tmp_path / "new.txt")]) == 0
     latents = np.load(out / "on-new.txt" / "latents.npy")
     assert len(latents) == 9  # with those that have no word
+    (tmp_path / "one.txt").write_text("egg bread")
+    assert main(["encode", str(out), "--data", str(tmp_path / "one.txt")]) == 0
+    assert len(np.load(out / "on-one.txt" / "latents.npy")) == 1
     capsys.readouterr()
     assert main(["evaluate", str(out), "--data", str(tmp_path / "new.txt"), "--all"]) == 0
     assert "perplexity of words" in capsys.readouterr().out
@@ -296,8 +299,12 @@ MISTAKES = {
     "options of bags": (
         lambda p: p / "b.txt", ["--stop-words", "english"], "--symbols bag makes of texts",
     ),
-    "no word is left": (
+    "more documents than there are": (
         lambda p: p / "b.txt", ["--symbols", "bag", "--min-documents", "9"],
+        "--min-documents 9: there are 8 training documents; give fewer",
+    ),
+    "no word is left": (
+        lambda p: p / "b.txt", ["--symbols", "bag", "--min-documents", "8"],
         "no word is left to count in 8 training documents",
     ),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -465,6 +466,19 @@ def test_a_run_is_evaluated_and_asked_from_anywhere_without_its_data(folder, tmp
             run.encode(["the longest cat of all"])
     finally:
         hidden.rename(moved)
+
+
+def test_a_run_reads_other_files_than_its_own_table(tmp_path):
+    """By its length, though none was asked for, and by no column where there are none."""
+    vocabulary = Vocabulary.of([[*"abc"]], Characters())
+    path = _written(tmp_path / "new.txt", b"abc\ncab\nabcabc\na")
+    config = SimpleNamespace(
+        missing=None, model=None, data_weights=None, data_root=tmp_path, max_length=None,
+        longer="cut", text_column="review", label_column="stars",
+    )  # fmt: skip
+    read = load_data(path, config, vocabulary=vocabulary, length=4)
+    rows = torch.cat([part.x for part in read.parts.values()])
+    assert sorted(vocabulary.decode(rows)) == ["a", "abc", "abca", "cab"]
 
 
 @pytest.mark.filterwarnings("default:.*no training row has")

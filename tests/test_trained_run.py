@@ -84,6 +84,11 @@ def test_fields_are_given_by_name(folder: Path) -> None:
     assert run.sample(3, label="b").shape == (3, 3)
     with pytest.raises(ValueError, match="the class 'd'"):
         run.encode(ROWS, labels=["d"] * 30)
+    # Nothing is borrowed of the run's own rows.
+    z = found[:2]
+    assert not torch.equal(run.decode(z, labels=["a", "a"]), run.decode(z, labels=["b", "b"]))
+    with pytest.raises(ValueError, match="takes labels beside its latents: give one for each row"):
+        run.decode(z)
 
 
 def test_several_latent_sites_come_by_name(folder: Path, capsys: Any) -> None:

@@ -14,6 +14,7 @@ from pyro_vae.datasets import Dataset, Reading, Table, TableReading, Vocabulary
 from pyro_vae.datasets.arrays import weighted
 from pyro_vae.datasets.columns import column
 from pyro_vae.datasets.labels import few_labels
+from pyro_vae.datasets.text_files import TABLES
 from pyro_vae.files import reason, show
 
 __all__ = ["load_data", "make_paths_absolute", "with_weights"]
@@ -58,9 +59,10 @@ def load_data(
     axes = datasets.as_given if own else datasets.as_images
     apart = () if config.data_weights is None else (config.data_weights,)
     root = Path(config.data_root)
-    text = _reading(config)
-    if vocabulary is not None:
-        text = replace(text or Reading(), vocabulary=vocabulary, max_length=length)
+    text = _reading(config, vocabulary, length)
+    if (vocabulary is not None or words is not None) and not _is_table(given):
+        # The columns of the table that a run was trained on are none of another file's.
+        text = None if text is None else replace(text, column=None, label_column=None)
     named = getattr(config, "vocabulary", None)
     data = datasets.load(
         given, root=root, missing=codes, axes=axes, apart=apart, text=text,
@@ -70,10 +72,16 @@ def load_data(
     return _with_few_labels(data, config)
 
 
-def _reading(config: Any) -> Reading | None:
-    """Return how text is read; None where the options say nothing of it."""
+def _is_table(given: str | Path) -> bool:
+    return Path(given).suffix.lower() in TABLES
+
+
+def _reading(config: Any, vocabulary: Vocabulary | None, length: int) -> Reading | None:
+    """Return how text is read; None where neither the options nor a run say anything of it."""
     asked = {ours: getattr(config, name, None) for name, ours in _OF_TEXT.items()}
     known: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if vocabulary is not None:
+        known |= {"vocabulary": vocabulary, "max_length": length}
     return Reading(**known) if known else None
 
 

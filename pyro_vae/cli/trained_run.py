@@ -134,6 +134,9 @@ class TrainedRun:
         Args:
             z: ``[N, *latent_shape]``, or such by the names of several latent sites.
             fields: As of ``encode``, one for each row of z.
+
+        Raises:
+            ValueError: If the program takes a field that is not given.
         """
         given = z if isinstance(z, Mapping) else {self._probe().layout.latents[0]: z}
         values = {name: torch.as_tensor(v).to(self._run.device) for name, v in given.items()}
@@ -277,6 +280,12 @@ class TrainedRun:
         """Return rows for their shape alone, beside the fields that are given."""
         few = self._run.test_rows()
         like = few[torch.arange(num, device=few.x.device) % len(few)]
+        needed = [name for name in self._run.bound.fields[1:] if name not in (*fields, "labelled")]
+        if needed:
+            raise ValueError(
+                f"the program takes {', '.join(needed)} beside its latents: give one for each row, "
+                f"decode(z, {needed[0]}=...)"
+            )
         if not fields:
             return like
         given = self.rows(like.x.cpu(), **fields)

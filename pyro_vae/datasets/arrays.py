@@ -142,8 +142,12 @@ def from_arrays(
     if columns is not None:
         _warn_of_unmet(codes, name)
         codes = Codes()  # of cells, not of the numbers that they become
+    few = text is not None and (text.vocabulary or text.words) is not None
     parts, names = _of_texts(
-        parts, name, text, lambda n: range(n) if is_split else _split(n, seed, name=name)[0]
+        parts,
+        name,
+        text,
+        lambda n: range(n) if is_split else _split(n, seed, name=name, few=few)[0],
     )
     names = names._replace(table=columns)
     if names.vocabulary is not None:
@@ -152,7 +156,6 @@ def from_arrays(
     fields, stored = _read(name, parts, levels, classes, codes, axes)
     stored = stored.called(names)
     in_order = names == _NO_NAMES and is_mapped(fields[0]["x"])
-    few = text is not None and (text.vocabulary or text.words) is not None
     few = few or (table is not None and table.table is not None)
     index: list[Any] = [None] * 3
     if not is_split:

@@ -41,8 +41,13 @@ def counted(
     from sklearn.feature_extraction.text import CountVectorizer  # takes a while to import
 
     first = next(iter(parts.values()))["x"]
-    texts = [first[row] for row in training(len(first))]
-    fewest = min(reading.min_documents or 1, len(texts))
+    texts = first if reading.words is not None else [first[row] for row in training(len(first))]
+    fewest = 1 if reading.words is not None else reading.min_documents or 1
+    if fewest > len(texts):
+        raise ValueError(
+            f"{option('min_documents', fewest)}: there are {len(texts):,} training documents; give "
+            "fewer"
+        )
     vectorizer = CountVectorizer(
         vocabulary=reading.words,
         stop_words=reading.stop_words,

@@ -116,7 +116,7 @@ class CorruptedInputs(Messenger):
             return
         if not hasattr(msg["fn"], "with_input_noise"):
             raise ValueError(
-                f"site {self.site!r} is a {type(msg['fn']).__name__}, which reads nothing of the "
+                f"it is a {type(msg['fn']).__name__}, which reads nothing of the "
                 "datum, so that nothing can be hidden from it: word dropout is for "
                 "AutoregressiveSequence"
             )
