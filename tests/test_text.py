@@ -460,12 +460,21 @@ def test_a_run_is_evaluated_and_asked_from_anywhere_without_its_data(folder, tmp
         assert main(["sample", str(folder / "run"), *likeliest]) == 0
         texts = (folder / "run/samples.txt").read_text().splitlines()
         assert texts == run.sample(5, temperature=0) != run.sample(5)
-        with pytest.raises(ValueError, match=r"temperature=0, nucleus=1: means are not drawn"):
+        with pytest.raises(ValueError, match=r"temperature=0: means are not drawn"):
             run.sample(5, temperature=0, stochastic=False)
         with pytest.raises(ValueError, match=r"1 of 1 texts are longer than 16 characters"):
             run.encode(["the longest cat of all"])
+        with pytest.raises(ValueError, match="give a list of texts"):
+            run.encode("a dog ran.")
     finally:
         hidden.rename(moved)
+
+
+def test_a_likelihood_of_other_data_is_refused_by_name(tmp_path, capsys):
+    corpus = _written(tmp_path / "corpus.txt", "\n".join(CORPUS).encode())
+    words = ["--likelihood", "Bernoulli", "--out", str(tmp_path / "run")]
+    assert main(["train", "--data", str(corpus), *words]) == 2
+    assert "--likelihood Bernoulli: corpus.txt holds texts, rows of" in capsys.readouterr().err
 
 
 def test_a_run_reads_other_files_than_its_own_table(tmp_path):

@@ -80,6 +80,7 @@ def test_fields_are_given_by_name(folder: Path) -> None:
     found = run.encode(ROWS, labels=labels)
     assert found.shape == (30, 2)
     assert not torch.equal(found, run.encode(ROWS, labels=np.roll(labels, 1)))
+    assert torch.equal(found, run.encode({"x": ROWS, "labels": labels}))
     assert run.classes == ("a", "b", "c")
     assert run.sample(3, label="b").shape == (3, 3)
     with pytest.raises(ValueError, match="the class 'd'"):

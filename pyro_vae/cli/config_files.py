@@ -223,7 +223,8 @@ def refuse_changes(folder: Path, stored: dict[str, Any], options: dict[str, Any]
         if key.partition(".")[0] not in _CHANGES_BITS | _MAY_CHANGE:
             option = f"--{key.replace('_', '-')}"
             raise ValueError(
-                f"{option} {now}: the run was started with {before} and goes on with its own "
+                f"{option} {now}: the run was started with "
+                f"{'the default' if before is None else before} and goes on with its own "
                 f"options; leave {option} out, or start a new run with --config {folder / CONFIG}"
             )
     return any(key.partition(".")[0] in _CHANGES_BITS for key in changes)

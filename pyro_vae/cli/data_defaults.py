@@ -150,10 +150,19 @@ def _settle_networks_of_text(config: Any, data: Dataset) -> None:
     if config.network != Component(f"{_COMPONENTS}.MLP"):
         return
     if config.encoder is None:
+        _check_symbols(config.likelihood, data)
         config.encoder = Component(f"{_COMPONENTS}.Recurrent")
     raw_shape = _of_likelihood(config, data, lambda family: family.raw_shape)
     if config.decoder is None and raw_shape is not None and raw_shape[1:] == data.event_shape:
         config.decoder = Component(f"{_COMPONENTS}.RecurrentDecoder")
+
+
+def _check_symbols(likelihood: Any, data: Dataset) -> None:
+    if isinstance(likelihood, Component) and "num_categories" not in likelihood.all_arguments():
+        raise ValueError(
+            f"--likelihood {likelihood.name}: {data.name} holds texts, rows of symbols: take "
+            "AutoregressiveSequence or CategoricalSequence, or count words by --symbols bag"
+        )
 
 
 def _with_facts(part: Any, data: Dataset) -> Any:

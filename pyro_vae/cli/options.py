@@ -239,6 +239,9 @@ def latent_sizes(given: Any) -> int | str | None:
     return int(words[0]) if len(words) == 1 and "x" not in words[0] else ",".join(words)
 
 
+_FRACTIONS = ("momentum", "word_dropout")
+
+
 def check_ranges(options: Any) -> None:
     """Check the numbers among the options against their ranges.
 
@@ -248,10 +251,12 @@ def check_ranges(options: Any) -> None:
     for name, value in vars(options).items():
         option = f"--{name.replace('_', '-')}"
         least = _AT_LEAST.get(name)
-        if value is None or (least is None and name not in (*_POSITIVE, "momentum")):
+        if value is None or (least is None and name not in (*_POSITIVE, *_FRACTIONS)):
             continue
         if least is None and name in _POSITIVE and not value > 0:
             raise ValueError(f"{option} {value}: give a number above 0")
+        if name == "word_dropout" and not 0 <= value <= 1:
+            raise ValueError(f"{option} {value:g}: give a fraction between 0 and 1")
         if name == "momentum" and not 0 <= value < 1:
             raise ValueError(f"--momentum {value}: give a number from 0 on, below 1")
         if least is not None and value < least:

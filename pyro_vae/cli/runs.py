@@ -37,6 +37,7 @@ from pyro_vae.evaluation.drawing import Likeliest
 from pyro_vae.fitting import Fit, fit_as_set
 from pyro_vae.inference import Corrupted, CorruptedInputs, Probe, Program
 from pyro_vae.inference.advice import range_of
+from pyro_vae.wording import option
 
 __all__ = ["Run", "diverged", "load", "open_run", "settings_of", "train"]
 
@@ -109,13 +110,14 @@ class Run:
         rule = DrawingRule(temperature, nucleus)
         if rule == DrawingRule():
             return self.typical_model if mean else self.program.model
-        said = f"temperature={temperature:g}, nucleus={nucleus:g}"
+        given = {"temperature": temperature, "nucleus": nucleus}
+        said = ", ".join(option(name, f"{value:g}") for name, value in given.items() if value != 1)
         if mean:
-            raise ValueError(f"{said}: means are not drawn; ask for draws, or leave these out")
+            raise ValueError(f"{said}: means are not drawn; ask for draws, or leave it out")
         sites = drawn_by_symbol(self.bound, self.test_rows()[:3])
         if not sites:
             raise ValueError(
-                f"{said}: no site of the program is drawn symbol by symbol; leave these out"
+                f"{said}: no site of the program is drawn symbol by symbol; leave it out"
             )
         return Drawing(temperature, nucleus, sites=sites)(self.program.model)
 
@@ -257,8 +259,6 @@ def _word_dropout(share: float, likelihood: Any) -> MaskingNoise:
             f"--word-dropout {share:g}: it hides symbols from the likelihood that reads them, "
             "--likelihood AutoregressiveSequence"
         )
-    if not 0 <= share <= 1:
-        raise ValueError(f"--word-dropout {share:g}: give a fraction between 0 and 1")
     return MaskingNoise(share, value=known["padding"])
 
 

@@ -231,6 +231,11 @@ class TrainedRun:
             text = datasets.Reading(symbols="bag", words=self.words)
         levels = own.levels if self.words is None else None  # of a count, there is no largest
         table = None if self.table is None else datasets.TableReading(table=self.table)
+        if isinstance(x, Mapping) and "x" in x and self.table is None:  # fields by name
+            fields = {**x, **fields}
+            x = fields.pop("x")
+        if isinstance(x, str):
+            raise ValueError(f"x={x[:40]!r}: give a list of texts, [{x[:40]!r}]")
         whole = unsplit(
             {"x": x, **fields}, name="x", levels=levels, text=text, table=table,
             axes=datasets.as_images if len(self.event_shape) == 3 else datasets.as_given,
