@@ -142,13 +142,12 @@ def from_arrays(
     if columns is not None:
         _warn_of_unmet(codes, name)
         codes = Codes()  # of cells, not of the numbers that they become
-    few = text is not None and (text.vocabulary or text.words) is not None
-    parts, names = _of_texts(
-        parts,
-        name,
-        text,
-        lambda n: range(n) if is_split else _split(n, seed, name=name, few=few)[0],
-    )
+    few = _is_of_a_run(text, table)
+
+    def training(num: int) -> Sequence[int]:
+        return range(num) if is_split else _split(num, seed, name=name, few=few)[0]
+
+    parts, names = _of_texts(parts, name, text, training)
     names = names._replace(table=columns)
     if names.vocabulary is not None:
         levels = len(names.vocabulary) - 1
@@ -156,7 +155,6 @@ def from_arrays(
     fields, stored = _read(name, parts, levels, classes, codes, axes)
     stored = stored.called(names)
     in_order = names == _NO_NAMES and is_mapped(fields[0]["x"])
-    few = few or (table is not None and table.table is not None)
     index: list[Any] = [None] * 3
     if not is_split:
         index = _split(len(fields[0]["x"]), seed, in_order=in_order, name=name, few=few)
@@ -164,6 +162,12 @@ def from_arrays(
     if names.words is not None and not few:  # a trained run is asked of each row
         chosen = [(part, rows_with_words(part["x"], rows, name)) for part, rows in chosen]
     return stored.dataset(name, chosen)
+
+
+def _is_of_a_run(text: Reading | None, table: TableReading | None) -> bool:
+    """Whether rows are read as a trained run reads them, which may be asked of a single one."""
+    of_texts = text is not None and (text.vocabulary or text.words) is not None
+    return of_texts or (table is not None and table.table is not None)
 
 
 class _Names(NamedTuple):

@@ -68,7 +68,8 @@ class DrawingRule:
         sorted_logits, order = logits.sort(stable=True, dim=-1, descending=True)
         shares = sorted_logits.softmax(-1)
         likelier = shares.cumsum(-1) - shares
-        outside = (likelier >= self.nucleus).scatter(-1, order, likelier >= self.nucleus)
+        outside = torch.zeros_like(order, dtype=torch.bool)
+        outside = outside.scatter(-1, order, likelier >= self.nucleus)
         return logits.masked_fill(outside, -torch.inf)
 
 

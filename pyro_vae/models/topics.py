@@ -27,6 +27,7 @@ __all__ = ["NVLDA", "ProdLDA"]
 class _TopicModel(PyroModule):
     """p(z) p(x | z), where z says the proportions of topics."""
 
+    @at_the_door
     def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
         super().__init__()
         self.prior = prior
@@ -77,10 +78,6 @@ class ProdLDA(_TopicModel):
     settings: ClassVar[dict[str, Any]] = {
         "likelihood": Multinomial, "lr": 2e-3, "momentum": 0.99, "batch_size": 200, "epochs": 200
     }  # fmt: skip
-
-    @at_the_door
-    def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
-        super().__init__(prior=prior, likelihood=likelihood, posterior=posterior)
 
     @classmethod
     @at_the_door
@@ -141,10 +138,6 @@ class NVLDA(_TopicModel):
     settings: ClassVar[dict[str, Any]] = {
         "likelihood": Multinomial, "lr": 5e-3, "momentum": 0.99, "batch_size": 200, "epochs": 200
     }  # fmt: skip
-
-    @at_the_door
-    def __init__(self, *, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
-        super().__init__(prior=prior, likelihood=likelihood, posterior=posterior)
 
     @classmethod
     @at_the_door
